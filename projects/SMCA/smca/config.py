@@ -1,0 +1,428 @@
+"""Every configuration key: its default, its meaning, what it may be.
+
+Keys that Detectron2 has keep Detectron2's names and defaults; keys of our own live under
+``MODEL.SMCA`` and a few single names beside Detectron2's (marked "ours"). :func:`add_smca_config`
+adds ours to Detectron2's config; :func:`get_cfg` gives the whole config without Detectron2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+
+import yaml
+from fvcore.common.config import CfgNode as CN
+
+logger = logging.getLogger(__name__)
+
+PRECISION_CHANNELS = {"fixed": 0, "single": 1, "independent": 2, "oriented": 3}
+
+
+class ConfigError(ValueError):
+    """A key that does not exist or a value that cannot work; the message names the key."""
+
+
+def add_smca_config(cfg: CN) -> None:
+    """Add the project's own keys to ``cfg`` (Detectron2's config or the one of :func:`get_cfg`)."""
+    smca = cfg.MODEL.SMCA = CN()
+    smca.NUM_CLASSES = 80
+    smca.NUM_QUERIES = 300
+    smca.HIDDEN_DIM = 256
+    smca.NHEADS = 8
+    # FFN width of encoder and decoder: 1024 in the multi-scale model, 2048 in the single-scale one.
+    smca.DIM_FEEDFORWARD = 1024
+    smca.DROPOUT = 0.1
+    # Dropout on attention weights. CPU kernels are fused only without it.
+    smca.ATTENTION_DROPOUT = 0.1
+    # Backbone maps the neck projects, fine to coarse.
+    smca.IN_FEATURES = ["res4", "res5"]
+    # Scales in all; those beyond IN_FEATURES are 3x3 stride-2 convolutions of the last map.
+    smca.NUM_SCALES = 3
+
+    # A name of SMCA_ENCODER_REGISTRY.
+    smca.ENCODER = CN()
+    smca.ENCODER.NAME = "IntraMultiEncoder"
+    # One entry a block: "intra" attends inside each scale, "multi" over the tokens of all scales.
+    smca.ENCODER.BLOCKS = ["intra", "intra", "multi", "intra", "intra"]
+    # One set of weights for all scales, or one a scale (Table 3).
+    smca.ENCODER.SHARE_ATTENTION = True
+    smca.ENCODER.SHARE_FFN = True
+
+    # A name of SMCA_DECODER_REGISTRY.
+    smca.DECODER = CN()
+    smca.DECODER.NAME = "SMCADecoder"
+    smca.DECODER.NUM_LAYERS = 6
+    # One key and value projection for all scales, or one a scale.
+    smca.DECODER.SHARE_KEY_VALUE = True
+    # Weight the scales of each query by scale-selection attention (Eqs. 7-9), or sum them.
+    smca.DECODER.SCALE_SELECTION = True
+
+    # The Gaussian of the co-attention (Eqs. 3-6).
+    smca.MODULATION = CN()
+    # "multi": centre offsets and scales of its own for each head (Eq. 6); "shared": one Gaussian for
+    # all heads, at the centre (Eq. 5).
+    smca.MODULATION.HEADS = "multi"
+    # "fixed", "single", "independent" (x and y) or "oriented" (a full 2x2 precision).
+    smca.MODULATION.SCALE = "independent"
+    smca.MODULATION.BETA = 8.0
+    # Linear layers of the MLP that predicts the centre: 3 as released, 2 as in the paper.
+    smca.MODULATION.CENTER_LAYERS = 3
+
+    smca.LOSS = CN()
+    # "focal": sigmoid focal loss; "softmax": DETR's cross-entropy with a no-object class.
+    smca.LOSS.CLASSIFICATION = "focal"
+    smca.LOSS.CLASS_WEIGHT = 2.0
+    smca.LOSS.L1_WEIGHT = 5.0
+    smca.LOSS.GIOU_WEIGHT = 2.0
+    smca.LOSS.FOCAL_ALPHA = 0.25
+    smca.LOSS.FOCAL_GAMMA = 2.0
+    # Weight of the no-object class in the softmax loss.
+    smca.LOSS.NO_OBJECT_WEIGHT = 0.1
+    # Supervise the output of every decoder layer, not only the last.
+    smca.LOSS.AUXILIARY = True
+
+    smca.MATCHER = CN()
+    smca.MATCHER.CLASS_COST = 2.0
+    smca.MATCHER.L1_COST = 5.0
+    smca.MATCHER.GIOU_COST = 2.0
+
+    # Ours: learning rate of the backbone as a fraction of SOLVER.BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Ours: short side before the random crop, one of these.
+    cfg.INPUT.CROP.MIN_SIZE_BEFORE = (400, 500, 600)
+    # Ours: datasets in COCO's format, as [name, annotation file, image folder].
+    cfg.DATASETS.COCO_FORMAT = []
+
+
+def get_cfg() -> CN:
+    """The whole configuration with its defaults, for the inner ring and the native host.
+
+    Keys shared with Detectron2 have Detectron2's names and defaults.
+    """
+    cfg = CN()
+    cfg.VERSION = 2
+
+    cfg.MODEL = CN()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.DEVICE = "cuda"
+    # Starting weights: a checkpoint of this project, a torchvision ResNet (.pth) or a
+    # torchvision-layout ResNet of Detectron2's model zoo (.pkl).
+    cfg.MODEL.WEIGHTS = ""
+    # Per channel, in the order of INPUT.FORMAT, for pixels in 0..255.
+    cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
+    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
+    cfg.MODEL.BACKBONE = CN()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    # Stages that are not trained: 1 is the stem, 2 the stem and res2, ...
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    cfg.MODEL.RESNETS = CN()
+    # 10 (one basic block a stage), 18, 34, 50, 101 or 152.
+    cfg.MODEL.RESNETS.DEPTH = 50
+    # "FrozenBN", "BN", "SyncBN", "GN" or "" (none).
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.RESNETS.NUM_GROUPS = 1
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
+    # Where a bottleneck has its stride: its first 1x1 convolution, or the 3x3 (torchvision).
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True
+    # 2 keeps res5 at stride 16 (DC5).
+    cfg.MODEL.RESNETS.RES5_DILATION = 1
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 64
+
+    cfg.INPUT = CN()
+    cfg.INPUT.FORMAT = "BGR"
+    # Sizes in pixels; a short side of 0 means no resizing.
+    cfg.INPUT.MIN_SIZE_TRAIN = (800,)
+    # "choice": one of MIN_SIZE_TRAIN; "range": anything between its two numbers.
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = 1333
+    cfg.INPUT.MIN_SIZE_TEST = 800
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+    # "horizontal", "vertical" or "none".
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.INPUT.CROP = CN({"ENABLED": False})
+    cfg.INPUT.CROP.TYPE = "relative_range"
+    cfg.INPUT.CROP.SIZE = [0.9, 0.9]
+
+    cfg.DATASETS = CN()
+    cfg.DATASETS.TRAIN = ()
+    cfg.DATASETS.TEST = ()
+    cfg.DATALOADER = CN()
+    # Loader processes of each training process.
+    cfg.DATALOADER.NUM_WORKERS = 4
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    # Leave images without annotations out of training (else they train as background).
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+
+    cfg.SOLVER = CN()
+    # "WarmupMultiStepLR" or "WarmupCosineLR".
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    cfg.SOLVER.MAX_ITER = 40000
+    # Images an iteration, over all workers.
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    # The number of workers IMS_PER_BATCH, BASE_LR and the schedule are written for; with another
+    # number they are scaled. 0: never scale.
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    cfg.SOLVER.BASE_LR = 0.001
+    cfg.SOLVER.BASE_LR_END = 0.0
+    cfg.SOLVER.GAMMA = 0.1
+    # Iterations at which the learning rate is multiplied by GAMMA.
+    cfg.SOLVER.STEPS = (30000,)
+    cfg.SOLVER.WARMUP_FACTOR = 1.0 / 1000
+    cfg.SOLVER.WARMUP_ITERS = 1000
+    cfg.SOLVER.WARMUP_METHOD = "linear"
+    cfg.SOLVER.RESCALE_INTERVAL = False
+    cfg.SOLVER.WEIGHT_DECAY = 0.0001
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    # Iterations from one checkpoint to the next.
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.SOLVER.CLIP_GRADIENTS = CN({"ENABLED": False})
+    # "full_model": the norm of all gradients together.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    # Mixed precision: float16 with loss scaling on CUDA, bfloat16 on a CPU.
+    cfg.SOLVER.AMP = CN({"ENABLED": False})
+
+    cfg.TEST = CN()
+    # Iterations from one evaluation to the next; 0: only at the end.
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+
+    cfg.OUTPUT_DIR = "./output"
+    # Negative: drawn at the start and kept in the checkpoint.
+    cfg.SEED = -1
+    cfg.CUDNN_BENCHMARK = False
+    add_smca_config(cfg)
+    return cfg
+
+
+# Groups and keys that only Detectron2 reads. They stand in every config Detectron2 dumps, so the
+# native host passes over them instead of refusing its `config.yaml`.
+DETECTRON2_ONLY = frozenset(
+    """
+    FLOAT32_PRECISION GLOBAL VIS_PERIOD
+    DATALOADER.REPEAT_SQRT DATALOADER.REPEAT_THRESHOLD
+    DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+    DATASETS.PROPOSAL_FILES_TEST DATASETS.PROPOSAL_FILES_TRAIN
+    INPUT.MASK_FORMAT
+    MODEL.ANCHOR_GENERATOR MODEL.FPN MODEL.KEYPOINT_ON MODEL.LOAD_PROPOSALS MODEL.MASK_ON
+    MODEL.PANOPTIC_FPN MODEL.PROPOSAL_GENERATOR MODEL.RETINANET MODEL.ROI_BOX_CASCADE_HEAD
+    MODEL.ROI_BOX_HEAD MODEL.ROI_HEADS MODEL.ROI_KEYPOINT_HEAD MODEL.ROI_MASK_HEAD MODEL.RPN
+    MODEL.SEM_SEG_HEAD
+    MODEL.RESNETS.DEFORM_MODULATED MODEL.RESNETS.DEFORM_NUM_GROUPS
+    MODEL.RESNETS.DEFORM_ON_PER_STAGE MODEL.RESNETS.OUT_FEATURES
+    SOLVER.BIAS_LR_FACTOR SOLVER.MOMENTUM SOLVER.NESTEROV SOLVER.NUM_DECAYS
+    SOLVER.WEIGHT_DECAY_BIAS
+    TEST.AUG TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS TEST.PRECISE_BN
+    """.split()
+)
+
+
+def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[str] = ()) -> CN:
+    """Merge a YAML file (with its ``_BASE_`` chain) and ``KEY VALUE`` pairs into ``cfg``.
+
+    Args:
+        cfg: the defaults, of :func:`get_cfg` or of Detectron2 with :func:`add_smca_config`.
+        config_file: path of a YAML file, or "".
+        opts: alternating keys and values, as they stand on a command line.
+
+    Raises:
+        ConfigError: a file that is missing or no YAML, a key that does not exist (with the nearest
+            one that does), a value of another type.
+    """
+    try:
+        if config_file:
+            if not os.path.isfile(config_file):
+                raise ConfigError(f"config file {config_file!r} does not exist")
+            loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
+            loaded = type(cfg)(_without_foreign_keys(loaded, cfg))
+            _merge_file(cfg, loaded, config_file)
+        if len(opts) % 2:
+            raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
+        for key, value in zip(opts[::2], opts[1::2], strict=True):
+            _require_key(cfg, key, "the command line")
+            cfg.merge_from_list([key, value])
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config_file} cannot be read as YAML: {error}") from error
+    except (KeyError, ValueError, AssertionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(error).strip("'\"")) from error
+    return cfg
+
+
+def _merge_file(cfg: CN, loaded: CN, config_file: str) -> None:
+    for key in flatten(loaded):
+        _require_key(cfg, key, config_file)
+    cfg.merge_from_other_cfg(loaded)
+
+
+def _without_foreign_keys(node: dict, defaults: CN, prefix: str = "") -> dict:
+    """``node`` less the keys only Detectron2 reads, where ``defaults`` does not have them."""
+    kept = {}
+    for key, value in node.items():
+        if key not in defaults and prefix + key in DETECTRON2_ONLY:
+            logger.debug("%s is read by Detectron2 only and passed over", prefix + key)
+        elif isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            kept[key] = _without_foreign_keys(value, defaults[key], f"{prefix}{key}.")
+        else:
+            kept[key] = value
+    return kept
+
+
+def _require_key(cfg: CN, key: str, source: str) -> None:
+    known = flatten(cfg)
+    if key not in known and not any(name.startswith(key + ".") for name in known):
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"unknown config key {key} in {source}{hint}")
+
+
+def flatten(cfg: dict, prefix: str = "") -> dict[str, object]:
+    """``{"MODEL.SMCA.NHEADS": 8, ...}`` of a nested config."""
+    flat = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+_CHOICES = {
+    "MODEL.META_ARCHITECTURE": ("SMCA",),
+    "MODEL.SMCA.MODULATION.HEADS": ("multi", "shared"),
+    "MODEL.SMCA.MODULATION.SCALE": tuple(PRECISION_CHANNELS),
+    "MODEL.SMCA.LOSS.CLASSIFICATION": ("focal", "softmax"),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
+}
+_SOLVER_CHOICES = {
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+}
+_AT_LEAST = {
+    "MODEL.SMCA.NUM_CLASSES": 1,
+    "MODEL.SMCA.NUM_QUERIES": 1,
+    "MODEL.SMCA.HIDDEN_DIM": 4,
+    "MODEL.SMCA.NHEADS": 1,
+    "MODEL.SMCA.DIM_FEEDFORWARD": 1,
+    "MODEL.SMCA.NUM_SCALES": 1,
+    "MODEL.SMCA.DECODER.NUM_LAYERS": 1,
+    "MODEL.SMCA.MODULATION.CENTER_LAYERS": 1,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 1,
+}
+_SOLVER_AT_LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.WARMUP_ITERS": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+def validate_model(cfg: CN) -> None:
+    """Refuse model values that cannot work, before anything is built.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    _check_table(cfg, _CHOICES, _AT_LEAST)
+    smca = cfg.MODEL.SMCA
+    _require(
+        smca.HIDDEN_DIM % smca.NHEADS == 0 and smca.HIDDEN_DIM % 4 == 0,
+        "MODEL.SMCA.HIDDEN_DIM",
+        smca.HIDDEN_DIM,
+        f"a multiple of 4 and of MODEL.SMCA.NHEADS ({smca.NHEADS})",
+    )
+    for key in ("DROPOUT", "ATTENTION_DROPOUT"):
+        _require(0 <= smca[key] < 1, f"MODEL.SMCA.{key}", smca[key], "in [0, 1)")
+    _require(
+        0 < len(smca.IN_FEATURES) <= smca.NUM_SCALES,
+        "MODEL.SMCA.IN_FEATURES",
+        smca.IN_FEATURES,
+        f"1 to MODEL.SMCA.NUM_SCALES ({smca.NUM_SCALES}) names of backbone maps",
+    )
+    _require(
+        set(smca.ENCODER.BLOCKS) <= {"intra", "multi"},
+        "MODEL.SMCA.ENCODER.BLOCKS",
+        smca.ENCODER.BLOCKS,
+        "a list of 'intra' and 'multi'",
+    )
+    _require(
+        smca.MODULATION.BETA > 0, "MODEL.SMCA.MODULATION.BETA", smca.MODULATION.BETA, "positive"
+    )
+    for group, keys in (
+        ("LOSS", ("CLASS_WEIGHT", "L1_WEIGHT", "GIOU_WEIGHT", "FOCAL_GAMMA", "NO_OBJECT_WEIGHT")),
+        ("MATCHER", ("CLASS_COST", "L1_COST", "GIOU_COST")),
+    ):
+        for key in keys:
+            _require(smca[group][key] >= 0, f"MODEL.SMCA.{group}.{key}", smca[group][key], ">= 0")
+    alpha = smca.LOSS.FOCAL_ALPHA
+    _require(0 <= alpha <= 1, "MODEL.SMCA.LOSS.FOCAL_ALPHA", alpha, "in [0, 1]")
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        _require(len(cfg.MODEL[key]) == 3, f"MODEL.{key}", cfg.MODEL[key], "three numbers")
+
+
+def validate(cfg: CN) -> None:
+    """:func:`validate_model`, and everything that data, solver and evaluation read.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    validate_model(cfg)
+    _check_table(cfg, _SOLVER_CHOICES, _SOLVER_AT_LEAST)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED:
+        name = "SOLVER.CLIP_GRADIENTS"
+        _require(clip.CLIP_TYPE == "full_model", f"{name}.CLIP_TYPE", clip.CLIP_TYPE, "full_model")
+        _require(clip.CLIP_VALUE > 0, f"{name}.CLIP_VALUE", clip.CLIP_VALUE, "positive")
+    if cfg.INPUT.CROP.ENABLED:
+        crop = cfg.INPUT.CROP
+        _require(
+            crop.TYPE == "absolute_range", "INPUT.CROP.TYPE", crop.TYPE, "'absolute_range'"
+        )
+        _require(
+            len(crop.SIZE) == 2 and 0 < crop.SIZE[0] <= crop.SIZE[1],
+            "INPUT.CROP.SIZE",
+            crop.SIZE,
+            "[least, most] in pixels",
+        )
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    count = 2 if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else None
+    _require(
+        all(size >= 0 for size in sizes) and (len(sizes) == count if count else len(sizes) > 0),
+        "INPUT.MIN_SIZE_TRAIN",
+        sizes,
+        "sizes in pixels" + (" (two: least and most)" if count else ""),
+    )
+    for entry in cfg.DATASETS.COCO_FORMAT:
+        _require(
+            len(entry) == 3 and all(isinstance(part, str) for part in entry),
+            "DATASETS.COCO_FORMAT",
+            entry,
+            "a list of [name, annotation file, image folder]",
+        )
+
+
+def _check_table(cfg: CN, choices: dict, at_least: dict) -> None:
+    flat = flatten(cfg)
+    for key, allowed in choices.items():
+        _require(flat[key] in allowed, key, flat[key], "one of " + ", ".join(map(repr, allowed)))
+    for key, least in at_least.items():
+        _require(flat[key] >= least, key, flat[key], f"at least {least}")
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value!r}; it must be {allowed}")

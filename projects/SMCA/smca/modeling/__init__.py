@@ -1,0 +1,22 @@
+"""The model, in plain PyTorch."""
+
+from .backbone import ResNet
+from .detector import Detector, build_detector
+from .heads import Detections, Predictions, detect
+from .memory import Memory
+from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
+
+# Imported for their registration.
+from . import decoder, encoder  # noqa: F401, E402, I001 isort:skip
+
+__all__ = [
+    "SMCA_DECODER_REGISTRY",
+    "SMCA_ENCODER_REGISTRY",
+    "Detections",
+    "Detector",
+    "Memory",
+    "Predictions",
+    "ResNet",
+    "build_detector",
+    "detect",
+]

@@ -1,0 +1,196 @@
+"""The project's one attention: projections, a fused kernel, and biases given as inner products.
+
+Shapes: B images, N queries, L keys, H heads, d channels a head, C = H * d, E extra channels.
+
+A bias on the attention logits that is an inner product of something of the query and something of
+the key costs nothing when both are appended to the channels: any fused kernel then computes it
+exactly, and no (N, L) matrix exists. SMCA's log G and the padding mask both are of that form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import linear, per_scale
+
+# Fused kernels want the channels of a head in multiples of this.
+_CHANNEL_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class LogitBias:
+    """A bias on attention logits: the inner product of ``query`` and ``key``, in float32.
+
+    Attributes:
+        query: (B, H or 1, N or 1, E).
+        key: (B or 1, 1, L, E).
+        query_parts, key_parts: for each of the E channels, how many numbers of a half precision
+            sum up to it accurately enough (float32 needs one).
+    """
+
+    query: Tensor
+    key: Tensor
+    query_parts: tuple[int, ...]
+    key_parts: tuple[int, ...]
+
+    def channels(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Factors of ``dtype`` whose inner product is the bias: (..., N, E'), (..., L, E').
+
+        With half precision every pair of parts gets a channel of its own, so that the products,
+        which kernels sum in float32, add up to the float32 bias.
+        """
+        if dtype not in (torch.float16, torch.bfloat16):
+            return self.query.to(dtype), self.key.to(dtype)
+        query_parts = _parts(self.query, max(self.query_parts), dtype)
+        key_parts = _parts(self.key, max(self.key_parts), dtype)
+        queries, keys = [], []
+        for i, query in enumerate(query_parts):
+            for j, key in enumerate(key_parts):
+                both = zip(self.query_parts, self.key_parts, strict=True)
+                used = [e for e, (m, n) in enumerate(both) if i < m and j < n]
+                queries.append(query[..., used])
+                keys.append(key[..., used])
+        return torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
+
+
+def _parts(x: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
+    """``count`` tensors of ``dtype`` that sum up to ``x``.
+
+    Each carries the gradient of ``x``: all of them have the same one, that of the sum's summands
+    multiplied by the same key parts, so only the first may pass it on.
+    """
+    parts = [x.to(dtype)]
+    rest = x.detach()
+    for _ in range(count - 1):
+        rest = rest - parts[-1].detach().float()
+        parts.append(rest.to(dtype))
+    return parts
+
+
+def padding_bias(padding: Tensor) -> LogitBias:
+    """The bias that leaves padded keys, ``padding`` (B, L) bool, no weight at all."""
+    # Far beyond any logit, with factors that half precision still holds.
+    key = torch.where(padding, -3e4, 0.0)[:, None, :, None]
+    query = torch.full((1, 1, 1, 1), 3e4, device=padding.device)
+    return LogitBias(query=query, key=key, query_parts=(1,), key_parts=(1,))
+
+
+def _with_biases(
+    query: Tensor, key: Tensor, biases: Sequence[LogitBias]
+) -> tuple[Tensor, Tensor]:
+    """Scaled queries and keys with the biases' channels, filled up to a multiple."""
+    query = query * query.shape[-1] ** -0.5
+    if not biases:
+        return query, key
+    queries, keys = [query], [key]
+    for bias in biases:
+        extra_query, extra_key = bias.channels(query.dtype)
+        queries.append(extra_query.expand(*query.shape[:-1], -1))
+        keys.append(extra_key.expand(*key.shape[:-1], -1))
+    fill = -sum(part.shape[-1] for part in queries) % _CHANNEL_MULTIPLE
+    if fill:
+        queries.append(query.new_zeros(1).expand(*query.shape[:-1], fill))
+        keys.append(key.new_zeros(1).expand(*key.shape[:-1], fill))
+    return torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    biases: Sequence[LogitBias] = (),
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(query key^T / sqrt(d) + biases) value, on a fused kernel (Eqs. 1, 2, 5, 6).
+
+    Args:
+        query: (B, H, N, d).
+        key, value: (B, H, L, d).
+        biases: added to the logits.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (B, H, N, d).
+    """
+    channels = value.shape[-1]
+    query, key = _with_biases(query, key, biases)
+    if query.shape[-1] != channels:
+        value = F.pad(value, (0, query.shape[-1] - channels))
+    out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=1.0)
+    return out[..., :channels]
+
+
+def attention_weights(query: Tensor, key: Tensor, *, biases: Sequence[LogitBias] = ()) -> Tensor:
+    """The weights (B, H, N, L) that :func:`attend` uses, for pictures of a few queries."""
+    query, key = _with_biases(query, key, biases)
+    return (query @ key.transpose(-2, -1)).float().softmax(dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: four projections around :func:`attend`."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        query_sets: int = 1,
+        key_sets: int = 1,
+    ):
+        """
+        Args:
+            dim: C.
+            num_heads: H.
+            dropout: probability of dropping an attention weight in training.
+            query_sets, key_sets: sets of weights of the query and output projections, and of the
+                key and value projections: 1, or one a scale.
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        # Query, key and value start as one (3C, C) Xavier-uniform matrix.
+        gain = math.sqrt(0.5)
+        self.q_proj = per_scale(lambda: linear(dim, dim, gain=gain), query_sets)
+        self.k_proj = per_scale(lambda: linear(dim, dim, gain=gain), key_sets)
+        self.v_proj = per_scale(lambda: linear(dim, dim, gain=gain), key_sets)
+        self.out_proj = per_scale(lambda: linear(dim, dim), query_sets)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, H, N, d)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def merge_heads(x: Tensor) -> Tensor:
+        """(B, H, N, d) -> (B, N, C)."""
+        return x.transpose(1, 2).flatten(-2)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, biases: Sequence[LogitBias] = ()
+    ) -> Tensor:
+        """:func:`attend` with this module's dropout."""
+        dropout = self.dropout if self.training else 0.0
+        return attend(query, key, value, biases=biases, dropout=dropout)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """
+        Args:
+            query: (B, N, C).
+            key, value: (B, L, C).
+
+        Returns:
+            (B, N, C).
+        """
+        out = self.attend(
+            self.split_heads(self.q_proj(query)),
+            self.split_heads(self.k_proj(key)),
+            self.split_heads(self.v_proj(value)),
+        )
+        return self.out_proj(self.merge_heads(out))

@@ -1,0 +1,142 @@
+"""The whole detector in plain PyTorch, from normalised pixels to boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from ..config import ConfigError, validate_model
+from .backbone import ResNet
+from .heads import DetectionHeads, Predictions
+from .memory import Size
+from .neck import Neck
+from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY, build_from_registry
+
+
+class Detector(nn.Module):
+    """Backbone, neck, encoder, decoder and heads."""
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        heads: nn.Module,
+    ):
+        """
+        Args:
+            backbone: maps images (B, 3, H, W) to a dict of named maps. When it has a true attribute
+                ``accepts_sizes`` it is called with the images' sizes as well.
+            neck: maps these and the images' sizes to a :class:`~smca.modeling.memory.Memory`.
+            encoder: maps a memory to a memory.
+            decoder: maps a memory to hidden states (layers, B, N, C) and references (B, N, 2).
+            heads: maps these two to :class:`Predictions`.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.encoder = encoder
+        self.decoder = decoder
+        self.heads = heads
+
+    def forward(self, images: Tensor, sizes: Sequence[Size]) -> Predictions:
+        """
+        Args:
+            images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
+            sizes: (h, w) of each image in pixels, without its padding.
+        """
+        padded = any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
+        if padded and getattr(self.backbone, "accepts_sizes", False):
+            features = self.backbone(images, sizes)
+        else:
+            features = self.backbone(images)
+        memory = self.encoder(self.neck(features, sizes))
+        return self.heads(*self.decoder(memory))
+
+
+def detector_parts(
+    cfg: CfgNode, backbone: nn.Module, strides: dict[str, int], channels: dict[str, int]
+) -> dict[str, nn.Module]:
+    """The constructor arguments of :class:`Detector`, around any backbone.
+
+    Args:
+        cfg: the configuration.
+        backbone: what :class:`Detector` takes.
+        strides, channels: of the maps it returns, by name.
+
+    Raises:
+        ConfigError: a value that cannot work, or a map the backbone does not return.
+    """
+    validate_model(cfg)
+    smca = cfg.MODEL.SMCA
+    for name in smca.IN_FEATURES:
+        if name not in strides:
+            raise ConfigError(
+                f"MODEL.SMCA.IN_FEATURES names {name!r}; the backbone returns {sorted(strides)}"
+            )
+    softmax = smca.LOSS.CLASSIFICATION == "softmax"
+    return {
+        "backbone": backbone,
+        "neck": Neck(
+            in_features=smca.IN_FEATURES,
+            in_channels=[channels[name] for name in smca.IN_FEATURES],
+            in_strides=[strides[name] for name in smca.IN_FEATURES],
+            num_scales=smca.NUM_SCALES,
+            dim=smca.HIDDEN_DIM,
+        ),
+        "encoder": build_from_registry(
+            SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
+        ),
+        "decoder": build_from_registry(
+            SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
+        ),
+        "heads": DetectionHeads(
+            dim=smca.HIDDEN_DIM,
+            num_columns=smca.NUM_CLASSES + softmax,
+            prior_probability=None if softmax else 0.01,
+        ),
+    }
+
+
+def build_detector(cfg: CfgNode) -> Detector:
+    """The detector of a configuration, with the project's own ResNet.
+
+    Raises:
+        ConfigError: a value that cannot work, named.
+    """
+    validate_model(cfg)
+    backbone = ResNet(**ResNet.from_config(cfg))
+    return Detector(**detector_parts(cfg, backbone, backbone.strides, backbone.channels))
+
+
+def pad_images(
+    images: Sequence[Tensor], *, mean: Tensor, std: Tensor
+) -> tuple[Tensor, list[Size]]:
+    """Normalise images and pad them with zeros to one size.
+
+    Args:
+        images: (3, h, w) each, pixels in 0..255, on any device.
+        mean, std: (3, 1, 1), on the device of the model.
+
+    Returns:
+        (B, 3, H, W) on the device of ``mean``, and each image's (h, w).
+    """
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    batch = mean.new_zeros(len(images), 3, height, width)
+    for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+        slot[:, :h, :w] = (image.to(mean.device, non_blocking=True) - mean) / std
+    return batch, sizes
+
+
+def pixel_statistics(cfg: CfgNode) -> tuple[Tensor, Tensor]:
+    """MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as (3, 1, 1) tensors."""
+    return (
+        torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1),
+        torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1),
+    )

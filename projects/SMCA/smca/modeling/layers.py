@@ -1,0 +1,57 @@
+"""Small layers that encoder, decoder and heads share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Linear:
+    """A linear layer as the transformer starts: Xavier-uniform weight, zero bias."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.xavier_uniform_(layer.weight, gain=gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Sequential):
+    """``num_layers`` layers of ``make(in, out)``, linear ones, with ReLU between them."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        num_layers: int,
+        *,
+        make: Callable[[int, int], nn.Module] = nn.Linear,
+    ):
+        widths = [in_features, *[hidden] * (num_layers - 1), out_features]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [make(before, after), nn.ReLU(inplace=True)]
+        super().__init__(*layers[:-1])
+
+
+class FFN(nn.Sequential):
+    """The feed-forward network of a transformer block."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float):
+        super().__init__(
+            linear(dim, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout), linear(hidden, dim)
+        )
+
+
+def per_scale(make: Callable[[], nn.Module], count: int) -> nn.Module:
+    """``make()`` once for all scales (``count`` 1), or once a scale in a ``ModuleList``."""
+    return make() if count == 1 else nn.ModuleList(make() for _ in range(count))
+
+
+def apply_per_scale(module: nn.Module, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Apply what :func:`per_scale` made to tokens (B, L, C) whose scales have ``lengths`` tokens."""
+    if not isinstance(module, nn.ModuleList):
+        return module(tokens)
+    scales = tokens.split(lengths, dim=1)
+    return torch.cat([layer(scale) for layer, scale in zip(module, scales, strict=True)], dim=1)

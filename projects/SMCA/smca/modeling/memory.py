@@ -1,0 +1,80 @@
+"""The image as the transformer sees it: the tokens of all scales, and which of them are padding.
+
+Shapes: B images, L tokens of all scales together (fine to coarse, rows first), C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+def valid_cells(size: Size, stride: int) -> Size:
+    """Rows and columns of a map that an unpadded image of ``size`` (h, w) pixels has."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def valid_mask(
+    sizes: Sequence[Size], stride: int, shape: Size, device: torch.device
+) -> Tensor | None:
+    """Which cells of a map belong to the images and not to their padding.
+
+    Counting cells instead of sampling the image's mask gives the same answer wherever the map's
+    ``shape`` times ``stride`` is the padded image, and one that does not depend on the padding.
+
+    Args:
+        sizes: (h, w) of each image in pixels, without padding.
+        stride: pixels a cell.
+        shape: (rows, columns) of the map.
+
+    Returns:
+        (B, rows, columns) bool, or None when there is no padding at all.
+    """
+    cells = [valid_cells(size, stride) for size in sizes]
+    if all(cell == tuple(shape) for cell in cells):
+        return None
+    rows, columns = torch.tensor(cells, device=device).T[..., None]  # (B, 1) each
+    inside_rows = torch.arange(shape[0], device=device) < rows
+    inside_columns = torch.arange(shape[1], device=device) < columns
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Tokens of all scales with what is needed to place them.
+
+    Attributes:
+        tokens: (B, L, C).
+        positions: (B or 1, L, C), added to queries and keys.
+        shapes: (rows, columns) of each scale's map.
+        strides: pixels a cell, of each scale.
+        sizes: (h, w) of each image in pixels, without padding.
+        padding: (B, L), True where a token is padding; None when none is.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    shapes: tuple[Size, ...]
+    strides: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    padding: Tensor | None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each scale; they sum to L."""
+        return [rows * columns for rows, columns in self.shapes]
+
+    def with_tokens(self, tokens: Tensor) -> Memory:
+        """The same places with other tokens (B, L, C)."""
+        return replace(self, tokens=tokens)
+
+    def padding_by_scale(self) -> Sequence[Tensor | None]:
+        """``padding`` cut into scales: (B, L_s) each."""
+        if self.padding is None:
+            return [None] * len(self.shapes)
+        return self.padding.split(self.lengths, dim=1)

@@ -1,0 +1,106 @@
+"""From backbone maps to tokens: projections to C channels, coarser scales, positions (1.2, 1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import zero_padding
+from .memory import Memory, Size, valid_cells, valid_mask
+from .position_encoding import sine_positions
+
+
+class Neck(nn.Module):
+    """1x1 convolutions of the backbone's maps, 3x3 stride-2 ones of the last for coarser scales."""
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_scales: int,
+        dim: int,
+    ):
+        """
+        Args:
+            in_features: names of the backbone's maps, fine to coarse.
+            in_channels, in_strides: their channels and strides.
+            num_scales: scales in all. The first beyond the backbone's maps is a convolution of
+                its last map, each later one a convolution of the scale before.
+            dim: C.
+        """
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.dim = dim
+        self.strides = list(in_strides)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(channels, dim, kernel_size=1) for channels in in_channels
+        )
+        channels = in_channels[-1]
+        for _ in range(num_scales - len(in_features)):
+            self.projections.append(
+                nn.Conv2d(channels, dim, kernel_size=3, stride=2, padding=1)
+            )
+            self.strides.append(self.strides[-1] * 2)
+            channels = dim
+        self.level_embed = None
+        if num_scales > 1:
+            self.level_embed = nn.Parameter(torch.randn(num_scales, dim))
+
+    def forward(self, features: Mapping[str, Tensor], sizes: Sequence[Size]) -> Memory:
+        """
+        Args:
+            features: maps (B, channels, h, w) by name.
+            sizes: (h, w) of each image in pixels, without padding.
+        """
+        sizes = tuple(tuple(size) for size in sizes)
+        tokens, positions, shapes, masks = [], [], [], []
+        source = None
+        for scale, (projection, stride) in enumerate(
+            zip(self.projections, self.strides, strict=True)
+        ):
+            if scale < len(self.in_features):
+                source = features[self.in_features[scale]]
+                projected = projection(source)
+            else:
+                finer = valid_mask(sizes, self.strides[scale - 1], source.shape[-2:], source.device)
+                source = zero_padding(source, None if finer is None else finer[:, None])
+                projected = source = projection(source)
+            shape = tuple(projected.shape[-2:])
+            cells = [valid_cells(size, stride) for size in sizes]
+            position = sine_positions(cells, shape, self.dim, projected.device)
+            if self.level_embed is not None:
+                position = position + self.level_embed[scale]
+            tokens.append(projected.flatten(2).transpose(1, 2))
+            positions.append(position)
+            shapes.append(shape)
+            masks.append(valid_mask(sizes, stride, shape, projected.device))
+        return Memory(
+            tokens=torch.cat(tokens, dim=1),
+            positions=_cat_broadcast(positions),
+            shapes=tuple(shapes),
+            strides=tuple(self.strides),
+            sizes=sizes,
+            padding=_padding(masks, tokens),
+        )
+
+
+def _cat_broadcast(positions: list[Tensor]) -> Tensor:
+    batch = max(len(position) for position in positions)
+    return torch.cat([position.expand(batch, -1, -1) for position in positions], dim=1)
+
+
+def _padding(masks: list[Tensor | None], tokens: list[Tensor]) -> Tensor | None:
+    """(B, L), True at padding; a scale may have none while another has some."""
+    if all(mask is None for mask in masks):
+        return None
+    return torch.cat(
+        [
+            token.new_zeros(token.shape[:2], dtype=torch.bool) if mask is None else ~mask.flatten(1)
+            for mask, token in zip(masks, tokens, strict=True)
+        ],
+        dim=1,
+    )

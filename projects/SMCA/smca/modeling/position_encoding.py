@@ -1,0 +1,46 @@
+"""DETR's two-dimensional sine position encoding, counted over the valid cells of each image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .memory import Size
+
+
+def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+    """Sines and cosines, interleaved, of ``x`` (...) at ``channels`` wavelengths: (..., channels)."""
+    frequency = torch.arange(channels, device=x.device) // 2
+    angles = x[..., None] / temperature ** (2 * frequency / channels)
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+def sine_positions(
+    cells: Sequence[Size], shape: Size, channels: int, device: torch.device
+) -> Tensor:
+    """Positions of a map's cells, in units of each image's own valid size times 2 pi.
+
+    Args:
+        cells: valid (rows, columns) of the map, an image each.
+        shape: (rows, columns) of the map with its padding.
+        channels: C; the first half encodes y, the second x.
+
+    Returns:
+        (B, rows * columns, C); (1, ...) when all images have the same valid size.
+    """
+    if len(set(cells)) == 1:
+        cells = cells[:1]
+    valid = torch.tensor(cells, dtype=torch.float32, device=device)  # (B, 2)
+    axes = []
+    for axis, length in enumerate(shape):
+        counted = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+        angle = counted / (valid[:, axis, None] + 1e-6) * (2 * math.pi)  # (B, length)
+        axes.append(sine_embedding(angle, channels // 2))
+    y, x = axes
+    rows, columns = shape
+    y = y[:, :, None].expand(-1, -1, columns, -1)
+    x = x[:, None].expand(-1, rows, -1, -1)
+    return torch.cat((y, x), dim=-1).flatten(1, 2)

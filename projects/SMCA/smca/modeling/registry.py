@@ -1,0 +1,34 @@
+"""Where encoders and decoders are found by the names in ``MODEL.SMCA.{ENCODER,DECODER}.NAME``."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from fvcore.common.registry import Registry
+from torch import nn
+
+from ..config import ConfigError
+
+SMCA_ENCODER_REGISTRY = Registry("SMCA_ENCODER")
+SMCA_ENCODER_REGISTRY.__doc__ = """
+Encoders: ``from_config(cfg) -> dict`` of constructor arguments, and ``forward(memory) -> memory``
+with a :class:`~smca.modeling.memory.Memory` in and out.
+"""
+
+SMCA_DECODER_REGISTRY = Registry("SMCA_DECODER")
+SMCA_DECODER_REGISTRY.__doc__ = """
+Decoders: ``from_config(cfg) -> dict`` of constructor arguments, and
+``forward(memory) -> (hidden (layers, B, N, C), reference (B, N, 2) logits)``.
+"""
+
+
+def build_from_registry(registry: Registry, cfg: CfgNode, key: str, name: str) -> nn.Module:
+    """The part that ``registry`` holds under ``name``, the value of the config key ``key``.
+
+    Raises:
+        ConfigError: ``name`` is not registered.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(known for known, _ in registry))
+        raise ConfigError(f"{key} is {name!r}; it must be one of {known}")
+    part = registry.get(name)
+    return part(**part.from_config(cfg))

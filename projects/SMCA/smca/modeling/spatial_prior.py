@@ -1,0 +1,176 @@
+"""The Gaussian that modulates the co-attention (Eqs. 3-6), as a bias of four or five channels.
+
+Shapes: B images, N queries, C channels, S scales, G Gaussians a query and scale (one a head, or 1).
+
+log G is a quadratic form in the key's position, so that, up to a term that is constant in the key
+and that softmax drops, it is an inner product of five numbers of the query with x, x^2, y, y^2 and
+xy of the key. Positions are counted from the middle of the map, which keeps the numbers small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import PRECISION_CHANNELS
+from .attention import LogitBias
+from .layers import MLP, linear
+from .memory import Memory, Size
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """One Gaussian a query, head and scale.
+
+    Attributes:
+        center: (B, N, S, G, 2), x before y, in cells of the scale's map, cell 0 at 0.
+        precision: (B, N, S, G, 3): xx, yy and xy of the symmetric matrix P.
+        rate: (S,) such that log G = -rate * (p - center)^T P (p - center).
+    """
+
+    center: Tensor
+    precision: Tensor
+    rate: tuple[float, ...]
+
+    def bias(self, scale: int, shape: Size, *, oriented: bool) -> LogitBias:
+        """log G of one scale, less what is constant in the key, on a map of ``shape`` cells."""
+        rows, columns = shape
+        middle = torch.tensor([columns // 2, rows // 2], device=self.center.device)
+        cx, cy = (self.center[:, :, scale] - middle).unbind(-1)  # (B, N, G)
+        xx, yy, xy = (self.precision[:, :, scale] * self.rate[scale]).unbind(-1)
+        query = [2 * (xx * cx + xy * cy), -xx, 2 * (yy * cy + xy * cx), -yy]
+        if oriented:
+            query.append(-2 * xy)
+        return LogitBias(
+            query=torch.stack(query, dim=-1).transpose(1, 2),  # (B, G, N, E)
+            key=_monomials(shape, middle)[None, None, :, : len(query)],
+            query_parts=(3,) * len(query),
+            key_parts=(1, 2, 1, 2, 2)[: len(query)],
+        )
+
+    def log_density(self, scale: int, points: Tensor) -> Tensor:
+        """log G, unnormalised and at most 0, at ``points`` (L, 2) in cells: (B, G, N, L)."""
+        dx, dy = (points - self.center[:, :, scale, :, None]).unbind(-1)  # (B, N, G, L)
+        xx, yy, xy = (self.precision[:, :, scale, :, None] * self.rate[scale]).unbind(-1)
+        return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
+
+
+def _monomials(shape: Size, middle: Tensor) -> Tensor:
+    """x, x^2, y, y^2, xy of each cell, counted from ``middle``: (L, 5)."""
+    rows, columns = shape
+    x = torch.arange(columns, device=middle.device) - middle[0]
+    y = torch.arange(rows, device=middle.device) - middle[1]
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((x, x * x, y, y * y, x * y), dim=-1).flatten(0, 1).float()
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a decoder layer's co-attention is modulated with.
+
+    Attributes:
+        gaussians: where each head looks.
+        biases: log G of each scale.
+        selection: (B, N, S), how much each scale counts (Eq. 7); None: each counts 1.
+    """
+
+    gaussians: Gaussians
+    biases: list[LogitBias]
+    selection: Tensor | None
+
+
+class SpatialPrior(nn.Module):
+    """Predicts head-specific offsets, scales and scale-selection weights of one decoder layer."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        num_scales: int,
+        per_head: bool = True,
+        kind: str = "independent",
+        beta: float = 8.0,
+        scale_selection: bool = True,
+    ):
+        """
+        Args:
+            dim: C.
+            num_heads: H.
+            num_scales: S.
+            per_head: offsets and scales of its own for each head (Eq. 6), or one Gaussian at the
+                centre for all heads (Eq. 5).
+            kind: "fixed", "single", "independent" or "oriented" precision.
+            beta: bandwidth; larger is wider.
+            scale_selection: predict how much each scale counts (Eq. 7).
+        """
+        super().__init__()
+        self.num_scales = num_scales
+        self.num_gaussians = num_heads if per_head else 1
+        self.kind = kind
+        self.beta = beta
+        count = num_scales * self.num_gaussians
+        self.norm = nn.LayerNorm(dim)
+        self.offsets = linear(dim, count * 2) if per_head else None
+        self.scales = None
+        if channels := PRECISION_CHANNELS[kind]:
+            self.scales = nn.Linear(dim, count * channels)
+            # Every Gaussian starts with the same width.
+            nn.init.zeros_(self.scales.weight)
+            nn.init.ones_(self.scales.bias)
+            if kind == "oriented":
+                nn.init.zeros_(self.scales.bias.data.view(-1, channels)[:, 2])
+        self.selection = None
+        if scale_selection and num_scales > 1:
+            self.selection = linear(dim, num_scales)
+
+    def forward(self, observed: Tensor, reference: Tensor, memory: Memory) -> Prior:
+        """
+        Args:
+            observed: (B, N, C), the normed target with its query embedding.
+            reference: (B, N, 2), initial centre x, y as logits.
+            memory: for the places of the keys.
+        """
+        by_gaussian = (self.num_scales, self.num_gaussians, -1)
+        # (B, 1, S, 1, 2): fractional size of the unpadded image in cells of each scale.
+        size = torch.tensor(memory.sizes, dtype=torch.float32, device=observed.device).flip(-1)
+        stride = torch.tensor(memory.strides, dtype=torch.float32, device=observed.device)
+        extent = (size[:, None] / stride[:, None])[:, None, :, None]
+        center = reference.sigmoid()[:, :, None, None] * extent
+        if self.offsets is not None:
+            center = center + self.offsets(observed).unflatten(-1, by_gaussian)
+        elif self.scales is None:
+            center = center.expand(-1, -1, *by_gaussian[:2], -1)
+        gaussians = Gaussians(
+            center=center,
+            precision=self._precision(observed, by_gaussian, center),
+            rate=tuple(stride / 32 / self.beta for stride in memory.strides),
+        )
+        oriented = self.kind == "oriented"
+        return Prior(
+            gaussians=gaussians,
+            biases=[
+                gaussians.bias(scale, shape, oriented=oriented)
+                for scale, shape in enumerate(memory.shapes)
+            ],
+            selection=None if self.selection is None else self.selection(observed).softmax(-1),
+        )
+
+    def _precision(self, observed: Tensor, by_gaussian: tuple[int, ...], center: Tensor) -> Tensor:
+        """(B, N, S, G, 3): xx, yy, xy."""
+        if self.scales is None:
+            return center.new_tensor([1.0, 1.0, 0.0]).expand(*center.shape[:-1], 3)
+        scales = self.scales(observed).unflatten(-1, by_gaussian)
+        if self.kind == "oriented":
+            # P = L L^T with L = [[x, 0], [slant, y]].
+            x, y, slant = scales.unbind(-1)
+            return torch.stack((x * x, y * y + slant * slant, x * slant), dim=-1)
+        square = scales.square().expand(*scales.shape[:-1], 2)
+        return torch.cat((square, torch.zeros_like(square[..., :1])), dim=-1)
+
+
+def center_mlp(dim: int, num_layers: int) -> MLP:
+    """The MLP that predicts a query's initial centre as logits x, y (Eq. 3)."""
+    return MLP(dim, dim, 2, num_layers, make=linear)
