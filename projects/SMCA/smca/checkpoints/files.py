@@ -1,0 +1,141 @@
+"""Checkpoint files: read without running code from them, written whole or not at all.
+
+Every file is read into one form: ``{"model": {Detectron2 name: tensor}, ...}``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or one that does not fit; the message names file and tensor."""
+
+
+# What NumPy arrays and plain containers need, under the names of NumPy 1 and 2; nothing else.
+_ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{
+        (f"numpy.{core}.multiarray", name): function
+        for core in ("core", "_core")
+        for name, function in (
+            ("_reconstruct", np.zeros(0).__reduce__()[0]),
+            ("scalar", np.float32(0).__reduce__()[0]),
+        )
+    },
+    # How Python 3 pickles bytes in the protocol of Python 2.
+    ("_codecs", "encode"): lambda text, _encoding="latin1": text.encode("latin1"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads containers, numbers, strings and arrays; refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ALLOWED:
+            raise CheckpointError(f"refused to load {module}.{name}: only arrays are read")
+        return _ALLOWED[module, name]
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """Read a checkpoint of this project, a torchvision ResNet or one of Detectron2's model zoo.
+
+    Returns:
+        the file's content, with ``"model"`` a dict of tensors under Detectron2's names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, of another kind, or asks to run code.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path!r} does not exist")
+    try:
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                content = _ArrayUnpickler(file, encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # Damaged files fail in too many ways to list.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    content = dict(content)
+    model = content.get("model", content)
+    if content.get("__author__") == "Caffe2" or "blobs" in content or "conv1_w" in model:
+        raise CheckpointError(
+            f"{path} holds Caffe2's ResNet; take a torchvision-layout one, "
+            "such as detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+        )
+    if not isinstance(model, Mapping) or not model:
+        raise CheckpointError(f"{path} holds no tensors under 'model'")
+    tensors = {name: _tensor(value, name, path) for name, value in model.items()}
+    model = detectron2_names(tensors)
+    return {**content, "model": model} if "model" in content else {"model": model}
+
+
+def _tensor(value: object, name: str, path: str) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, Tensor):
+        return value
+    raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+
+
+_TORCHVISION = (
+    (re.compile(r"^layer(\d)\."), lambda m: f"res{int(m[1]) + 1}."),
+    (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
+    (re.compile(r"\bbn(\d)\."), r"conv\1.norm."),
+    (re.compile(r"\bdownsample\.0\."), "shortcut."),
+    (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
+)
+
+
+def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a bare ResNet's tensors, torchvision's or Detectron2's, to ``backbone.res2...``.
+
+    Tensors of a whole detector keep their names. The classifier ``fc`` of a bare ResNet is dropped.
+    """
+    if "layer1.0.conv1.weight" in model:
+        renamed = {}
+        for name, tensor in model.items():
+            for pattern, replacement in _TORCHVISION:
+                name = pattern.sub(replacement, name)
+            renamed[name] = tensor
+        model = renamed
+    if "stem.conv1.weight" not in model:
+        return dict(model)
+    return {
+        f"backbone.{name}": tensor
+        for name, tensor in model.items()
+        if name.startswith(("stem.conv1.", "res"))
+    }
+
+
+def write_checkpoint(content: dict, path: str | os.PathLike) -> None:
+    """Write a file that is whole or not there: to a temporary name, synced, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,131 @@
+"""Putting a checkpoint into a model, and the checkpointer of both hosts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+from fvcore.common.checkpoint import Checkpointer
+from torch import Tensor, nn
+
+from .files import CheckpointError, read_checkpoint, write_checkpoint
+
+logger = logging.getLogger(__name__)
+
+CLASS_HEAD = "heads.class_head."
+
+
+def load(detector: nn.Module, path: str | os.PathLike, *, evaluating: bool = False) -> dict:
+    """Load any checkpoint file of the project, or a ResNet's, into ``detector``.
+
+    Args:
+        detector: the model, of either host.
+        path: see :func:`~smca.checkpoints.files.read_checkpoint`.
+        evaluating: every tensor of the model must be in the file.
+
+    Returns:
+        what else the file holds.
+
+    Raises:
+        CheckpointError: the file does not fit; the message names the tensors.
+    """
+    content = read_checkpoint(path)
+    load_state(detector, content.pop("model"), source=os.fspath(path), evaluating=evaluating)
+    return content
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, evaluating: bool
+) -> None:
+    """:func:`load` for tensors that have been read already."""
+    own = model.state_dict()
+    wrong = {
+        name: (tuple(tensor.shape), tuple(own[name].shape))
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    }
+    listed = "; ".join(
+        f"{name} has shape {theirs}, the model wants {ours}"
+        for name, (theirs, ours) in list(wrong.items())[:5]
+    )
+    if wrong and (evaluating or not all(name.startswith(CLASS_HEAD) for name in wrong)):
+        classes = all(name.startswith(CLASS_HEAD) for name in wrong)
+        remedy = "MODEL.SMCA.NUM_CLASSES" if classes else "the config file"
+        raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")
+    if wrong:
+        logger.warning("%s: class head not loaded, it starts anew: %s", source, listed)
+        state = {name: tensor for name, tensor in state.items() if name not in wrong}
+    # A frozen batch norm has no such counter.
+    unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
+    missing = [n for n in own if n not in state and n not in wrong]
+    if len(missing) == len(own):
+        raise CheckpointError(f"{source} holds none of the model's tensors, but {_some(unknown)}")
+    if missing and evaluating:
+        raise CheckpointError(f"{source} lacks {_some(missing)}")
+    if all(name.startswith("backbone.") for name in state):
+        lacking = [name for name in missing if name.startswith("backbone.")]
+        if lacking or unknown:
+            raise CheckpointError(
+                f"{source} holds another backbone, check MODEL.RESNETS.DEPTH: "
+                f"it lacks {_some(lacking)}, and has {_some(unknown)} besides"
+            )
+        logger.info("%s: backbone loaded, the rest starts anew", source)
+    elif missing:
+        logger.warning("%s lacks %s; they start anew", source, _some(missing))
+    if unknown:
+        logger.warning("%s has tensors the model does not know: %s", source, _some(unknown))
+    model.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "nothing") + more
+
+
+class SafeCheckpointing(Checkpointer):
+    """fvcore's checkpointer with whole files, safe reading and clear refusals.
+
+    It stands before Detectron2's checkpointer in the other host's class.
+
+    Attributes:
+        evaluating: every tensor of the model must be in the file that is loaded.
+    """
+
+    evaluating = False
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(f"checkpoint {path!r} (MODEL.WEIGHTS) does not exist")
+        return super().load(path, *args, **kwargs)
+
+    def save(self, name: str, *, resumable: bool = True, **extra: object) -> None:
+        """Write ``save_dir/name.pth``; with ``resumable``, make it the one to resume from."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        write_checkpoint(content | extra, path)
+        if resumable:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with open(path + ".tmp", "w") as file:
+            file.write(last_filename_basename)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".tmp", path)
+
+    def _load_file(self, path: str) -> dict:
+        return {**read_checkpoint(path), "source": path}
+
+    def _load_model(self, checkpoint: dict) -> None:
+        load_state(
+            self.model,
+            checkpoint.pop("model"),
+            source=checkpoint.pop("source"),
+            evaluating=self.evaluating,
+        )

@@ -1,0 +1,71 @@
+"""The training program's command line, and the choice between the two hosts."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+# The commit the Detectron2 host is tested with.
+DETECTRON2 = (
+    "git+https://github.com/facebookresearch/detectron2.git"
+    "@02b5c4e295e990042a714712c21dc79b731e8833"
+)
+INSTALL_DETECTRON2 = f"pip install --no-build-isolation '{DETECTRON2}'"
+
+
+def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's flags, and ``--engine``."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="KEY VALUE pairs after the flags change the config: SOLVER.BASE_LR 0.0002",
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a YAML file of configs/"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "detectron2", "native"),
+        default="auto",
+        help="what runs the model: Detectron2, or PyPI packages alone; auto takes Detectron2 "
+        "where it is installed",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST"
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes on this machine: one a GPU, or so many on the CPU where there is none",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="tcp://host:port of machine 0, the same on every machine; auto: a free port, "
+        "for one machine",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
+    )
+    return parser
+
+
+def choose_engine(wanted: str) -> tuple[str, str]:
+    """The host to use and why, in one line.
+
+    Raises:
+        SystemExit: Detectron2 is asked for and not installed.
+    """
+    if wanted == "native":
+        return "native", "Engine: native, as asked for"
+    if importlib.util.find_spec("detectron2") is not None:
+        reason = "as asked for" if wanted == "detectron2" else "it is installed"
+        return "detectron2", f"Engine: detectron2, {reason}"
+    if wanted == "detectron2":
+        raise SystemExit(f"Detectron2 is not installed; install it with\n  {INSTALL_DETECTRON2}")
+    return "native", f"Engine: native; Detectron2 is not installed ({INSTALL_DETECTRON2})"

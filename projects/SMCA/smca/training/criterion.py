@@ -1,0 +1,135 @@
+"""The set loss of all decoder layers in one call (section 3 of the recipe).
+
+Shapes: Y decoder layers, B images, N queries, K class columns, P matched pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+
+from ..modeling.heads import Predictions
+from .matcher import HungarianMatcher, Matches, Targets
+
+
+class SetCriterion:
+    """Matches predictions to objects and weighs classification, L1 and GIoU losses."""
+
+    def __init__(
+        self,
+        *,
+        matcher: HungarianMatcher,
+        class_weight: float = 2.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        softmax: bool = False,
+        no_object_weight: float = 0.1,
+        auxiliary: bool = True,
+    ):
+        """
+        Args:
+            matcher: assigns queries to objects.
+            class_weight, l1_weight, giou_weight: of the three losses.
+            alpha, gamma: of the sigmoid focal loss.
+            softmax: cross-entropy with a last no-object column instead (DETR as published).
+            no_object_weight: of that column.
+            auxiliary: supervise every layer, not only the last.
+        """
+        self.matcher = matcher
+        self.weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight}
+        self.alpha = alpha
+        self.gamma = gamma
+        self.softmax = softmax
+        self.no_object_weight = no_object_weight
+        self.auxiliary = auxiliary
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        loss = cfg.MODEL.SMCA.LOSS
+        return {
+            "matcher": HungarianMatcher(**HungarianMatcher.from_config(cfg)),
+            "class_weight": loss.CLASS_WEIGHT,
+            "l1_weight": loss.L1_WEIGHT,
+            "giou_weight": loss.GIOU_WEIGHT,
+            "alpha": loss.FOCAL_ALPHA,
+            "gamma": loss.FOCAL_GAMMA,
+            "softmax": loss.CLASSIFICATION == "softmax",
+            "no_object_weight": loss.NO_OBJECT_WEIGHT,
+            "auxiliary": loss.AUXILIARY,
+        }
+
+    def __call__(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses, ready to be summed.
+
+        Returns:
+            ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
+            ``_0``, ``_1``, ... of the layers before it.
+        """
+        if not self.auxiliary:
+            predictions = Predictions(
+                logits=predictions.logits[-1:],
+                boxes=predictions.boxes[-1:],
+                centers=predictions.centers,
+            )
+        matches = self.matcher(predictions, targets)
+        num_boxes = self._num_boxes(targets, predictions.logits.device)
+        losses = {
+            "class": self._class_loss(predictions.logits, targets, matches, num_boxes),
+            **self._box_losses(predictions.boxes, targets, matches, num_boxes),
+        }
+        last = len(predictions.logits) - 1
+        return {
+            f"loss_{name}" + ("" if layer == last else f"_{layer}"): value
+            for name, by_layer in losses.items()
+            for layer, value in enumerate((self.weights[name] * by_layer).unbind())
+        }
+
+    @staticmethod
+    def _num_boxes(targets: Targets, device: torch.device) -> Tensor:
+        """Number of objects, averaged over the workers, at least 1."""
+        count = torch.full((), float(sum(targets.counts)), device=device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(count)
+            count = count / dist.get_world_size()
+        return count.clamp(min=1)
+
+    def _class_loss(
+        self, logits: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
+    ) -> Tensor:
+        """(Y,)."""
+        found = (matches.layer, matches.image, matches.query)
+        labels = targets.labels[matches.image, matches.target]
+        if not self.softmax:
+            wanted = torch.zeros_like(logits)
+            wanted[(*found, labels)] = 1
+            loss = sigmoid_focal_loss(logits, wanted, alpha=self.alpha, gamma=self.gamma)
+            return loss.flatten(1).sum(1) / num_boxes
+        columns = logits.shape[-1]
+        wanted = logits.new_full(logits.shape[:3], columns - 1, dtype=torch.int64)
+        wanted[found] = labels
+        weight = logits.new_ones(columns)
+        weight[-1] = self.no_object_weight
+        loss = F.cross_entropy(logits.movedim(-1, 1), wanted, weight, reduction="none")
+        return loss.flatten(1).sum(1) / weight[wanted].flatten(1).sum(1)
+
+    @staticmethod
+    def _box_losses(
+        boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """``l1`` and ``giou``, (Y,) each."""
+        found = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
+        wanted = targets.boxes[matches.image, matches.target]
+        l1 = F.l1_loss(found, wanted, reduction="none").sum(-1)
+        giou = generalized_box_iou_loss(
+            box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
+        )
+        zeros = boxes.new_zeros(len(boxes))
+        return {
+            "l1": zeros.index_add(0, matches.layer, l1) / num_boxes,
+            "giou": zeros.index_add(0, matches.layer, giou) / num_boxes,
+        }

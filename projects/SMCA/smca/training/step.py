@@ -1,0 +1,93 @@
+"""One step of training: forward, backward, a look at the losses, update. Shared by both hosts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss is infinite or NaN; the model has not been updated with it.
+
+    Attributes:
+        names: the losses that are not finite.
+        image_ids: the images of the step, of all workers.
+    """
+
+    def __init__(self, names: Sequence[str], image_ids: Sequence[int]):
+        super().__init__(f"{', '.join(names)} of the images {list(image_ids)}")
+        self.names = tuple(names)
+        self.image_ids = tuple(image_ids)
+
+
+def seed_step(seed: int, iteration: int, rank: int) -> None:
+    """Make all that is random in an iteration a function of these three numbers.
+
+    A run that resumes at ``iteration`` thereby continues as if it had never stopped, and no random
+    state needs to be kept.
+    """
+    digest = hashlib.blake2b(f"{seed}/{iteration}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class TrainingStep:
+    """Runs steps in float32, or in mixed precision: float16 on CUDA, bfloat16 on a CPU."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, device: torch.device, amp: bool):
+        self.optimizer = optimizer
+        self.device = device
+        self.amp = amp
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
+
+    def __call__(
+        self, compute_losses: Callable[[], Mapping[str, Tensor]], image_ids: Sequence[int]
+    ) -> dict[str, float]:
+        """
+        Args:
+            compute_losses: runs the model and returns weighted losses, to be summed.
+            image_ids: of the images it runs on, for the error message.
+
+        Returns:
+            the losses, averaged over the workers.
+
+        Raises:
+            NonFiniteLossError: on every worker when one has such a loss, before the update.
+        """
+        with torch.autocast(self.device.type, enabled=self.amp):
+            losses = compute_losses()
+        stacked = torch.stack(list(losses.values()))
+        # The copy waits for the forward pass only; the backward pass is queued meanwhile.
+        values = _mean_over_workers(stacked.detach()).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        if copied:
+            copied.record()
+        self.optimizer.zero_grad()
+        self.scaler.scale(stacked.sum()).backward()
+        if copied:
+            copied.synchronize()
+        if not values.isfinite().all():
+            names = [n for n, finite in zip(losses, values.isfinite(), strict=True) if not finite]
+            raise NonFiniteLossError(names, _gather(image_ids))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return dict(zip(losses, values.tolist(), strict=True))
+
+
+def _mean_over_workers(values: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def _gather(image_ids: Sequence[int]) -> list[int]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(image_ids)
+    gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, list(image_ids))
+    return [image_id for worker in gathered for image_id in worker]

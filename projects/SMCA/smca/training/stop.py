@@ -1,0 +1,76 @@
+"""Stopping between two iterations on Ctrl-C or SIGTERM, so that a resumable state is saved."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+# A terminal and a launcher may both pass on the same signal; within so many seconds it is one.
+_SAME_SIGNAL = 1.0
+# Workers agree on stopping every so many iterations.
+_AGREE_EVERY = 10
+
+
+class StopRequest:
+    """Remembers SIGINT and SIGTERM while it is entered; a second signal acts at once.
+
+    Example:
+        with StopRequest() as stop:
+            for iteration in range(start, end):
+                ...
+                if stop.agreed(iteration):
+                    save(); break
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._since = 0.0
+        self._previous: dict[int, object] = {}
+        self._group = None
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._remember)
+        if dist.is_available() and dist.is_initialized():
+            # On the host: asking costs no device synchronisation.
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _remember(self, number: int, frame) -> None:
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+            name = signal.Signals(number).name
+            logger.warning("%s: saving a checkpoint and stopping; again to stop at once", name)
+        elif time.monotonic() - self._since > _SAME_SIGNAL:
+            self._restore()
+            signal.raise_signal(number)
+
+    def agreed(self, iteration: int) -> bool:
+        """Whether all workers stop after ``iteration``."""
+        if self._group is None:
+            return self.signal is not None
+        if (iteration + 1) % _AGREE_EVERY:
+            return False
+        number = torch.tensor(self.signal or 0)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
+        self.signal = int(number) or None
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program a signal ended."""
+        return 128 + (self.signal or 0)
