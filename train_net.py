@@ -6,29 +6,25 @@ Example:
 """
 
 import sys
+import warnings
 
-from smca.checkpoints import CheckpointError
 from smca.cli import argument_parser, choose_engine
-from smca.config import ConfigError
-from smca.data.coco import DatasetError
+from smca.launching import guarded
+
+# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
+# not in main, for the processes that are spawned too.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
 def main() -> int:
     args = argument_parser(__doc__.splitlines()[0]).parse_args()
     engine, reason = choose_engine(args.engine)
-    print(reason)
+    print(reason, flush=True)
     if engine == "detectron2":
         from smca.d2.launch import run
     else:
         from smca.native.launch import run
-    try:
-        return run(args)
-    except (ConfigError, DatasetError, CheckpointError, FileNotFoundError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 3
+    return guarded(run, args)
 
 
 if __name__ == "__main__":

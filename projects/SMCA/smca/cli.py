@@ -69,3 +69,7 @@ def choose_engine(wanted: str) -> tuple[str, str]:
     if wanted == "detectron2":
         raise SystemExit(f"Detectron2 is not installed; install it with\n  {INSTALL_DETECTRON2}")
     return "native", f"Engine: native; Detectron2 is not installed ({INSTALL_DETECTRON2})"
+
+
+if __name__ == "__main__":
+    print(f"The Detectron2 host was skipped; Detectron2 installs with\n  {INSTALL_DETECTRON2}")  # noqa: T201

@@ -26,7 +26,8 @@ class ConfigError(ValueError):
 
 def add_smca_config(cfg: CN) -> None:
     """Add the project's own keys to ``cfg`` (Detectron2's config or the one of :func:`get_cfg`)."""
-    smca = cfg.MODEL.SMCA = CN()
+    node = type(cfg)  # nodes of another class refuse to be merged with a file's
+    smca = cfg.MODEL.SMCA = node()
     smca.NUM_CLASSES = 80
     smca.NUM_QUERIES = 300
     smca.HIDDEN_DIM = 256
@@ -42,7 +43,7 @@ def add_smca_config(cfg: CN) -> None:
     smca.NUM_SCALES = 3
 
     # A name of SMCA_ENCODER_REGISTRY.
-    smca.ENCODER = CN()
+    smca.ENCODER = node()
     smca.ENCODER.NAME = "IntraMultiEncoder"
     # One entry a block: "intra" attends inside each scale, "multi" over the tokens of all scales.
     smca.ENCODER.BLOCKS = ["intra", "intra", "multi", "intra", "intra"]
@@ -51,7 +52,7 @@ def add_smca_config(cfg: CN) -> None:
     smca.ENCODER.SHARE_FFN = True
 
     # A name of SMCA_DECODER_REGISTRY.
-    smca.DECODER = CN()
+    smca.DECODER = node()
     smca.DECODER.NAME = "SMCADecoder"
     smca.DECODER.NUM_LAYERS = 6
     # One key and value projection for all scales, or one a scale.
@@ -60,9 +61,9 @@ def add_smca_config(cfg: CN) -> None:
     smca.DECODER.SCALE_SELECTION = True
 
     # The Gaussian of the co-attention (Eqs. 3-6).
-    smca.MODULATION = CN()
-    # "multi": centre offsets and scales of its own for each head (Eq. 6); "shared": one Gaussian for
-    # all heads, at the centre (Eq. 5).
+    smca.MODULATION = node()
+    # "multi": centre offsets and scales of its own for each head (Eq. 6).
+    # "shared": one Gaussian for all heads, at the centre (Eq. 5).
     smca.MODULATION.HEADS = "multi"
     # "fixed", "single", "independent" (x and y) or "oriented" (a full 2x2 precision).
     smca.MODULATION.SCALE = "independent"
@@ -70,7 +71,7 @@ def add_smca_config(cfg: CN) -> None:
     # Linear layers of the MLP that predicts the centre: 3 as released, 2 as in the paper.
     smca.MODULATION.CENTER_LAYERS = 3
 
-    smca.LOSS = CN()
+    smca.LOSS = node()
     # "focal": sigmoid focal loss; "softmax": DETR's cross-entropy with a no-object class.
     smca.LOSS.CLASSIFICATION = "focal"
     smca.LOSS.CLASS_WEIGHT = 2.0
@@ -83,7 +84,7 @@ def add_smca_config(cfg: CN) -> None:
     # Supervise the output of every decoder layer, not only the last.
     smca.LOSS.AUXILIARY = True
 
-    smca.MATCHER = CN()
+    smca.MATCHER = node()
     smca.MATCHER.CLASS_COST = 2.0
     smca.MATCHER.L1_COST = 5.0
     smca.MATCHER.GIOU_COST = 2.0
@@ -218,7 +219,7 @@ DETECTRON2_ONLY = frozenset(
     SOLVER.BIAS_LR_FACTOR SOLVER.MOMENTUM SOLVER.NESTEROV SOLVER.NUM_DECAYS
     SOLVER.WEIGHT_DECAY_BIAS
     TEST.AUG TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS TEST.PRECISE_BN
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 
@@ -388,9 +389,7 @@ def validate(cfg: CN) -> None:
         _require(clip.CLIP_VALUE > 0, f"{name}.CLIP_VALUE", clip.CLIP_VALUE, "positive")
     if cfg.INPUT.CROP.ENABLED:
         crop = cfg.INPUT.CROP
-        _require(
-            crop.TYPE == "absolute_range", "INPUT.CROP.TYPE", crop.TYPE, "'absolute_range'"
-        )
+        _require(crop.TYPE == "absolute_range", "INPUT.CROP.TYPE", crop.TYPE, "'absolute_range'")
         _require(
             len(crop.SIZE) == 2 and 0 < crop.SIZE[0] <= crop.SIZE[1],
             "INPUT.CROP.SIZE",

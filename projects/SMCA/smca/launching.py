@@ -6,12 +6,35 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import torch
 from fvcore.common.config import CfgNode
 
+from .checkpoints import CheckpointError
 from .config import ConfigError, validate
+from .data.coco import DatasetError
+
+# What a user can mend, by the exit code it ends with.
+_EXPLAINED = {
+    2: (ConfigError, DatasetError, CheckpointError, FileNotFoundError),
+    3: (FloatingPointError,),
+}
+
+
+def guarded(program: Callable[..., int | None], *args: object) -> int:
+    """Run ``program(*args)`` and return its exit code; errors a user can mend are one message.
+
+    Every process of a run goes through here, so that the message is the last thing it prints.
+    """
+    try:
+        return program(*args) or 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except tuple(error for errors in _EXPLAINED.values() for error in errors) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return next(code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds))
 
 
 def prepare(cfg: CfgNode) -> CfgNode:

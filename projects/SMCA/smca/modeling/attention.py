@@ -81,9 +81,7 @@ def padding_bias(padding: Tensor) -> LogitBias:
     return LogitBias(query=query, key=key, query_parts=(1,), key_parts=(1,))
 
 
-def _with_biases(
-    query: Tensor, key: Tensor, biases: Sequence[LogitBias]
-) -> tuple[Tensor, Tensor]:
+def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tuple[Tensor, Tensor]:
     """Scaled queries and keys with the biases' channels, filled up to a multiple."""
     query = query * query.shape[-1] ** -0.5
     if not biases:

@@ -114,9 +114,7 @@ def build_detector(cfg: CfgNode) -> Detector:
     return Detector(**detector_parts(cfg, backbone, backbone.strides, backbone.channels))
 
 
-def pad_images(
-    images: Sequence[Tensor], *, mean: Tensor, std: Tensor
-) -> tuple[Tensor, list[Size]]:
+def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[Tensor, list[Size]]:
     """Normalise images and pad them with zeros to one size.
 
     Args:

@@ -50,7 +50,7 @@ def per_scale(make: Callable[[], nn.Module], count: int) -> nn.Module:
 
 
 def apply_per_scale(module: nn.Module, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Apply what :func:`per_scale` made to tokens (B, L, C) whose scales have ``lengths`` tokens."""
+    """Apply what :func:`per_scale` made to tokens (B, L, C) of scales with ``lengths`` tokens."""
     if not isinstance(module, nn.ModuleList):
         return module(tokens)
     scales = tokens.split(lengths, dim=1)

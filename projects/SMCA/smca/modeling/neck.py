@@ -41,9 +41,7 @@ class Neck(nn.Module):
         )
         channels = in_channels[-1]
         for _ in range(num_scales - len(in_features)):
-            self.projections.append(
-                nn.Conv2d(channels, dim, kernel_size=3, stride=2, padding=1)
-            )
+            self.projections.append(nn.Conv2d(channels, dim, kernel_size=3, stride=2, padding=1))
             self.strides.append(self.strides[-1] * 2)
             channels = dim
         self.level_embed = None

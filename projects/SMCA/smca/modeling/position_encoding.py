@@ -12,7 +12,7 @@ from .memory import Size
 
 
 def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
-    """Sines and cosines, interleaved, of ``x`` (...) at ``channels`` wavelengths: (..., channels)."""
+    """Sines and cosines, interleaved, of ``x`` (...) at many wavelengths: (..., channels)."""
     frequency = torch.arange(channels, device=x.device) // 2
     angles = x[..., None] / temperature ** (2 * frequency / channels)
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)

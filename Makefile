@@ -1,0 +1,33 @@
+# `make quickstart` and `make test` do all of their own set-up.
+# An active virtual environment is used as it is; else .venv is made, seeing the system's packages.
+
+PYTHON ?= python3
+ifdef VIRTUAL_ENV
+  ENV := $(VIRTUAL_ENV)
+else
+  ENV := .venv
+endif
+PY := $(ENV)/bin/python
+INSTALLED := build/installed$(subst /,_,$(abspath $(ENV)))
+export PYTHONPATH := $(CURDIR)/projects/SMCA
+
+OUTPUT := output/quickstart
+
+.PHONY: quickstart test clean
+
+quickstart: $(INSTALLED)
+	$(PY) tools/make_shapes_dataset.py --output datasets/shapes
+	$(PY) train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
+	$(PY) tools/draw_run.py --config-file $(OUTPUT)/config.yaml
+
+test: $(INSTALLED)
+	$(PY) -m pytest -q
+	@$(PY) -c "import detectron2" 2>/dev/null || $(PY) -m smca.cli
+
+$(INSTALLED): setup.py pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(ENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@mkdir -p $(@D) && touch $@
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,148 @@
+"""Records become samples: seeded augmentation, and image files that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+
+from .coco import DatasetError
+from .sampler import Draw
+
+logger = logging.getLogger(__name__)
+
+# What Pillow raises for files that are missing, truncated, huge or no images.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_rgb(file_name: str) -> Image.Image:
+    """An image file as 8-bit RGB, turned as its EXIF orientation says.
+
+    Raises:
+        one of ``UNREADABLE``.
+    """
+    with Image.open(file_name) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            # Pillow would saturate 16-bit grey values at 255.
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
+
+
+def aspect_groups(records: Sequence[dict], enabled: bool) -> list[int]:
+    """0 for wide images and 1 for the others, or all 0 where not ``enabled``."""
+    return [int(enabled and record["width"] <= record["height"]) for record in records]
+
+
+class PackedRecords(Sequence):
+    """Records in one block of memory, which loader processes share.
+
+    Python objects would be copied into each of them as their reference counts change.
+    """
+
+    def __init__(self, records: Sequence[dict]):
+        packed = [pickle.dumps(record, protocol=-1) for record in records]
+        self._ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> dict:
+        index = range(len(self))[index]
+        begin = self._ends[index - 1] if index else 0
+        return pickle.loads(self._bytes[begin : self._ends[index]].data)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch (CPU), and give back their states after."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+        # torch.manual_seed would seed the devices too.
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class TrainingDataset(Dataset):
+    """Maps draws to samples. For an image that cannot be read, the next readable one is taken."""
+
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], object]):
+        """
+        Args:
+            records: dicts with ``file_name``.
+            mapper: record -> sample; may use the generators of Python, NumPy and torch.
+        """
+        self.records = PackedRecords(records)
+        self.mapper = mapper
+        # In shared memory: one warning a file, not one a loader process.
+        self._warned = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> object:
+        """
+        Raises:
+            DatasetError: no image of the dataset can be read.
+        """
+        for step in range(len(self)):
+            index = (draw.index + step) % len(self)
+            record = self.records[index]
+            with seeded(draw.seed):
+                try:
+                    return self.mapper(record)
+                except UNREADABLE as error:
+                    self._warn(index, record["file_name"], error)
+        raise DatasetError(f"none of the {len(self)} training images can be read")
+
+    def _warn(self, index: int, file_name: str, error: BaseException) -> None:
+        if not self._warned[index]:
+            self._warned[index] = True
+            logger.warning("cannot read %s (%r); training goes on without it", file_name, error)
+
+
+class EvaluationDataset(Dataset):
+    """Maps records to samples; an image that cannot be read ends the evaluation."""
+
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], object]):
+        self.records = PackedRecords(records)
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> object:
+        """
+        Raises:
+            DatasetError: the image cannot be read.
+        """
+        record = self.records[index]
+        try:
+            return self.mapper(record)
+        except UNREADABLE as error:
+            raise DatasetError(
+                f"cannot read {record['file_name']} ({error!r}); evaluation needs every image"
+            ) from error

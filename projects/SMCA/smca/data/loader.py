@@ -1,0 +1,45 @@
+"""The data loader of both hosts: plain lists of samples, in processes that are light and quiet."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from fvcore.common.config import CfgNode
+from torch.utils.data import DataLoader, Dataset
+
+
+def build_loader(cfg: CfgNode, dataset: Dataset, **arguments: object) -> DataLoader:
+    """A loader with DATALOADER.NUM_WORKERS processes, whose batches are lists of samples.
+
+    Args:
+        cfg: the configuration.
+        dataset: of samples.
+        arguments: what else :class:`DataLoader` takes, such as ``batch_sampler``.
+    """
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if workers:
+        arguments |= {"worker_init_fn": _init_worker, "persistent_workers": True}
+        if sys.platform == "linux":
+            # Trainers of several processes are spawned, and spawning loaders from them is slow.
+            arguments["multiprocessing_context"] = "fork"
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=_as_list,
+        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
+        # Else each iterator would draw from the generator that training uses.
+        generator=torch.Generator(),
+        **arguments,
+    )
+
+
+def _as_list(samples: list) -> list:
+    return samples
+
+
+def _init_worker(worker: int) -> None:
+    # Ctrl-C goes to a process group, and the trainer needs its loaders until it has saved.
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -1,0 +1,108 @@
+"""The endless stream of training batches: the same for any number of workers, after any resume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from ..config import ConfigError
+
+
+class Draw(NamedTuple):
+    """A record to train on, and the seed of its augmentation (63 bits)."""
+
+    index: int
+    seed: int
+
+
+class TrainingBatches(Sampler[list[Draw]]):
+    """One worker's shares of an endless stream of global batches.
+
+    The records are shuffled anew each epoch. A global batch holds records of one group; what an
+    epoch leaves over begins the batches of the next. Batch i is a function of the groups, the batch
+    size, the seed and i alone, so that neither the number of workers nor a resume changes it.
+
+    Attributes:
+        seed, start: may be set until iteration begins.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int,
+        start: int = 0,
+    ):
+        """
+        Args:
+            groups: group of each record, any integers; all equal for no grouping.
+            batch_size: records of a batch, over all workers.
+            rank, world_size: worker ``rank`` has the draws ``rank::world_size`` of each batch.
+            seed: >= 0, the same on all workers.
+            start: the first batch (training iteration) to yield.
+
+        Raises:
+            ConfigError: no records, or a batch that cannot be shared out evenly.
+        """
+        if len(groups) == 0:
+            raise ConfigError("there is no record to sample; DATASETS.TRAIN is empty")
+        if batch_size < 1 or batch_size % world_size:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the "
+                f"number of workers ({world_size})"
+            )
+        self.groups = np.asarray(groups)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self._global_batches():
+            share = batch[self.rank :: self.world_size].tolist()
+            yield [Draw(index, _draw_seed(self.seed, position)) for index, position in share]
+
+    def _global_batches(self) -> Iterator[np.ndarray]:
+        """Batches from ``start`` on: (batch_size, 2) record index and position in the stream."""
+        size, count = self.batch_size, len(self.groups)
+        groups, sizes = np.unique(self.groups, return_counts=True)
+        # No batch before this epoch is `start`; its records reach back `reach` epochs at most.
+        epoch = self.start * size // count
+        reach = -(-size // int(sizes.min()))
+        epoch = max(0, epoch - reach)
+        # After e epochs a group of n records has made e * n // size batches. The records that wait
+        # for their batch there are unknown (-1), but belong to batches before `start`.
+        number = int((epoch * sizes // size).sum())
+        waiting = {
+            group: np.full((epoch * n % size, 2), -1)
+            for group, n in zip(groups.tolist(), sizes.tolist(), strict=True)
+        }
+        while True:
+            order = np.random.default_rng([self.seed, epoch]).permutation(count)
+            stream = np.stack([order, epoch * count + np.arange(count)], axis=1)
+            batches = []
+            for group in waiting:
+                members = stream[self.groups[order] == group]
+                members = np.concatenate([waiting[group], members])
+                full = len(members) // size * size
+                batches.append(members[:full].reshape(-1, size, 2))
+                waiting[group] = members[full:]
+            batches = np.concatenate(batches)
+            # A batch comes when its last record does.
+            batches = batches[np.argsort(batches[:, -1, 1])]
+            yield from batches[max(0, self.start - number) :]
+            number += len(batches)
+            epoch += 1
+
+
+def _draw_seed(seed: int, position: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

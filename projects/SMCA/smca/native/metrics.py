@@ -1,0 +1,80 @@
+"""What a run tells: a progress line, `metrics.json` as Detectron2 writes it, TensorBoard."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Collects numbers of each iteration and writes their means every ``period`` iterations."""
+
+    def __init__(self, output_dir: str, *, start: int, max_iter: int, period: int = 20):
+        """
+        Args:
+            output_dir: where `metrics.json` and TensorBoard's files go.
+            start, max_iter: first iteration, and the number of iterations of the whole run.
+            period: iterations from one line to the next.
+        """
+        self.max_iter = max_iter
+        self.period = period
+        self._json = open(os.path.join(output_dir, "metrics.json"), "a")  # noqa: SIM115
+        self._tensorboard = SummaryWriter(output_dir)
+        self._sums: dict[str, float] = defaultdict(float)
+        self._count = 0
+        self._begun = time.perf_counter()
+        self._paused = 0.0
+        self._first = start
+
+    def add(self, iteration: int, values: Mapping[str, float], *, lr: float) -> None:
+        """Take the numbers of one iteration; write when it is time."""
+        for name, value in values.items():
+            self._sums[name] += value
+        self._count += 1
+        if (iteration + 1) % self.period == 0 or iteration + 1 == self.max_iter:
+            self._write_means(iteration, lr)
+
+    def _write_means(self, iteration: int, lr: float) -> None:
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._sums.clear()
+        self._count = 0
+        done = iteration + 1 - self._first
+        seconds = (time.perf_counter() - self._begun - self._paused) / done
+        left = (self.max_iter - iteration - 1) * seconds
+        self.write(iteration, {**means, "lr": lr, "eta_seconds": left})
+        logger.info(
+            "iter %d/%d  loss %.3f (class %.3f  l1 %.3f  giou %.3f)  %.2f it/s  data %.3f s"
+            "  lr %.2g  eta %s",
+            iteration + 1,
+            self.max_iter,
+            means["total_loss"],
+            *(means[f"loss_{name}"] for name in ("class", "l1", "giou")),
+            1 / seconds,
+            means["data_time"],
+            lr,
+            datetime.timedelta(seconds=round(left)),
+        )
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write numbers, such as an evaluation's, at once."""
+        self._json.write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
+        self._json.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, iteration)
+
+    def pause(self, seconds: float) -> None:
+        """Leave ``seconds``, those of an evaluation, out of the speed."""
+        self._paused += seconds
+
+    def close(self) -> None:
+        self._json.close()
+        self._tensorboard.close()

@@ -1,0 +1,156 @@
+"""Detections drawn on their image."""
+
+import colorsys
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+
+def class_color(label: int) -> Color:
+    """A colour of the class's own, bright enough for black text and for dark images.
+
+    Neighbouring classes have hues far apart.
+    """
+    hue = (0.97 + 0.381966 * label) % 1
+    color = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0))
+    brightness = color @ (0.299, 0.587, 0.114)
+    color += max(0, 130 - brightness) / (255 - brightness) * (255 - color)
+    return tuple(color.round().astype(int).tolist())
+
+
+def draw_detections(
+    image: Image.Image | np.ndarray,
+    boxes: ArrayLike,
+    labels: Sequence[int],
+    scores: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    threshold: float = 0.3,
+    truth: ArrayLike | None = None,
+    least_side: int = 384,
+) -> Image.Image:
+    """Boxes with their class and score, the most certain on top.
+
+    Args:
+        image: PIL image, or (h, w, 3) uint8.
+        boxes: (K, 4) x1, y1, x2, y2 in pixels of ``image``.
+        labels: (K,) class indices.
+        scores: (K,), or None when the boxes are not detections; then ``threshold`` is not used.
+        class_names: by class index; without them the index is written.
+        threshold: detections of a lower score are left out.
+        truth: (T, 4) ground-truth boxes like ``boxes``, drawn dashed in black and white.
+        least_side: an image whose longer side is shorter is enlarged to it, so that text fits.
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    picture = picture.convert("RGB")
+    factor = max(1.0, least_side / max(picture.size))
+    if factor > 1:
+        size = tuple(round(side * factor) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    unit = max(1, round(max(picture.size) / 600))  # line widths and text grow with the picture
+    font = ImageFont.load_default(13 * unit)
+
+    for box in _rows(truth) * factor:
+        _dashed_rectangle(draw, box, width=unit, dash=5 * unit)
+    boxes, labels = _rows(boxes) * factor, np.asarray(labels, dtype=int)
+    certainty = np.ones(len(boxes)) if scores is None else np.asarray(scores, dtype=float)
+    shown = [i for i in np.argsort(certainty, kind="stable") if certainty[i] >= threshold]
+    for i in shown:
+        x1, y1, x2, y2 = _drawable(boxes[i])
+        rim = (x1 - unit, y1 - unit, x2 + unit, y2 + unit)  # parts it from a ground of its colour
+        draw.rectangle(rim, outline="black", width=unit)
+        draw.rectangle((x1, y1, x2, y2), outline=class_color(labels[i]), width=3 * unit)
+    taken: list[np.ndarray] = []
+    for i in reversed(shown):
+        text = class_names[labels[i]] if class_names is not None else str(labels[i])
+        if scores is not None:
+            text += f" {certainty[i]:.2f}"
+        taken.append(_tag(draw, boxes[i], text, class_color(labels[i]), font, taken))
+    return picture
+
+
+def save_grid(
+    images: Sequence[Image.Image], path: str | os.PathLike, columns: int = 4, gap: int = 8
+) -> None:
+    """Save images side by side, row by row, in cells of the largest one's size.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not images:
+        raise ValueError(f"no images to draw to {path}")
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    width, height = (max(image.size[axis] for image in images) + gap for axis in (0, 1))
+    grid = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        grid.paste(image, (column * width, row * height))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+
+
+def _rows(boxes: ArrayLike | None) -> np.ndarray:
+    return np.zeros((0, 4)) if boxes is None else np.asarray(boxes, dtype=float).reshape(-1, 4)
+
+
+def _drawable(box: np.ndarray) -> list[int]:
+    """First and last pixels inside a box, in order even where it is thinner than a pixel."""
+    x1, y1 = np.floor(box[:2] + 0.5).astype(int).tolist()
+    x2, y2 = (np.floor(box[2:] + 0.5).astype(int) - 1).tolist()
+    return [x1, y1, max(x1, x2), max(y1, y2)]
+
+
+def _dashed_rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, width: int, dash: int) -> None:
+    x1, y1, x2, y2 = _drawable(box)
+    draw.rectangle((x1, y1, x2, y2), outline="black", width=width)
+    for x in range(x1, x2 + 1, 2 * dash):
+        end = min(x + dash - 1, x2)
+        draw.rectangle((x, y1, end, y1 + width - 1), fill="white")
+        draw.rectangle((x, y2 - width + 1, end, y2), fill="white")
+    for y in range(y1, y2 + 1, 2 * dash):
+        end = min(y + dash - 1, y2)
+        draw.rectangle((x1, y, x1 + width - 1, end), fill="white")
+        draw.rectangle((x2 - width + 1, y, x2, end), fill="white")
+
+
+def _tag(
+    draw: ImageDraw.ImageDraw,
+    box: np.ndarray,
+    text: str,
+    color: Color,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    taken: list[np.ndarray],
+) -> np.ndarray:
+    """Write ``text`` on a ground of ``color`` where it hides no other tag, if there is room.
+
+    Returns:
+        the tag's place, x1, y1, x2, y2.
+    """
+    _, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    size = np.array([right + 6, bottom - top + 6])
+    x1, y1, x2, y2 = _drawable(box)
+    width, height = size
+    corners = [
+        (x, y)
+        for y in (y1 - height, y2 + 1, y1, y2 + 1 - height)  # above, below, inside
+        for x in (x1, x2 + 1 - width)
+    ]
+    limit = (np.array(draw.im.size) - size).clip(min=0)
+    places = [np.concatenate([c, c + size]) for c in np.clip(corners, 0, limit)]
+    place = min(places, key=lambda place: sum(_common_area(place, other) for other in taken))
+    draw.rectangle((place - (0, 0, 1, 1)).tolist(), fill=color)
+    draw.text((place[0] + 3, place[1] + 3 - top), text, fill="black", font=font)
+    return place
+
+
+def _common_area(a: np.ndarray, b: np.ndarray) -> int:
+    return int((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod())

@@ -1,0 +1,186 @@
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from smca.data import shapes
+from smca.data.coco import DatasetError
+from smca.data.shapes import draw_background, draw_shapes, write_shapes_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def load(json_file: str) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(json_file)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    return root, write_shapes_dataset(root, num_train=150, num_val=10, seed=3)
+
+
+def test_pycocotools_loads_it_and_every_image_is_there(dataset):
+    root, files = dataset
+    assert files == {
+        split: (str(root / "annotations" / f"{split}.json"), str(root / split))
+        for split in ("train", "val")
+    }
+    for (json_file, folder), count in zip(files.values(), (150, 10), strict=True):
+        coco = load(json_file)
+        assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == [
+            "circle",
+            "rectangle",
+            "triangle",
+        ]
+        assert coco.getCatIds() == [1, 3, 7]
+        assert len(coco.getImgIds()) == count == len(list(Path(folder).iterdir()))
+        for image in coco.loadImgs(coco.getImgIds()):
+            with Image.open(Path(folder) / image["file_name"]) as picture:
+                assert (picture.format, picture.mode) == ("PNG", "RGB")
+                assert picture.size == (image["width"], image["height"]) == (128, 128)
+
+
+def test_objects_vary_as_promised(dataset):
+    coco = load(dataset[1]["train"][0])
+    objects = coco.loadAnns(coco.getAnnIds())
+    per_image = [len(coco.getAnnIds(imgIds=[i])) for i in coco.getImgIds()]
+    assert min(per_image) == 0 and max(per_image) == 5
+    assert sum(count == 0 for count in per_image) <= 10
+    assert {o["category_id"] for o in objects} == {1, 3, 7}
+    assert all(o["area"] == o["bbox"][2] * o["bbox"][3] and o["iscrowd"] == 0 for o in objects)
+    sides = np.sqrt([o["area"] for o in objects])
+    small, large = np.mean(sides < 32), np.mean(sides > 96)
+    assert 0.25 < small < 0.6 and 0.01 < large < 0.2
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_boxes_are_tight(name):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        background = draw_background(rng, 128)
+        canvas = background.copy()
+        [(drawn, (x, y, w, h))] = draw_shapes(rng, canvas, names=(name,), max_objects=1)
+        rows, columns = np.nonzero((canvas != background).any(axis=2))
+        assert drawn == name
+        assert (columns.min(), rows.min()) == (x, y)
+        assert (columns.max() + 1, rows.max() + 1) == (x + w, y + h)
+
+
+def test_boxes_together_enclose_just_what_is_drawn_and_hardly_overlap():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        background = draw_background(rng, 128)
+        canvas = background.copy()
+        boxes = [box for _, box in draw_shapes(rng, canvas, names=("circle",), max_objects=5)]
+        union = np.zeros((128, 128), dtype=int)
+        for x, y, w, h in boxes:
+            union[y : y + h, x : x + w] += 1
+        drawn = (canvas != background).any(axis=2)
+        assert not drawn[union == 0].any()
+        assert (union > 1).sum() <= 0.2 * sum(w * h for _, _, w, h in boxes)
+
+
+def test_same_seed_same_bytes_and_another_seed_others(dataset, tmp_path):
+    root, _ = dataset
+    write_shapes_dataset(tmp_path / "again", num_train=150, num_val=10, seed=3)
+    assert contents(tmp_path / "again") == contents(root)
+    write_shapes_dataset(tmp_path / "other", num_train=150, num_val=10, seed=4)
+    assert contents(tmp_path / "other")["train/000001.png"] != contents(root)["train/000001.png"]
+
+
+def test_an_image_depends_on_neither_the_number_of_images_nor_the_other_split(dataset, tmp_path):
+    root, _ = dataset
+    write_shapes_dataset(tmp_path / "few", num_train=3, num_val=3, seed=3)
+    few, many = contents(tmp_path / "few"), contents(root)
+    assert all(few[name] == many[name] for name in few if name.endswith(".png"))
+    assert few["train/000001.png"] != few["val/000001.png"]
+
+
+def test_the_same_dataset_is_reused(tmp_path):
+    arguments = {"num_train": 2, "num_val": 1, "image_size": 64}
+    first = write_shapes_dataset(tmp_path / "shapes", **arguments)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert write_shapes_dataset(tmp_path / "shapes", **arguments) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+
+
+def test_another_dataset_or_foreign_folder_is_refused_and_kept(tmp_path):
+    write_shapes_dataset(tmp_path / "shapes", num_train=2, num_val=1)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("precious")
+    before = contents(tmp_path)
+    for folder in ("shapes", "foreign", "foreign/thesis.txt"):
+        with pytest.raises(DatasetError, match=f"{folder}.*name another folder, or remove"):
+            write_shapes_dataset(tmp_path / folder, num_train=3, num_val=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_dataset_that_lost_an_image_is_not_reused(tmp_path):
+    write_shapes_dataset(tmp_path / "shapes", num_train=2, num_val=1)
+    (tmp_path / "shapes/train/000002.png").unlink()
+    with pytest.raises(DatasetError, match="not the shapes dataset asked for"):
+        write_shapes_dataset(tmp_path / "shapes", num_train=2, num_val=1)
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    write_shapes_dataset(tmp_path, num_train=1, num_val=1)
+    assert (tmp_path / "train/000001.png").is_file()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError("disk full")])
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, interruption):
+    save, calls = Image.Image.save, []
+
+    def failing_save(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise interruption
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", failing_save)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_shapes_dataset(tmp_path / "shapes", num_train=3, num_val=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_train", 0), ("num_classes", 6), ("image_size", 16), ("max_objects", 0), ("seed", -1)],
+)
+def test_impossible_arguments_are_named(tmp_path, name, value):
+    arguments = {"num_train": 1, "num_val": 1} | {name: value}
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be from"):
+        write_shapes_dataset(tmp_path / "shapes", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program(tmp_path):
+    command = [sys.executable, ROOT / "tools/make_shapes_dataset.py", "--train", "30", "--val", "2"]
+    command += ["--size", "64", "--output", tmp_path / "shapes"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    objects = json.loads((tmp_path / "shapes/annotations/train.json").read_text())["annotations"]
+    assert f"30 images (0 without objects), {len(objects)} objects:" in result.stdout
+    small = sum(item["area"] < 32**2 for item in objects)
+    assert f"; {small} small, " in result.stdout
+    (tmp_path / "shapes/val/000001.png").unlink()
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'shapes'} exists")

@@ -1,0 +1,86 @@
+"""The ResNet against torchvision's, with torchvision's weights read from a file."""
+
+import pytest
+import torch
+import torchvision
+from torch.testing import assert_close
+from torchvision.models._utils import IntermediateLayerGetter
+
+from smca.checkpoints import read_checkpoint
+from smca.config import ConfigError
+from smca.modeling import ResNet
+
+
+@pytest.mark.parametrize(("depth", "dilated"), [(18, False), (50, False), (50, True)])
+def test_maps_are_torchvisions(depth, dilated, tmp_path):
+    torch.manual_seed(0)
+    options = {"replace_stride_with_dilation": [False, False, dilated]} if depth == 50 else {}
+    theirs = getattr(torchvision.models, f"resnet{depth}")(**options).eval()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    stages = {f"layer{i}": f"res{i + 1}" for i in range(1, 5)}
+    ours = ResNet(
+        depth=depth,
+        out_features=list(stages.values()),
+        res2_channels=64 if depth == 18 else 256,
+        res5_dilation=2 if dilated else 1,
+    )
+    state = read_checkpoint(tmp_path / "resnet.pth")["model"]
+    state = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    ours.load_state_dict(state)
+    images = torch.randn(1, 3, 75, 130).double()
+    ours, theirs = ours.double(), theirs.double()
+    with torch.no_grad():
+        expected = IntermediateLayerGetter(theirs, stages)(images)
+        maps = ours(images)
+    for name, reference in expected.items():
+        assert_close(maps[name], reference)
+        assert maps[name].shape[1] == ours.channels[name]
+        assert maps[name].shape[2] == -(-75 // ours.strides[name])
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+def test_padding_leaves_no_trace(depth):
+    torch.manual_seed(0)
+    net = ResNet(depth=depth, out_features=["res3", "res5"], res2_channels=32, stem_channels=16)
+    for module in net.modules():
+        if isinstance(module, torchvision.ops.FrozenBatchNorm2d):
+            module.bias.normal_()  # so that padding does not stay zero by itself
+    net = net.double()
+    image = torch.randn(1, 3, 45, 71).double()
+    batch = torch.zeros(2, 3, 90, 100).double()
+    batch[:1, :, :45, :71] = image
+    batch[1:] = torch.randn(1, 3, 90, 100)
+    alone, padded = net(image), net(batch, [(45, 71), (90, 100)])
+    for name in alone:
+        rows, columns = alone[name].shape[-2:]
+        assert_close(padded[name][:1, :, :rows, :columns], alone[name])
+
+
+def test_frozen_stages_do_not_train():
+    net = ResNet(depth=18, out_features=["res5"], res2_channels=64, norm="BN", freeze_at=2)
+    trained = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    assert trained == {"res3", "res4", "res5"}
+    frozen = [m for m in net.res2.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert not frozen
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.RESNETS.DEPTH", 51),
+        ("MODEL.RESNETS.NORM", "LN"),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+        ("MODEL.SMCA.IN_FEATURES", ["res9"]),
+    ],
+)
+def test_impossible_values_are_named(config, key, value):
+    with pytest.raises(ConfigError, match=key):
+        ResNet.from_config(config("smca_R50_50ep", key, value))

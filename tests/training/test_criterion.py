@@ -1,0 +1,128 @@
+"""The losses against sums written out over layers, images, queries and classes."""
+
+import math
+
+import pytest
+import torch
+from smca.modeling import Predictions
+from smca.training import HungarianMatcher, Matches, SetCriterion, Targets
+from torch.testing import assert_close
+
+
+class FixedMatcher:
+    """Queries 1 and 3 of image 0, and query 0 of image 1, in every layer."""
+
+    def __call__(self, predictions, targets):
+        layers = len(predictions.logits)
+        indices = torch.tensor([[0, 1, 0], [0, 3, 1], [1, 0, 0]]).repeat(layers, 1)
+        layer = torch.arange(layers).repeat_interleave(3)
+        return Matches(layer, *indices.T)
+
+
+def example(layers=3, classes=4):
+    torch.manual_seed(0)
+    predictions = Predictions(
+        logits=torch.randn(layers, 2, 5, classes, requires_grad=True),
+        boxes=(torch.rand(layers, 2, 5, 4) * 0.4 + 0.2).requires_grad_(),
+        centers=torch.rand(2, 5, 2),
+    )
+    targets = Targets(
+        labels=torch.tensor([[1, 2], [0, 0]]),
+        boxes=torch.rand(2, 2, 4) * 0.4 + 0.3,
+        counts=(2, 1),
+    )
+    return predictions, targets
+
+
+def focal(x, wanted):
+    p = 1 / (1 + math.exp(-x))
+    if wanted:
+        return -0.25 * (1 - p) ** 2 * math.log(p)
+    return -0.75 * p**2 * math.log(1 - p)
+
+
+def giou(a, b):
+    def corners(box):
+        cx, cy, w, h = box
+        return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = corners(a), corners(b)
+    inter = max(0, min(ax2, bx2) - max(ax1, bx1)) * max(0, min(ay2, by2) - max(ay1, by1))
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter
+    hull = (max(ax2, bx2) - min(ax1, bx1)) * (max(ay2, by2) - min(ay1, by1))
+    return inter / union - (hull - union) / hull
+
+
+PAIRS = {(0, 1): 0, (0, 3): 1, (1, 0): 0}  # (image, query): object
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_losses(softmax):
+    predictions, targets = example()
+    criterion = SetCriterion(matcher=FixedMatcher(), softmax=softmax)
+    losses = criterion(predictions, targets)
+    assert set(losses) == {
+        f"loss_{name}{suffix}" for name in ("class", "l1", "giou") for suffix in ("", "_0", "_1")
+    }
+    for layer, suffix in enumerate(("_0", "_1", "")):
+        class_loss = weights = l1 = generalized = 0.0
+        for image in range(2):
+            for query in range(5):
+                logits = predictions.logits[layer, image, query].tolist()
+                found = PAIRS.get((image, query))
+                label = None if found is None else targets.labels[image, found].item()
+                if softmax:
+                    label, weight = (3, 0.1) if label is None else (label, 1.0)
+                    total = sum(math.exp(x) for x in logits)
+                    class_loss -= weight * math.log(math.exp(logits[label]) / total)
+                    weights += weight
+                else:
+                    class_loss += sum(focal(x, k == label) for k, x in enumerate(logits))
+                if found is not None:
+                    box = predictions.boxes[layer, image, query].tolist()
+                    target = targets.boxes[image, found].tolist()
+                    l1 += sum(abs(u - v) for u, v in zip(box, target, strict=True))
+                    generalized += 1 - giou(box, target)
+        expected = {
+            "class": 2 * class_loss / (weights if softmax else 3),
+            "l1": 5 * l1 / 3,
+            "giou": 2 * generalized / 3,
+        }
+        for name, value in expected.items():
+            assert losses[f"loss_{name}{suffix}"].item() == pytest.approx(value, rel=1e-4)
+
+
+def test_without_auxiliary_losses_only_the_last_layer_learns():
+    predictions, targets = example()
+    losses = SetCriterion(matcher=FixedMatcher(), auxiliary=False)(predictions, targets)
+    assert set(losses) == {"loss_class", "loss_l1", "loss_giou"}
+    every = SetCriterion(matcher=FixedMatcher())(predictions, targets)
+    for name, value in losses.items():
+        assert_close(value, every[name])
+
+
+def test_images_without_objects_train_as_background():
+    predictions, _ = example()
+    targets = Targets.from_images(
+        [torch.zeros(0, dtype=torch.int64)] * 2,
+        [torch.zeros(0, 4)] * 2,
+        [(10, 10)] * 2,
+        torch.device("cpu"),
+    )
+    losses = SetCriterion(matcher=HungarianMatcher())(predictions, targets)
+    sum(losses.values()).backward()
+    assert losses["loss_l1"] == 0 and losses["loss_giou"] == 0 and losses["loss_class"] > 0
+    assert (predictions.logits.grad > 0).all()
+    assert predictions.boxes.grad.eq(0).all()
+
+
+def test_a_perfect_prediction_has_no_loss():
+    _, targets = example()
+    logits = torch.full((1, 2, 5, 4), -30.0)
+    boxes = torch.rand(1, 2, 5, 4)
+    for (image, query), found in PAIRS.items():
+        logits[0, image, query, targets.labels[image, found]] = 30.0
+        boxes[0, image, query] = targets.boxes[image, found]
+    predictions = Predictions(logits=logits, boxes=boxes, centers=torch.rand(2, 5, 2))
+    losses = SetCriterion(matcher=HungarianMatcher())(predictions, targets)
+    assert_close(sum(losses.values()), torch.tensor(0.0), atol=1e-5, rtol=0)

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from smca.modeling import build_detector
+from smca.training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
+from torch.testing import assert_close
+
+
+def test_groups_have_the_papers_rates(config):
+    cfg = config("smca_R50_50ep")
+    with torch.device("meta"):
+        detector = build_detector(cfg)
+    optimizer = build_optimizer(cfg, detector)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
+    for name, parameter in detector.named_parameters():
+        expected = 1e-5 if name.startswith("backbone.") else 1e-4
+        assert rates.get(id(parameter)) == (expected if parameter.requires_grad else None)
+    assert len(optimizer.param_groups) == 2
+
+
+def test_norms_may_decay_otherwise(tiny_config):
+    cfg = tiny_config("SOLVER.WEIGHT_DECAY_NORM", 0.0)
+    detector = build_detector(cfg)
+    without = [g for g in build_optimizer(cfg, detector).param_groups if g["weight_decay"] == 0]
+    norms = [p for n, p in detector.named_parameters() if "norm" in n and p.requires_grad]
+    assert {id(p) for g in without for p in g["params"]} == {id(p) for p in norms}
+
+
+def test_gradients_are_clipped_as_one_vector(tiny_config):
+    cfg = tiny_config("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1)
+    detector = build_detector(cfg)
+    optimizer = build_optimizer(cfg, detector)
+    for parameter in detector.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = torch.cat([p.grad.flatten() for p in detector.parameters()])
+    optimizer.step()
+    after = torch.cat([p.grad.flatten() for p in detector.parameters()])
+    assert_close(after.norm(), torch.tensor(0.1), atol=1e-4, rtol=1e-4)
+    assert_close(after / after.norm(), before / before.norm(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["linear", "constant"])
+def test_schedule(tiny_config, method):
+    options = ["SOLVER.MAX_ITER", 100, "SOLVER.STEPS", (60, 80), "SOLVER.WARMUP_METHOD", method]
+    multiplier = build_lr_multiplier(tiny_config(*options))
+    for iteration in range(100):
+        drops = (iteration >= 60) + (iteration >= 80)
+        assert multiplier(iteration / 100) == pytest.approx(0.1**drops)
+    warm = tiny_config(*options, "SOLVER.WARMUP_ITERS", 10, "SOLVER.WARMUP_FACTOR", 0.1)
+    values = [build_lr_multiplier(warm)(i / 100) for i in range(12)]
+    expected = [0.1 + 0.09 * i for i in range(10)] if method == "linear" else [0.1] * 10
+    assert values == pytest.approx([*expected, 1.0, 1.0])
+
+
+def test_epochs_of_the_papers_schedules(config):
+    """50 epochs with the drop after 40, and 108 after 80, of 7,330 iterations."""
+    for name, epochs, drop in (("smca_R50_50ep", 50, 40), ("smca_R50_108ep", 108, 80)):
+        cfg = config(name)
+        per_epoch = -(-117_266 // cfg.SOLVER.IMS_PER_BATCH)
+        assert epochs * per_epoch == cfg.SOLVER.MAX_ITER
+        assert tuple(cfg.SOLVER.STEPS) == (drop * per_epoch,)
+
+
+def test_scaling_to_workers(tiny_config):
+    cfg = tiny_config("SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 16)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1000, (800,)
+    scaled = scale_to_workers(cfg, 2)
+    assert scaled.SOLVER.IMS_PER_BATCH == 4
+    assert scaled.SOLVER.BASE_LR == pytest.approx(cfg.SOLVER.BASE_LR / 4)
+    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.STEPS) == (4000, (3200,))
+    assert scale_to_workers(cfg, 8) is cfg

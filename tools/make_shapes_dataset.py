@@ -1,0 +1,63 @@
+"""Write a COCO-format dataset of drawn shapes: PNG files and annotation files, no download.
+
+Example: python tools/make_shapes_dataset.py --output datasets/shapes --train 4000 --val 400
+"""
+
+import argparse
+import json
+from collections import Counter
+
+from smca.data.shapes import SHAPES, write_shapes_dataset
+
+
+def coco_size(area: float) -> str:
+    """COCO's name of an object's size, for its area in pixels."""
+    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
+
+
+def summary(json_file: str) -> str:
+    """Images and objects of an annotation file in words, by class and by COCO's sizes."""
+    with open(json_file) as file:
+        content = json.load(file)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    objects = content["annotations"]
+    empty = len(content["images"]) - len({item["image_id"] for item in objects})
+    classes = Counter(names[item["category_id"]] for item in objects)
+    sizes = Counter(coco_size(item["area"]) for item in objects)
+    return (
+        f"{len(content['images'])} images ({empty} without objects), {len(objects)} objects: "
+        + ", ".join(f"{classes[name]} {name}" for name in names.values())
+        + "; "
+        + ", ".join(f"{sizes[size]} {size}" for size in ("small", "medium", "large"))
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", default="datasets/shapes", help="folder to write")
+    parser.add_argument("--train", type=int, default=4000, help="training images")
+    parser.add_argument("--val", type=int, default=400, help="validation images")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument("--classes", type=int, default=3, help=f"at most {len(SHAPES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        files = write_shapes_dataset(
+            args.output,
+            num_train=args.train,
+            num_val=args.val,
+            image_size=args.size,
+            num_classes=args.classes,
+            seed=args.seed,
+        )
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    for json_file, _ in files.values():
+        print(f"{json_file}: {summary(json_file)}")
+
+
+if __name__ == "__main__":
+    main()
