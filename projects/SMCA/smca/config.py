@@ -121,7 +121,7 @@ def get_cfg() -> CN:
     cfg.MODEL.RESNETS = CN()
     # 10 (one basic block a stage), 18, 34, 50, 101 or 152.
     cfg.MODEL.RESNETS.DEPTH = 50
-    # "FrozenBN", "BN", "SyncBN", "GN" or "" (none).
+    # "FrozenBN", "BN", "SyncBN", "LN" or "" (none).
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
     cfg.MODEL.RESNETS.NUM_GROUPS = 1
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
@@ -240,6 +240,8 @@ def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[str] = ()) -> CN:
             if not os.path.isfile(config_file):
                 raise ConfigError(f"config file {config_file!r} does not exist")
             loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
+            if not isinstance(loaded, dict):
+                raise ConfigError(f"{config_file} holds a {type(loaded).__name__}, not keys")
             loaded = type(cfg)(_without_foreign_keys(loaded, cfg))
             _merge_file(cfg, loaded, config_file)
         if len(opts) % 2:

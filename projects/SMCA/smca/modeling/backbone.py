@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..config import ConfigError
@@ -28,7 +29,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
-    "GN": lambda channels: nn.GroupNorm(32, channels),
+    # Of each cell by itself: neither padding nor other images of the batch matter.
+    "LN": LayerNorm2d,
     "": lambda channels: nn.Identity(),
 }
 

@@ -64,7 +64,7 @@ def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
         schedule = CosineParamScheduler(1, solver.BASE_LR_END / solver.BASE_LR)
     else:
-        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+        steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
         if len(steps) < len(solver.STEPS):
             logger.warning(
                 "SOLVER.STEPS %s: those after SOLVER.MAX_ITER %d are never reached",

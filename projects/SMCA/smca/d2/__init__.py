@@ -1,0 +1,26 @@
+"""The Detectron2 host. Importing it registers the meta-architecture and the backbone.
+
+Another Detectron2 project uses SMCA with three lines:
+
+    import smca.d2
+    smca.d2.add_smca_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "SMCA"
+"""
+
+from ..config import add_smca_config
+from ..modeling import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
+from .backbone import SMCAResNet, build_smca_resnet_backbone
+from .dataset_mapper import DetrDatasetMapper
+from .datasets import register_datasets
+from .meta_arch import SMCA
+
+__all__ = [
+    "SMCA",
+    "SMCA_DECODER_REGISTRY",
+    "SMCA_ENCODER_REGISTRY",
+    "DetrDatasetMapper",
+    "SMCAResNet",
+    "add_smca_config",
+    "build_smca_resnet_backbone",
+    "register_datasets",
+]

@@ -1,0 +1,117 @@
+"""Datasets in Detectron2's catalogs, and the records of the datasets that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..data.coco import DatasetError, dataset_files, drop_bad_boxes, drop_empty, load_coco
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register DATASETS.COCO_FORMAT, and the COCO splits that ``cfg`` uses.
+
+    Files are read when a dataset is. A name that is registered already is registered anew.
+
+    Raises:
+        DatasetError: DATASETS.TRAIN or DATASETS.TEST has a name that nobody knows.
+    """
+    own = [entry[0] for entry in cfg.DATASETS.COCO_FORMAT]
+    for name in dict.fromkeys([*own, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        try:
+            json_file, image_root = dataset_files(cfg, name)
+        except DatasetError:
+            # Another project may have registered it.
+            if name not in DatasetCatalog:
+                raise
+            continue
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
+        _set_metadata(name, json_file=json_file, image_root=image_root, evaluator_type="coco")
+
+
+def _load(name: str, json_file: str, image_root: str) -> list[dict]:
+    dataset = load_coco(name, json_file, image_root)
+    _set_metadata(
+        name,
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=list(dataset.class_names),
+        thing_dataset_id_to_contiguous_id={
+            category: index for index, category in enumerate(dataset.category_ids)
+        },
+    )
+    return dataset.records
+
+
+def _set_metadata(name: str, **metadata: object) -> None:
+    """Metadata refuses changes, so that it is made anew."""
+    if name in MetadataCatalog:
+        MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]:
+    """The records of registered datasets, by name.
+
+    Raises:
+        DatasetError: a file that is missing or not in COCO's format; classes that are not
+            MODEL.SMCA.NUM_CLASSES in number, or not those of the other datasets.
+    """
+    records = {name: DatasetCatalog.get(name) for name in names}
+    wanted = cfg.MODEL.SMCA.NUM_CLASSES
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    classes = {name: list(known) for name, known in classes.items() if known}
+    for name, known in classes.items():
+        if len(known) != wanted:
+            raise DatasetError(
+                f"MODEL.SMCA.NUM_CLASSES is {wanted}, but dataset {name!r} has {len(known)} classes"
+            )
+    for name, known in classes.items():
+        first = next(iter(classes))
+        if known != classes[first]:
+            raise DatasetError(f"datasets {first!r} and {name!r} have different classes")
+    return records
+
+
+def training_records(cfg: CfgNode) -> list[dict]:
+    """The records of all DATASETS.TRAIN, without boxes that cannot be learned from.
+
+    Raises:
+        DatasetError: as :func:`dataset_records`, or nothing is left to train on.
+    """
+    kept = []
+    for name, records in dataset_records(cfg, cfg.DATASETS.TRAIN).items():
+        kept += drop_bad_boxes([_plain(record) for record in records], name)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        kept = drop_empty(kept)
+    if not kept:
+        raise DatasetError(
+            f"DATASETS.TRAIN ({', '.join(cfg.DATASETS.TRAIN) or 'empty'}) has no image to train "
+            "on; name a dataset with boxes, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+        )
+    return kept
+
+
+def _plain(record: dict) -> dict:
+    """A record with boxes only, as x, y, w, h: other projects' datasets may have more."""
+    return {
+        **record,
+        "annotations": [
+            {
+                "bbox": list(
+                    BoxMode.convert(entry["bbox"], BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
+                ),
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": entry["category_id"],
+                "iscrowd": entry.get("iscrowd", 0),
+            }
+            for entry in record.get("annotations", ())
+        ],
+    }

@@ -1,0 +1,108 @@
+"""Starting a run on Detectron2: the config, one or many processes, training or evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import ConfigError, add_smca_config, load_cfg
+from ..launching import guarded, prepare, signals_to_children
+from .checkpointer import SMCACheckpointer
+from .datasets import register_datasets
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what :func:`smca.cli.argument_parser` read; returns the exit code.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
+        FloatingPointError: a loss that is not finite.
+    """
+    cfg = get_cfg()
+    add_smca_config(cfg)
+    cfg = prepare(load_cfg(cfg, args.config_file, args.opts))
+    register_datasets(cfg)
+    if args.num_gpus * args.num_machines == 1:
+        return _main(cfg, args)
+    cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    if cuda and args.num_gpus > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus is {args.num_gpus}; there are {torch.cuda.device_count()}")
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
+    if not cuda:
+        # Detectron2 takes NCCL wherever it sees a GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Each process has its share of the cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.num_gpus)))
+    # That it ends the other processes after one has failed is no news.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    with signals_to_children():
+        try:
+            launch(
+                _worker,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(cfg, args),
+            )
+        except mp.ProcessExitedException as error:
+            if error.exit_code >= 0:
+                return error.exit_code
+            logger.error("%s", error)
+            return 128 - error.exit_code
+    return 0
+
+
+def _worker(cfg: CfgNode, args: argparse.Namespace) -> None:
+    code = guarded(_main, cfg, args)
+    if code == 0:
+        dist.destroy_process_group()
+    sys.exit(code)
+
+
+def _main(cfg: CfgNode, args: argparse.Namespace) -> int:
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="smca")
+    register_datasets(cfg)
+    if args.eval_only:
+        _evaluate(cfg, resume=args.resume)
+        return 0
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return 0
+
+
+def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+    """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR.
+
+    Raises:
+        ConfigError: there is nothing to evaluate, or nothing to evaluate on.
+        CheckpointError: the file does not fit the model.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
+    model = Trainer.build_model(cfg)
+    checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, save_to_disk=False)
+    checkpointer.evaluating = True
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ConfigError(
+            "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the "
+            f"last one in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return Trainer.test(cfg, model)

@@ -1,0 +1,141 @@
+"""The meta-architecture: Detectron2's dicts in and out, the inner ring's detector between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from ..config import validate_model
+from ..modeling.detector import Detector, detector_parts, pad_images, pixel_statistics
+from ..modeling.heads import detect
+from ..training import SetCriterion, Targets
+
+_RESNET_MAPS = {"stem", "res2", "res3", "res4", "res5"}
+
+
+@META_ARCH_REGISTRY.register()
+class SMCA(Detector):
+    """The detector around any Detectron2 backbone.
+
+    Its parameters have the names they have without Detectron2, on disk as in memory.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        heads: nn.Module,
+        criterion: SetCriterion,
+        pixel_mean: Tensor,
+        pixel_std: Tensor,
+        max_detections: int = 300,
+    ):
+        """
+        Args:
+            backbone, neck, encoder, decoder, heads: see :class:`Detector`.
+            criterion: the training loss.
+            pixel_mean, pixel_std: (3, 1, 1), in the channel order of the images.
+            max_detections: at most so many an image.
+        """
+        super().__init__(
+            backbone=backbone, neck=neck, encoder=encoder, decoder=decoder, heads=heads
+        )
+        self.criterion = criterion
+        self.max_detections = max_detections
+        self.register_buffer("pixel_mean", pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", pixel_std, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        validate_model(cfg)
+        features = cfg.MODEL.SMCA.IN_FEATURES
+        if set(features) <= _RESNET_MAPS:
+            # A ResNet builds no stages that nobody reads, and returns no others.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.RESNETS.OUT_FEATURES = list(features)
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        mean, std = pixel_statistics(cfg)
+        return {
+            **detector_parts(
+                cfg,
+                backbone,
+                strides={name: shape.stride for name, shape in shapes.items()},
+                channels={name: shape.channels for name, shape in shapes.items()},
+            ),
+            "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
+            "pixel_mean": mean,
+            "pixel_std": std,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def has_unread_maps(self) -> bool:
+        """Whether the backbone returns maps, and may have parameters, that the loss never sees."""
+        return not set(self.backbone.output_shape()) <= set(self.neck.in_features)
+
+    def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: one dict an image, with ``image`` (3, h, w) in 0..255. In training also
+                ``instances`` with ``gt_boxes`` (xyxy, in pixels of ``image``) and ``gt_classes``;
+                in evaluation optionally ``height`` and ``width``, of the wanted result.
+
+        Returns:
+            in training the weighted losses, to be summed; in evaluation one
+            ``{"instances": Instances}`` an image, with ``pred_boxes`` (not clipped to the image),
+            ``scores`` and ``pred_classes``, best first.
+        """
+        images, sizes = self._preprocess(batched_inputs)
+        predictions = super().forward(images, sizes)
+        if self.training:
+            instances = [image["instances"] for image in batched_inputs]
+            targets = Targets.from_images(
+                [image.gt_classes for image in instances],
+                [image.gt_boxes.tensor for image in instances],
+                sizes,
+                images.device,
+            )
+            return self.criterion(predictions, targets)
+        output_sizes = [
+            (image.get("height", h), image.get("width", w))
+            for image, (h, w) in zip(batched_inputs, sizes, strict=True)
+        ]
+        detections = detect(
+            predictions,
+            output_sizes,
+            max_detections=self.max_detections,
+            softmax=self.criterion.softmax,
+        )
+        return [
+            {
+                "instances": Instances(
+                    size,
+                    pred_boxes=Boxes(image.boxes),
+                    scores=image.scores,
+                    pred_classes=image.labels,
+                )
+            }
+            for size, image in zip(output_sizes, detections, strict=True)
+        ]
+
+    def _preprocess(self, batched_inputs: Sequence[dict]) -> tuple[Tensor, list[tuple[int, int]]]:
+        images, sizes = pad_images(
+            [image["image"] for image in batched_inputs], mean=self.pixel_mean, std=self.pixel_std
+        )
+        divisibility = self.backbone.size_divisibility
+        constraints = self.backbone.padding_constraints
+        if divisibility > 1 or constraints:
+            images = ImageList.from_tensors(
+                list(images), divisibility, padding_constraints=constraints
+            ).tensor
+        return images, sizes

@@ -1,0 +1,272 @@
+"""Training on Detectron2: its loop, hooks and writers around the step both hosts share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.samplers import InferenceSampler
+from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..config import ConfigError
+from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
+from ..data.loader import build_loader
+from ..data.sampler import TrainingBatches
+from ..training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
+from ..training.step import NonFiniteLossError, TrainingStep, seed_step
+from ..training.stop import StopRequest
+from .checkpointer import SMCACheckpointer
+from .dataset_mapper import DetrDatasetMapper
+from .datasets import dataset_records, training_records
+from .evaluation import CocoEvaluator
+from .hooks import BestCheckpointer, StopHook
+
+logger = logging.getLogger(__name__)
+
+
+class StepTrainer(SimpleTrainer):
+    """Runs iterations by :class:`~smca.training.step.TrainingStep`.
+
+    Attributes:
+        seed: of all that is random in an iteration.
+        fetching: an iteration is waiting for its batch, and has changed nothing yet.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: DataLoader,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        amp: bool,
+        seed: int,
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.step = TrainingStep(optimizer, device=device, amp=amp)
+        self.seed = seed
+        self.fetching = False
+
+    def run_step(self) -> None:
+        begun = time.perf_counter()
+        self.fetching = True
+        batch = next(self._data_loader_iter)
+        self.fetching = False
+        data_time = time.perf_counter() - begun
+        seed_step(self.seed, self.iter, comm.get_rank())
+        losses = self.step(lambda: self.model(batch), [image["image_id"] for image in batch])
+        get_event_storage().put_scalars(
+            total_loss=sum(losses.values()), data_time=data_time, **losses
+        )
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.step.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        if scaler := state.get("grad_scaler"):
+            self.step.scaler.load_state_dict(scaler)
+
+
+class Trainer(DefaultTrainer):
+    """Trains SMCA: any number of processes sees the same batches, and ``--resume`` is exact.
+
+    Checkpoints have the layout of Detectron2's own, with ``seed`` added.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: a config whose datasets are registered.
+
+        Raises:
+            ConfigError, DatasetError: what cannot work, before training starts.
+        """
+        # Not DefaultTrainer's: DDP on a CPU, the loader and the step are other ones here.
+        super(DefaultTrainer, self).__init__()
+        cfg = scale_to_workers(cfg, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+        self.cfg = cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = self.seed
+        cfg.freeze()
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.stop = StopRequest()
+        # An evaluation that cannot run is not found out only hours later.
+        dataset_records(cfg, cfg.DATASETS.TEST)
+
+        data_loader = self.build_train_loader(cfg)
+        torch.manual_seed(self.seed)
+        model = self.build_model(cfg)
+        device = next(model.parameters()).device
+        optimizer = self.build_optimizer(cfg, model)
+        if comm.get_world_size() > 1:
+            model = create_ddp_model(
+                model,
+                broadcast_buffers=False,
+                device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
+                find_unused_parameters=getattr(model, "has_unread_maps", False),
+            )
+        self._trainer = StepTrainer(
+            model,
+            data_loader,
+            optimizer,
+            device=device,
+            amp=cfg.SOLVER.AMP.ENABLED,
+            seed=self.seed,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._last_eval_results: dict = {}
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        tests = self.cfg.DATASETS.TEST
+
+        def evaluate() -> dict:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        main = comm.is_main_process()
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        metric = f"{tests[0]}/bbox/AP" if len(tests) > 1 else "bbox/AP"
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            StopHook(),
+            hooks.PeriodicCheckpointer(self.checkpointer, period) if main else None,
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
+            BestCheckpointer(self.checkpointer, metric),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+        ]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
+        super().resume_or_load(resume)
+        self._trainer.seed = self.seed
+        batches = getattr(self._trainer.data_loader, "batch_sampler", None)
+        if isinstance(batches, TrainingBatches):
+            batches.seed, batches.start = self.seed, self.start_iter
+
+    def train(self) -> dict:
+        """Train to SOLVER.MAX_ITER.
+
+        Returns:
+            the last evaluation, as :meth:`test` gives it.
+
+        Raises:
+            FloatingPointError: a loss that is not finite; the state before it has been saved.
+            SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
+        """
+        with self.stop:
+            super().train()
+        return self._last_eval_results
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except NonFiniteLossError as error:
+            raise self._explain(error) from error
+        except RuntimeError:
+            # The signal that stops this process may have ended its loader's.
+            if self.stop.signal is None or not self._trainer.fetching:
+                raise
+            self.iter -= 1
+            self.save_and_stop()
+
+    def _explain(self, error: NonFiniteLossError) -> FloatingPointError:
+        failed = self.iter
+        self.iter -= 1  # the last iteration that the saved state has seen
+        name = f"model_nonfinite_{failed:07d}"
+        self.checkpointer.save(name, resumable=False, iteration=self.iter)
+        # The launcher ends all processes when the first one fails.
+        comm.synchronize()
+        path = os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")
+        return FloatingPointError(
+            f"loss not finite at iteration {failed}: {error}. The state before this iteration is "
+            f"in {path}; try a smaller SOLVER.BASE_LR, or float32"
+        )
+
+    def save_and_stop(self) -> None:
+        """Save a checkpoint to resume from, and leave with the exit code of the signal."""
+        if self.iter >= 0:
+            name = f"model_{self.iter:07d}"
+            self.checkpointer.save(name, iteration=self.iter)
+            logger.warning(
+                "stopped after iteration %d of %d; --resume continues from %s.pth",
+                self.iter + 1,
+                self.max_iter,
+                name,
+            )
+        if not self._trainer.fetching:
+            # All workers are here, and the launcher ends them all when the first one leaves.
+            comm.synchronize()
+        raise SystemExit(self.stop.exit_code)
+
+    def after_train(self) -> None:
+        # Resuming a finished run counts one iteration too many.
+        finished = self.iter >= self.max_iter
+        self.storage.iter = self.iter = min(self.iter, self.max_iter)
+        for hook in self._hooks:
+            # A run that failed or was stopped is not evaluated.
+            if finished or not isinstance(hook, (hooks.EvalHook, BestCheckpointer)):
+                hook.after_train()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.seed = state.get("seed", self.seed)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        # Detectron2's builder makes the same schedule, but fails where a step is MAX_ITER itself.
+        return LRMultiplier(optimizer, build_lr_multiplier(cfg), cfg.SOLVER.MAX_ITER)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """An endless loader of lists of dicts, this worker's shares of the global batches.
+
+        Raises:
+            DatasetError: see :func:`~smca.d2.datasets.training_records`.
+            ConfigError: SOLVER.IMS_PER_BATCH is no multiple of the number of workers.
+        """
+        records = training_records(cfg)
+        try:
+            batches = TrainingBatches(
+                aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
+                batch_size=cfg.SOLVER.IMS_PER_BATCH,
+                rank=comm.get_rank(),
+                world_size=comm.get_world_size(),
+                seed=max(cfg.SEED, 0),
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        dataset = TrainingDataset(records, DetrDatasetMapper(cfg, is_train=True))
+        return build_loader(cfg, dataset, batch_sampler=batches)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """This worker's part of a dataset, in order, an image a batch."""
+        records = dataset_records(cfg, [dataset_name])[dataset_name]
+        dataset = EvaluationDataset(records, DetrDatasetMapper(cfg, is_train=False))
+        sampler = InferenceSampler(len(dataset))
+        return build_loader(cfg, dataset, sampler=sampler, batch_size=1)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:
+        return CocoEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))

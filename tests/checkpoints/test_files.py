@@ -1,0 +1,187 @@
+"""Checkpoint files: what is read, what is refused, and that no code runs from them."""
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from smca.checkpoints import CheckpointError, load, read_checkpoint, write_checkpoint
+from smca.modeling import build_detector
+from torch.testing import assert_close
+
+
+class Payload:
+    """Makes a folder when a careless reader loads it."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["evil.pkl", "evil.pth"])
+def test_no_code_runs(tmp_path, name):
+    path = tmp_path / name
+    content = {"model": {"stem.conv1.weight": Payload(tmp_path / "made")}}
+    if name.endswith("pkl"):
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=name):
+        read_checkpoint(path)
+    assert not (tmp_path / "made").exists()
+
+
+def zoo_file(path, protocol=2, depth=18):
+    """A file like those of Detectron2's model zoo: NumPy arrays under Detectron2's names."""
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, f"resnet{depth}")().state_dict()
+    torch.save(theirs, path.with_suffix(".pth"))
+    model = {
+        name.removeprefix("backbone."): tensor.numpy()
+        for name, tensor in read_checkpoint(path.with_suffix(".pth"))["model"].items()
+    }
+    model["stem.fc.weight"] = theirs["fc.weight"].numpy()
+    content = {"model": model, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return theirs
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_model_zoo_and_torchvision_files_are_the_same_weights(tmp_path, protocol):
+    theirs = zoo_file(tmp_path / "R-18.pkl", protocol)
+    zoo = read_checkpoint(tmp_path / "R-18.pkl")["model"]
+    vision = read_checkpoint(tmp_path / "R-18.pth")["model"]
+    assert zoo.keys() == vision.keys()
+    for name, tensor in zoo.items():
+        assert_close(tensor, vision[name])
+    for ours, name in {
+        "backbone.stem.conv1.weight": "conv1.weight",
+        "backbone.stem.conv1.norm.running_var": "bn1.running_var",
+        "backbone.res3.0.shortcut.weight": "layer2.0.downsample.0.weight",
+        "backbone.res3.0.shortcut.norm.bias": "layer2.0.downsample.1.bias",
+        "backbone.res5.1.conv2.norm.weight": "layer4.1.bn2.weight",
+    }.items():
+        assert_close(zoo[ours], theirs[name])
+    assert not any("fc" in name for name in zoo)
+
+
+def test_numpy_2_pickles_are_read(tmp_path):
+    # As NumPy 1 named the module.
+    data = pickle.dumps({"model": {"stem.conv1.weight": np.ones(3)}}, protocol=2)
+    for name in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        other = b"numpy._core.multiarray" if b"numpy._core" in data else b"numpy.core.multiarray"
+        (tmp_path / "a.pkl").write_bytes(data.replace(other, name))
+        assert_close(
+            read_checkpoint(tmp_path / "a.pkl")["model"]["backbone.stem.conv1.weight"],
+            torch.ones(3, dtype=torch.float64),
+        )
+
+
+@pytest.fixture
+def detector(tiny_config):
+    torch.manual_seed(0)
+    return build_detector(tiny_config())
+
+
+def test_backbone_weights_load_into_a_detector(tmp_path, config, caplog):
+    zoo_file(tmp_path / "R-18.pkl")
+    options = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    detector = build_detector(config("smca_R50_50ep", *options))
+    weight = detector.neck.projections[0].weight.clone()
+    load(detector, tmp_path / "R-18.pkl")
+    state = read_checkpoint(tmp_path / "R-18.pth")["model"]
+    own = detector.state_dict()
+    for name, tensor in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        assert_close(own[name], tensor)
+    assert_close(detector.neck.projections[0].weight, weight)
+    with pytest.raises(CheckpointError, match="lacks"):
+        load(detector, tmp_path / "R-18.pkl", evaluating=True)
+
+
+def test_another_backbone_is_refused(tmp_path, config):
+    zoo_file(tmp_path / "R-34.pkl", depth=34)
+    options = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    detector = build_detector(config("smca_R50_50ep", *options))
+    with pytest.raises(CheckpointError, match=r"MODEL\.RESNETS\.DEPTH.*res2\.2"):
+        load(detector, tmp_path / "R-34.pkl")
+
+
+def test_a_checkpoint_comes_back(tmp_path, detector, tiny_config):
+    write_checkpoint({"model": detector.state_dict(), "iteration": 7}, tmp_path / "a.pth")
+    torch.manual_seed(1)
+    other = build_detector(tiny_config())
+    extra = load(other, tmp_path / "a.pth", evaluating=True)
+    assert extra == {"iteration": 7}
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.pth"]
+    for name, tensor in detector.state_dict().items():
+        assert_close(other.state_dict()[name], tensor, atol=0, rtol=0)
+
+
+def test_another_number_of_classes(tmp_path, detector, tiny_config, caplog):
+    write_checkpoint({"model": detector.state_dict()}, tmp_path / "three.pth")
+    other = build_detector(tiny_config("MODEL.SMCA.NUM_CLASSES", 5))
+    with pytest.raises(CheckpointError, match=r"NUM_CLASSES.*heads\.class_head\.weight"):
+        load(other, tmp_path / "three.pth", evaluating=True)
+    head = other.heads.class_head.weight.clone()
+    load(other, tmp_path / "three.pth")
+    assert "class head" in caplog.text
+    assert_close(other.heads.class_head.weight, head)
+    assert_close(other.decoder.query_embed.weight, detector.decoder.query_embed.weight)
+
+
+def test_another_model_is_refused_with_its_tensors(tmp_path, detector, tiny_config):
+    write_checkpoint({"model": detector.state_dict()}, tmp_path / "a.pth")
+    wider = build_detector(tiny_config("MODEL.SMCA.DIM_FEEDFORWARD", 64))
+    with pytest.raises(CheckpointError, match=r"a\.pth.*encoder\.blocks\.0\.ffn\.0\.weight"):
+        load(wider, tmp_path / "a.pth")
+    deeper = build_detector(tiny_config("MODEL.SMCA.DECODER.NUM_LAYERS", 3))
+    with pytest.raises(CheckpointError, match=r"lacks decoder\.layers\.2"):
+        load(deeper, tmp_path / "a.pth", evaluating=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"not a checkpoint at all", "cannot be read"),
+        ({"model": {}}, "no tensors"),
+        ({"model": {"a": "text"}}, "'a' is a str"),
+        ([1, 2], "a list"),
+        ({"model": {"a": torch.ones(1)}}, "none of the model's tensors"),
+        ({"model": {"conv1_w": torch.ones(1)}}, "Caffe2"),
+    ],
+)
+def test_files_that_are_no_checkpoint_are_named(tmp_path, detector, content, message):
+    path = tmp_path / "file.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"file\.pth.*{message}"):
+        load(detector, path)
+
+
+def test_a_truncated_file_is_named(tmp_path, detector):
+    write_checkpoint({"model": detector.state_dict()}, tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"a\.pth"):
+        load(detector, tmp_path / "a.pth")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load(detector, tmp_path / "missing.pth")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.pth"
+    write_checkpoint({"model": {"a": torch.ones(2)}}, path)
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint({"model": OrderedDict(a=lambda: None)}, path)
+    assert_close(torch.load(path)["model"]["a"], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,99 @@
+"""Configs: what is refused, what is said about it, and that nothing in them is idle."""
+
+import re
+from pathlib import Path
+
+import pytest
+import smca
+from smca.config import ConfigError, flatten, load_cfg, validate
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid(path):
+    validate(load_cfg(smca.get_cfg(), str(path)))
+
+
+def test_every_key_has_a_reader():
+    """Each key of the config is read somewhere outside of its definition."""
+    sources = "".join(
+        path.read_text()
+        for path in (ROOT / "projects/SMCA/smca").rglob("*.py")
+        if path.name != "config.py" and "/d2/" not in path.as_posix()
+    )
+    # Read by Detectron2, or by what configs are merged with.
+    elsewhere = {"VERSION", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}
+    # Read as what must be so, in `validate`.
+    elsewhere |= {"INPUT.CROP.TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"}
+    elsewhere |= {"DATALOADER.SAMPLER_TRAIN"}
+    idle = [
+        key
+        for key in flatten(smca.get_cfg())
+        if key not in elsewhere and not re.search(rf"\b{key.split('.')[-1]}\b", sources)
+    ]
+    assert not idle
+
+
+def test_unknown_keys_are_named_with_the_nearest(tmp_path):
+    file = tmp_path / "typo.yaml"
+    file.write_text("VERSION: 2\nMODEL:\n  SMCA:\n    NUM_QUERYS: 10\n")
+    with pytest.raises(ConfigError, match=r"MODEL\.SMCA\.NUM_QUERYS in .*typo\.yaml.*NUM_QUERIES"):
+        load_cfg(smca.get_cfg(), str(file))
+    with pytest.raises(ConfigError, match=r"SOLVER\.BASE_RL in the command line.*BASE_LR"):
+        load_cfg(smca.get_cfg(), opts=["SOLVER.BASE_RL", "1"])
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER"], "no value"),
+        (["MODEL.SMCA", "3"], "MODEL.SMCA"),
+    ],
+)
+def test_wrong_options_are_named(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        load_cfg(smca.get_cfg(), opts=opts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.IMS_PER_BATCH", 0),
+        ("SOLVER.MAX_ITER", 0),
+        ("SOLVER.LR_SCHEDULER_NAME", "Constant"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
+        ("INPUT.CROP.SIZE", [600, 384]),
+        ("INPUT.CROP.TYPE", "relative"),
+        ("INPUT.FORMAT", "HSV"),
+        ("INPUT.RANDOM_FLIP", "both"),
+        ("INPUT.MIN_SIZE_TRAIN", ()),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("DATASETS.COCO_FORMAT", [["a", "b.json"]]),
+        ("MODEL.SMCA.LOSS.L1_WEIGHT", -1.0),
+        ("MODEL.PIXEL_MEAN", [1.0]),
+    ],
+)
+def test_impossible_values_are_named(config, key, value):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        validate(config("smca_R50_50ep", key, value))
+
+
+def test_yaml_runs_no_code(tmp_path):
+    file = tmp_path / "evil.yaml"
+    file.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n")
+    with pytest.raises(ConfigError, match="evil.yaml"):
+        load_cfg(smca.get_cfg(), str(file))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("text", ["MODEL: [1, 2\n", "just text\n", "MODEL: 3\n"])
+def test_files_that_are_no_config_are_named(tmp_path, text):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="broken.yaml|MODEL"):
+        load_cfg(smca.get_cfg(), str(file))
+    with pytest.raises(ConfigError, match="missing.yaml"):
+        load_cfg(smca.get_cfg(), str(tmp_path / "missing.yaml"))
