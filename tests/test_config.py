@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 import smca
 from smca.config import ConfigError, flatten, load_cfg, validate
 

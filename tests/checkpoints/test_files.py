@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch.testing import assert_close
+
 from smca.checkpoints import CheckpointError, load, read_checkpoint, write_checkpoint
 from smca.modeling import build_detector
-from torch.testing import assert_close
 
 
 class Payload:

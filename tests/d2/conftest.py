@@ -1,42 +1,8 @@
-"""A dataset of a few drawn images, and the quickstart's config cut down to it."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The tiny config, merged into Detectron2's."""
 
 import pytest
 
 from smca.config import load_cfg
-from smca.data.shapes import write_shapes_dataset
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
-    """``{"train": (annotation file, image folder), "val": ...}``."""
-    root = tmp_path_factory.mktemp("d2") / "shapes"
-    return write_shapes_dataset(root, num_train=12, num_val=6, image_size=64)
-
-
-@pytest.fixture
-def config_file(tiny_config, shapes, tmp_path):
-    """``config_file("KEY", value, ...)``: the path of a YAML file that trains for 6 iterations."""
-    changes = [
-        *("DATASETS.COCO_FORMAT", [[name, *files] for name, files in shapes.items()]),
-        *("DATASETS.TRAIN", ("train",), "DATASETS.TEST", ("val",), "DATALOADER.NUM_WORKERS", 0),
-        *("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (4,), "SOLVER.IMS_PER_BATCH", 4),
-        *("SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 0),
-        *("OUTPUT_DIR", str(tmp_path / "out")),
-    ]
-
-    def write(*opts):
-        path = tmp_path / "tiny.yaml"
-        path.write_text(tiny_config(*changes, *opts).dump())
-        return str(path)
-
-    return write
 
 
 @pytest.fixture
@@ -54,39 +20,3 @@ def d2_config(config_file):
         return cfg
 
     return load
-
-
-@pytest.fixture(scope="session")
-def train_net(tmp_path_factory):
-    """``train_net("--resume", ..., "KEY", value)``: runs the program and returns what it printed.
-
-    With ``wait=False`` it returns the process, whose ``printed()`` waits for its end.
-    """
-
-    def start(*arguments, wait=True, script=ROOT / "train_net.py"):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        paths = [str(ROOT / "projects" / "SMCA"), os.getenv("PYTHONPATH")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        log = tmp_path_factory.mktemp("log") / "log.txt"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, str(script), *map(str, arguments)],
-                cwd=ROOT,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-        def printed():
-            process.wait(timeout=300)
-            return log.read_text()
-
-        if not wait:
-            process.printed = printed
-            return process
-        output = printed()
-        assert process.returncode == 0, output[-5000:]
-        return output
-
-    return start

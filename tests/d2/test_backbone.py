@@ -13,7 +13,7 @@ from smca.d2 import add_smca_config  # noqa: E402
 
 @pytest.mark.parametrize(
     ("depth", "norm", "features"),
-    [(50, "FrozenBN", ["res4", "res5"]), (18, "BN", ["res2", "res4"]), (50, "LN", ["res3"])],
+    [(50, "FrozenBN", ["res4", "res5"]), (18, "BN", ["res2", "res4"]), (50, "GN", ["res3"])],
 )
 def test_same_names_and_maps_as_detectron2s(depth, norm, features):
     cfg = get_cfg()

@@ -46,13 +46,20 @@ def test_maps_are_torchvisions(depth, dilated, tmp_path):
         assert maps[name].shape[2] == -(-75 // ours.strides[name])
 
 
-@pytest.mark.parametrize("depth", [10, 50])
-def test_padding_leaves_no_trace(depth):
+@pytest.mark.parametrize(("depth", "norm"), [(10, "FrozenBN"), (10, "GN"), (50, "FrozenBN")])
+def test_padding_leaves_no_trace(depth, norm):
     torch.manual_seed(0)
-    net = ResNet(depth=depth, out_features=["res3", "res5"], res2_channels=32, stem_channels=16)
+    net = ResNet(
+        depth=depth,
+        out_features=["res3", "res5"],
+        res2_channels=32,
+        stem_channels=16,
+        norm=norm,
+        freeze_at=0,
+    )
     for module in net.modules():
-        if isinstance(module, torchvision.ops.FrozenBatchNorm2d):
-            module.bias.normal_()  # so that padding does not stay zero by itself
+        if isinstance(module, torchvision.ops.FrozenBatchNorm2d | torch.nn.GroupNorm):
+            module.bias.data.normal_()  # so that padding does not stay zero by itself
     net = net.double()
     image = torch.randn(1, 3, 45, 71).double()
     batch = torch.zeros(2, 3, 90, 100).double()
@@ -76,7 +83,7 @@ def test_frozen_stages_do_not_train():
     ("key", "value"),
     [
         ("MODEL.RESNETS.DEPTH", 51),
-        ("MODEL.RESNETS.NORM", "LN"),
+        ("MODEL.RESNETS.NORM", "IN"),
         ("MODEL.RESNETS.STRIDE_IN_1X1", True),
         ("MODEL.SMCA.IN_FEATURES", ["res9"]),
     ],

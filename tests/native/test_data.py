@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import smca
-from smca.data.coco import DatasetError, load_coco
+from smca.data.coco import load_coco
 from smca.native.data import NativeMapper, build_test_loader, build_train_loader, resized_shape
 
 BLUE = (10, 20, 250)
@@ -162,8 +162,8 @@ def test_sizes_are_drawn_as_the_config_says(record):
     assert sizes() == {150}
 
 
-def test_an_image_of_another_size_than_annotated_is_refused(record):
-    with pytest.raises(DatasetError, match=r"image\.png is 200x150 .* says 150x200"):
+def test_an_image_of_another_size_than_annotated_counts_as_unreadable(record):
+    with pytest.raises(OSError, match=r"image\.png is 200x150 .* says 150x200"):
         NativeMapper(sizes=(0,), max_size=9)(record | {"width": 150, "height": 200})
 
 

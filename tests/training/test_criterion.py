@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
+
 from smca.modeling import Predictions
 from smca.training import HungarianMatcher, Matches, SetCriterion, Targets
-from torch.testing import assert_close
 
 
 class FixedMatcher:

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
+
 from smca.modeling import Predictions
 from smca.training import HungarianMatcher, Targets
-from torch.testing import assert_close
 
 
 def iou_terms(a, b):

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.testing import assert_close
+
 from smca.modeling import build_detector
 from smca.training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
-from torch.testing import assert_close
 
 
 def test_groups_have_the_papers_rates(config):
@@ -66,6 +67,6 @@ def test_scaling_to_workers(tiny_config):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1000, (800,)
     scaled = scale_to_workers(cfg, 2)
     assert scaled.SOLVER.IMS_PER_BATCH == 4
-    assert scaled.SOLVER.BASE_LR == pytest.approx(cfg.SOLVER.BASE_LR / 4)
+    assert pytest.approx(cfg.SOLVER.BASE_LR / 4) == scaled.SOLVER.BASE_LR
     assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.STEPS) == (4000, (3200,))
     assert scale_to_workers(cfg, 8) is cfg

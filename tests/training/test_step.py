@@ -1,7 +1,8 @@
 import pytest
 import torch
-from smca.training.step import NonFiniteLossError, TrainingStep, seed_step
 from torch.testing import assert_close
+
+from smca.training.step import NonFiniteLossError, TrainingStep, seed_step
 
 
 def make(amp=False):

@@ -121,7 +121,7 @@ def get_cfg() -> CN:
     cfg.MODEL.RESNETS = CN()
     # 10 (one basic block a stage), 18, 34, 50, 101 or 152.
     cfg.MODEL.RESNETS.DEPTH = 50
-    # "FrozenBN", "BN", "SyncBN", "LN" or "" (none).
+    # "FrozenBN", "BN", "SyncBN", "GN" or "" (none).
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
     cfg.MODEL.RESNETS.NUM_GROUPS = 1
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64

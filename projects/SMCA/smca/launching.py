@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
 from .checkpoints import CheckpointError
@@ -54,8 +57,44 @@ def prepare(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def run_processes(start: Callable[[], None], cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Start ``args.num_gpus`` processes, wait for them, and return the first exit code not 0.
+
+    Args:
+        start: starts the processes and waits for them, as Detectron2's ``launch`` does.
+        cfg: the configuration.
+        args: what :func:`smca.cli.argument_parser` read.
+
+    Raises:
+        ConfigError: there are not so many GPUs, or the machines have no address to meet at.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        if args.num_gpus > torch.cuda.device_count():
+            raise ConfigError(
+                f"--num-gpus is {args.num_gpus}; there are {torch.cuda.device_count()}"
+            )
+    else:
+        # Where a GPU is seen, Detectron2 takes NCCL.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Each process has its share of the cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.num_gpus)))
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
+    # That it ends the other processes after one has failed is no news.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    with _signals_to_children():
+        try:
+            start()
+        except mp.ProcessExitedException as error:
+            if error.exit_code >= 0:
+                return error.exit_code
+            print(error, file=sys.stderr, flush=True)
+            return 128 - error.exit_code
+    return 0
+
+
 @contextlib.contextmanager
-def signals_to_children() -> Iterator[None]:
+def _signals_to_children() -> Iterator[None]:
     """Pass SIGINT and SIGTERM on to the worker processes and wait for them, instead of dying."""
 
     def forward(number: int, _frame) -> None:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import ConfigError, add_smca_config, load_cfg
-from ..launching import guarded, prepare, signals_to_children
+from ..launching import guarded, prepare, run_processes
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
 from .trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,34 +31,18 @@ def run(args: argparse.Namespace) -> int:
     register_datasets(cfg)
     if args.num_gpus * args.num_machines == 1:
         return _main(cfg, args)
-    cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    if cuda and args.num_gpus > torch.cuda.device_count():
-        raise ConfigError(f"--num-gpus is {args.num_gpus}; there are {torch.cuda.device_count()}")
-    if args.dist_url == "auto" and args.num_machines > 1:
-        raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
-    if not cuda:
-        # Detectron2 takes NCCL wherever it sees a GPU.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # Each process has its share of the cores.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.num_gpus)))
-    # That it ends the other processes after one has failed is no news.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    with signals_to_children():
-        try:
-            launch(
-                _worker,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(cfg, args),
-            )
-        except mp.ProcessExitedException as error:
-            if error.exit_code >= 0:
-                return error.exit_code
-            logger.error("%s", error)
-            return 128 - error.exit_code
-    return 0
+
+    def start() -> None:
+        launch(
+            _worker,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )
+
+    return run_processes(start, cfg, args)
 
 
 def _worker(cfg: CfgNode, args: argparse.Namespace) -> None:

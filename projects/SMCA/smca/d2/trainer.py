@@ -17,7 +17,6 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config import ConfigError
 from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
@@ -190,11 +189,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.save(name, resumable=False, iteration=self.iter)
         # The launcher ends all processes when the first one fails.
         comm.synchronize()
-        path = os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")
-        return FloatingPointError(
-            f"loss not finite at iteration {failed}: {error}. The state before this iteration is "
-            f"in {path}; try a smaller SOLVER.BASE_LR, or float32"
-        )
+        return error.explained(failed, os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth"))
 
     def save_and_stop(self) -> None:
         """Save a checkpoint to resume from, and leave with the exit code of the signal."""
@@ -246,16 +241,13 @@ class Trainer(DefaultTrainer):
             ConfigError: SOLVER.IMS_PER_BATCH is no multiple of the number of workers.
         """
         records = training_records(cfg)
-        try:
-            batches = TrainingBatches(
-                aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
-                batch_size=cfg.SOLVER.IMS_PER_BATCH,
-                rank=comm.get_rank(),
-                world_size=comm.get_world_size(),
-                seed=max(cfg.SEED, 0),
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        batches = TrainingBatches(
+            aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            seed=max(cfg.SEED, 0),
+        )
         dataset = TrainingDataset(records, DetrDatasetMapper(cfg, is_train=True))
         return build_loader(cfg, dataset, batch_sampler=batches)
 

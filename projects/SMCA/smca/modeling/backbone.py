@@ -10,11 +10,32 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..config import ConfigError
 from .memory import Size, valid_mask
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm whose statistics leave padding out."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (B, C, h, w).
+            valid: (B, 1, h, w), which cells are not padding; None: all.
+        """
+        if valid is None:
+            return super().forward(x)
+        groups = x.unflatten(1, (self.num_groups, -1))  # (B, G, C / G, h, w)
+        valid = valid[:, None].to(x.dtype)
+        count = valid.sum((-2, -1), keepdim=True) * groups.shape[2]
+        mean = (groups * valid).sum((2, 3, 4), keepdim=True) / count
+        centered = groups - mean
+        variance = (centered.square() * valid).sum((2, 3, 4), keepdim=True) / count
+        normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+
 
 # Depth: (bottlenecks?, blocks a stage).
 DEPTHS = {
@@ -29,8 +50,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
-    # Of each cell by itself: neither padding nor other images of the batch matter.
-    "LN": LayerNorm2d,
+    # Detectron2's 32 groups; narrow layers have groups of 4 channels.
+    "GN": lambda channels: GroupNorm(32 if channels >= 64 else max(1, channels // 4), channels),
     "": lambda channels: nn.Identity(),
 }
 
@@ -48,8 +69,10 @@ class ConvNorm(nn.Conv2d):
         c2_msra_fill(self)
         self.norm = NORMS[norm](out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """``valid`` (B, 1, h, w): which cells of the output are not padding; None: all."""
+        x = super().forward(x)
+        return self.norm(x, valid) if isinstance(self.norm, GroupNorm) else self.norm(x)
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -73,9 +96,9 @@ class BasicBlock(nn.Module):
         self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
 
     def forward(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        out = F.relu_(self.conv1(zero_padding(x, valid_in)))
-        out = self.conv2(zero_padding(out, valid_out))
-        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x)))
+        out = F.relu_(self.conv1(zero_padding(x, valid_in), valid_out))
+        out = self.conv2(zero_padding(out, valid_out), valid_out)
+        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x, valid_out)))
 
 
 class Bottleneck(nn.Module):
@@ -104,10 +127,10 @@ class Bottleneck(nn.Module):
         self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
 
     def forward(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        out = F.relu_(self.conv1(x))
-        out = F.relu_(self.conv2(zero_padding(out, valid_in)))
-        out = self.conv3(out)
-        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x)))
+        out = F.relu_(self.conv1(x, valid_in))
+        out = F.relu_(self.conv2(zero_padding(out, valid_in), valid_out))
+        out = self.conv3(out, valid_out)
+        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x, valid_out)))
 
 
 class Stem(nn.Module):
@@ -118,7 +141,7 @@ class Stem(nn.Module):
         self.conv1 = ConvNorm(3, out_channels, 7, stride=2, norm=norm)
 
     def forward(self, images: Tensor, valid: Tensor | None) -> Tensor:
-        x = zero_padding(F.relu_(self.conv1(images)), valid)
+        x = zero_padding(F.relu_(self.conv1(images, valid)), valid)
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 

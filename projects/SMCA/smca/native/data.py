@@ -14,7 +14,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..data.coco import CocoDataset, DatasetError, training_records
+from ..data.coco import CocoDataset, training_records
 from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups, read_rgb
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
@@ -127,12 +127,13 @@ class NativeMapper:
         Boxes are clipped to the image, those outside it left out, and so are crowds.
 
         Raises:
-            DatasetError: the file's image is not of the size that its annotation says.
+            OSError: the file's image is not of the size that its annotation says.
         """
         image = read_rgb(record["file_name"])
         height, width = record["height"], record["width"]
         if image.size != (width, height):
-            raise DatasetError(
+            # Boxes of another image size are worth nothing; one such file stops no training.
+            raise OSError(
                 f"{record['file_name']} is {image.width}x{image.height} pixels, its annotation "
                 f"says {width}x{height}; correct 'width' and 'height' in the annotation file"
             )

@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
-from ..config import ConfigError, get_cfg, load_cfg
-from ..launching import guarded, prepare, signals_to_children
+from ..config import get_cfg, load_cfg
+from ..launching import guarded, prepare, run_processes
 from .trainer import Trainer, evaluate_only
 
 logger = logging.getLogger(__name__)
@@ -32,23 +32,12 @@ def run(args: argparse.Namespace) -> int:
     world_size = args.num_gpus * args.num_machines
     if world_size == 1:
         return _main(0, cfg, args)
-    cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    if cuda and args.num_gpus > torch.cuda.device_count():
-        raise ConfigError(f"--num-gpus is {args.num_gpus}; there are {torch.cuda.device_count()}")
-    url = args.dist_url
-    if url == "auto":
-        if args.num_machines > 1:
-            raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
-        url = f"tcp://127.0.0.1:{_free_port()}"
-    if not cuda:
-        # Each process has its share of the cores.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.num_gpus)))
-    with signals_to_children():
-        try:
-            mp.start_processes(_worker, (cfg, args, url, world_size), nprocs=args.num_gpus)
-        except mp.ProcessExitedException as error:
-            return error.exit_code
-    return 0
+
+    def start() -> None:
+        url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
+        mp.start_processes(_worker, (cfg, args, url, world_size), nprocs=args.num_gpus)
+
+    return run_processes(start, cfg, args)
 
 
 def _free_port() -> int:

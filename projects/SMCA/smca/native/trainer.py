@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoints import SafeCheckpointing
+from ..checkpoints import BestModel, SafeCheckpointing
 from ..config import ConfigError
 from ..data.coco import CocoDataset, load_datasets
 from ..modeling.detector import build_detector, pad_images, pixel_statistics
@@ -36,6 +35,11 @@ def _rank() -> int:
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _synchronize() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _device(cfg: CfgNode) -> torch.device:
@@ -104,7 +108,6 @@ class Trainer:
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seed = _shared_seed(cfg.SEED)
         self.iteration = -1
-        self.best = {"best_metric": None, "best_iter": None}
         torch.manual_seed(self.seed)
         self.detector = build_detector(cfg).to(self.device).train()
         self.model = self.detector
@@ -122,6 +125,7 @@ class Trainer:
         self.checkpointer = SafeCheckpointing(
             self.detector, cfg.OUTPUT_DIR, save_to_disk=_rank() == 0, trainer=self
         )
+        self.best = BestModel(self.checkpointer)
 
     def state_dict(self) -> dict:
         """The state of training, in the layout of Detectron2's trainer."""
@@ -133,7 +137,7 @@ class Trainer:
                     "base_lrs": self.scheduler.base_lrs,
                     "last_epoch": self.scheduler.last_epoch,
                 },
-                "BestCheckpointer": dict(self.best),
+                "BestCheckpointer": self.best.state_dict(),
             },
             "_trainer": {
                 "iteration": self.iteration,
@@ -145,7 +149,8 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         self.iteration = state["iteration"]
         self.seed = state.get("seed", self.seed)
-        self.best.update(state.get("hooks", {}).get("BestCheckpointer", {}))
+        if best := state.get("hooks", {}).get("BestCheckpointer"):
+            self.best.load_state_dict(best)
         self.scheduler.last_epoch = self.iteration + 1
         self.optimizer.load_state_dict(state["_trainer"]["optimizer"])
         if scaler := state["_trainer"].get("grad_scaler"):
@@ -154,6 +159,7 @@ class Trainer:
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        self.best.recall(self.iteration + 1)
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
@@ -184,7 +190,8 @@ class Trainer:
                     # The signal that stops this process may have ended its loader's.
                     if stop.signal is None:
                         raise
-                    self._stop(stop)
+                    self._save_to_resume()
+                    raise SystemExit(stop.exit_code) from None
                 data_time = time.perf_counter() - begun
                 losses = self._run_step(iteration, batch)
                 self.iteration = iteration
@@ -198,7 +205,10 @@ class Trainer:
                 if done == self.max_iter:
                     self.checkpointer.save("model_final", iteration=iteration)
                 elif stopping:
-                    self._stop(stop)
+                    self._save_to_resume()
+                    # The launcher ends all processes when the first one leaves.
+                    _synchronize()
+                    raise SystemExit(stop.exit_code)
                 elif done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
                     self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
                 period = self.cfg.TEST.EVAL_PERIOD
@@ -225,13 +235,11 @@ class Trainer:
         except NonFiniteLossError as error:
             name = f"model_nonfinite_{iteration:07d}"
             self.checkpointer.save(name, resumable=False, iteration=iteration - 1)
+            _synchronize()
             path = os.path.join(self.cfg.OUTPUT_DIR, name + ".pth")
-            raise FloatingPointError(
-                f"loss not finite at iteration {iteration}: {error}. The state before this "
-                f"iteration is in {path}; try a smaller SOLVER.BASE_LR, or float32"
-            ) from error
+            raise error.explained(iteration, path) from error
 
-    def _stop(self, stop: StopRequest) -> None:
+    def _save_to_resume(self) -> None:
         if self.iteration >= 0:
             name = f"model_{self.iteration:07d}"
             self.checkpointer.save(name, iteration=self.iteration)
@@ -241,7 +249,6 @@ class Trainer:
                 self.max_iter,
                 name,
             )
-        raise SystemExit(stop.exit_code)
 
     def _evaluate(self, metrics: Metrics | None) -> dict:
         begun = time.perf_counter()
@@ -251,10 +258,7 @@ class Trainer:
         for name, result in results.items():
             prefix = f"{name}/bbox" if len(results) > 1 else "bbox"
             metrics.write(self.iteration, {f"{prefix}/{k}": v for k, v in result["bbox"].items()})
-        ap = next(iter(results.values()))["bbox"]["AP"]
-        if math.isfinite(ap) and ap > (self.best["best_metric"] or -1.0):
-            self.best = {"best_metric": ap, "best_iter": self.iteration}
-            self.checkpointer.save("model_best", resumable=False, iteration=self.iteration)
+        self.best.offer(next(iter(results.values()))["bbox"]["AP"], self.iteration)
         metrics.pause(time.perf_counter() - begun)
         return results
 

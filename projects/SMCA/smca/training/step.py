@@ -23,6 +23,13 @@ class NonFiniteLossError(FloatingPointError):
         self.names = tuple(names)
         self.image_ids = tuple(image_ids)
 
+    def explained(self, iteration: int, path: str) -> FloatingPointError:
+        """The error a user reads: what happened when, and where the state before it is."""
+        return FloatingPointError(
+            f"loss not finite at iteration {iteration}: {self}. The state before this iteration "
+            f"is in {path}; try a smaller SOLVER.BASE_LR, or float32"
+        )
+
 
 def seed_step(seed: int, iteration: int, rank: int) -> None:
     """Make all that is random in an iteration a function of these three numbers.

@@ -1,0 +1,288 @@
+"""train_net.py as users run it, in each host."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
+ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]
+EXACT = ["MODEL.RESNETS.NORM", "FrozenBN", "TEST.EVAL_PERIOD", 3]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return request.param
+
+
+def metrics(folder):
+    """The values of `metrics.json` by iteration; a later line counts."""
+    merged = {}
+    for line in (Path(folder) / "metrics.json").read_text().splitlines():
+        values = json.loads(line)
+        merged.setdefault(values.pop("iteration"), {}).update(values)
+    return merged
+
+
+def losses(values):
+    return {name: value for name, value in values.items() if "loss" in name}
+
+
+def checkpoint(folder, name="model_final"):
+    return torch.load(Path(folder) / f"{name}.pth", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {}
+
+
+@pytest.fixture
+def one_process(trained, engine, config_file, train_net, tmp_path_factory):
+    """Folder and output of one run in each host, which the first test that asks for it makes."""
+    if engine not in trained:
+        folder = tmp_path_factory.mktemp(engine)
+        file = config_file(*EXACT, "OUTPUT_DIR", str(folder))
+        output = train_net("--engine", engine, "--config-file", file)
+        trained[engine] = {"output": output, "folder": folder}
+    return trained[engine]
+
+
+def test_training_leaves_all_files(engine, one_process):
+    folder = one_process["folder"]
+    names = {path.name for path in folder.iterdir()}
+    checkpoints = {"model_0000001.pth", "model_0000003.pth"}
+    expected = checkpoints | {"model_final.pth", "model_best.pth", "last_checkpoint"}
+    expected |= {"config.yaml", "log.txt", "metrics.json", "inference"}
+    assert expected <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    by_iteration = metrics(folder)
+    assert {"total_loss", "loss_class", "loss_l1_0", "lr", "data_time"} <= set(by_iteration[5])
+    evaluated = [iteration for iteration, values in by_iteration.items() if "bbox/AP" in values]
+    assert len(evaluated) == 2
+    results = json.loads((folder / "inference/coco_instances_results.json").read_text())
+    assert len(results) == 6 * 30
+    assert f"Engine: {engine}" in one_process["output"]
+    assert "FutureWarning" not in one_process["output"]
+
+
+def test_evaluation_only(engine, one_process, config_file, train_net):
+    file = config_file(*EXACT)
+    weights = ["MODEL.WEIGHTS", one_process["folder"] / "model_final.pth"]
+    output = train_net("--engine", engine, "--config-file", file, "--eval-only", *weights)
+    expected = list(metrics(one_process["folder"]).values())[-1]["bbox/AP"]
+    pattern = r"copypaste: ([\d.]+)" if engine == "detectron2" else r"\bAP ([\d.]+)  AP50"
+    assert float(re.findall(pattern, output)[-1]) == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_whole_batch(
+    engine, one_process, config_file, train_net, tmp_path
+):
+    file = config_file(*EXACT)
+    train_net("--engine", engine, "--config-file", file, "--num-gpus", 2)
+    expected, found = metrics(one_process["folder"])[5], metrics(tmp_path / "out")[5]
+    assert losses(found) == pytest.approx(losses(expected), abs=1e-4)
+    models = [checkpoint(folder)["model"] for folder in (one_process["folder"], tmp_path / "out")]
+    torch.testing.assert_close(*models, rtol=0, atol=1e-4)
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.printed()[-5000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_path):
+    common = [
+        *("SOLVER.MAX_ITER", 100, "SOLVER.CHECKPOINT_PERIOD", 20, "DATALOADER.NUM_WORKERS", 1),
+        *("MODEL.SMCA.DROPOUT", 0.1, "INPUT.MIN_SIZE_TRAIN", (64, 96), "SEED", -1),
+    ]
+    run = ("--engine", engine, "--config-file", config_file(*common))
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    again = (*run, "--resume", "OUTPUT_DIR", parts)
+
+    process = train_net(*again, wait=False)
+    wait_for(process, (parts / "model_0000019.pth").exists)
+    # To the whole group, as a terminal or a batch system does it: loader processes too.
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.printed()
+    assert process.returncode == 143, output[-5000:]
+    stopped = (parts / "last_checkpoint").read_text()
+    assert "--resume continues from " + stopped in output
+    assert "Traceback" not in output
+
+    process = train_net(*again, wait=False)
+    number = int(stopped[len("model_") : -len(".pth")])
+    later = parts / f"model_{(number // 20 + 1) * 20 + 19:07d}.pth"
+    wait_for(process, later.exists)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+
+    train_net(*again)
+    found = checkpoint(parts)
+    train_net(*run, "OUTPUT_DIR", whole, "SEED", found["trainer"]["seed"])
+    expected = checkpoint(whole)
+    assert losses(metrics(parts)[99]) == losses(metrics(whole)[99])
+    torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
+    states = [content["trainer"]["_trainer"]["optimizer"]["state"] for content in (found, expected)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@needs_detectron2
+def test_each_host_continues_the_others_run(config_file, train_net, tmp_path):
+    """Without flips, which the hosts draw from different generators, a run may change hosts."""
+    file = config_file(*EXACT, "INPUT.RANDOM_FLIP", "none")
+    finals = []
+    for number, hosts in enumerate([("native", "detectron2"), ("detectron2", "native")]):
+        folder = tmp_path / str(number)
+        run = ("--config-file", file, "OUTPUT_DIR", folder)
+        train_net("--engine", hosts[0], *run)
+        finals.append(checkpoint(folder))
+        # Back to the middle of the run, then on in the other host.
+        (folder / "last_checkpoint").write_text("model_0000003.pth")
+        (folder / "model_final.pth").unlink()
+        train_net("--engine", hosts[1], "--resume", *run)
+        finals.append(checkpoint(folder))
+    for other in finals[1:]:
+        torch.testing.assert_close(other["model"], finals[0]["model"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_process_is_its_own_message(engine, config_file, train_net):
+    file = config_file("MODEL.SMCA.NUM_CLASSES", 5)
+    run = ("--engine", engine, "--config-file", file, "--num-gpus", 2)
+    process = train_net(*run, wait=False)
+    output = process.printed()
+    assert process.returncode == 2
+    assert "DatasetError: MODEL.SMCA.NUM_CLASSES is 5, but dataset" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where(engine, config_file, train_net, tmp_path):
+    file = config_file("SOLVER.BASE_LR", 1e30)
+    process = train_net("--engine", engine, "--config-file", file, wait=False)
+    output = process.printed()
+    assert process.returncode == 3, output[-3000:]
+    last = output.splitlines()[-1]
+    (iteration,) = re.findall(r"not finite at iteration (\d):", last)
+    assert "loss_class" in last and re.search(r"images \[\d+, \d+, \d+, \d+\]", last)
+    saved = tmp_path / "out" / f"model_nonfinite_{int(iteration):07d}.pth"
+    assert str(saved) in last and checkpoint(saved.parent, saved.stem)["model"]
+    assert not (tmp_path / "out/last_checkpoint").exists() or int(iteration) > 1
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.WEIGHTS", "missing.pth"], "FileNotFoundError: checkpoint 'missing.pth'"),
+        (["SOLVER.BASE_RL", 1], "unknown config key SOLVER.BASE_RL"),
+        (["MODEL.SMCA.MODULATION.SCALE", "round"], "must be one of 'fixed', 'single'"),
+        (["DATASETS.TRAIN", ("nowhere",)], "DatasetError: unknown dataset 'nowhere'"),
+        (["DATASETS.TRAIN", ("coco_2017_train",)], "annotations/instances_train2017.json"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(engine, opts, message, config_file, train_net):
+    run = ("--engine", engine, "--config-file", config_file(), *opts)
+    process = train_net(*run, wait=False)
+    output = process.printed()
+    assert process.returncode == 2, output[-3000:]
+    assert message in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_bad_images_and_boxes(engine, config_file, train_net, shapes, tmp_path):
+    """Training goes on without a broken file, bad boxes are counted, evaluation stops."""
+    json_file, folder = shapes["train"]
+    content = json.loads(Path(json_file).read_text())
+    images = tmp_path / "images"
+    images.mkdir()
+    for entry in content["images"]:
+        Image.open(Path(folder) / entry["file_name"]).save(images / entry["file_name"])
+    broken = images / content["images"][0]["file_name"]
+    broken.write_bytes(broken.read_bytes()[:100])
+    template = content["annotations"][0]
+    for number, bbox in enumerate([[5, 5, 0, 9], [5, 5, -3, 9], [500, 500, 9, 9]], start=900):
+        content["annotations"].append({**template, "id": number, "bbox": bbox})
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(content))
+    own = [["bad", str(bad), str(images)], ["val", *shapes["val"]]]
+    options = ("DATASETS.COCO_FORMAT", own, "DATASETS.TRAIN", ("bad",), "SOLVER.MAX_ITER", 4)
+    file = config_file(*options, "SOLVER.STEPS", ())
+    output = train_net("--engine", engine, "--config-file", file)
+    assert output.count(f"cannot read {broken}") == 1
+    counted = [line for line in output.splitlines() if "bad" in line and "3 " in line]
+    assert counted, output[-3000:]
+
+    weights = ("MODEL.WEIGHTS", tmp_path / "out/model_final.pth", "DATASETS.TEST", ("bad",))
+    run = ("--engine", engine, "--config-file", file, "--eval-only", *weights)
+    process = train_net(*run, wait=False)
+    output = process.printed()
+    assert process.returncode == 2, output[-3000:]
+    assert f"cannot read {broken}" in output
+
+
+def test_another_number_of_classes(engine, one_process, config_file, train_net):
+    """Refused for evaluation; for fine-tuning the class head starts anew."""
+    weights = ("MODEL.WEIGHTS", one_process["folder"] / "model_final.pth")
+    file = config_file(*EXACT, "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax")  # one column more
+    process = train_net(
+        "--engine", engine, "--config-file", file, "--eval-only", *weights, wait=False
+    )
+    assert "heads.class_head" in process.printed().splitlines()[-1] and process.returncode == 2
+    options = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
+    output = train_net(*run, *options)
+    assert "class head not loaded" in output
+
+
+PROJECT = """
+import sys
+
+from detectron2.config import get_cfg
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer
+import smca.d2
+from smca import add_smca_config
+
+register_coco_instances("theirs", {}, *sys.argv[1:3])
+cfg = get_cfg()
+add_smca_config(cfg)
+cfg.MODEL.META_ARCHITECTURE = "SMCA"
+cfg.MODEL.DEVICE = "cpu"
+cfg.MODEL.RESNETS.DEPTH = 18
+cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+cfg.MODEL.SMCA.NUM_CLASSES = 3
+cfg.MODEL.SMCA.HIDDEN_DIM = 32
+cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+cfg.DATASETS.TRAIN = ("theirs",)
+cfg.DATALOADER.NUM_WORKERS = 0
+cfg.SOLVER.IMS_PER_BATCH = 2
+cfg.SOLVER.BASE_LR = 1e-5
+cfg.SOLVER.MAX_ITER = 2
+cfg.SOLVER.STEPS = ()
+cfg.OUTPUT_DIR = sys.argv[3]
+DefaultTrainer(cfg).train()
+"""
+
+
+@needs_detectron2
+def test_another_project_reuses_the_model(shapes, train_net, tmp_path):
+    script = tmp_path / "project.py"
+    script.write_text(PROJECT)
+    train_net(*shapes["train"], tmp_path / "out", script=script)
+    assert "total_loss" in metrics(tmp_path / "out")[1]
+    model = checkpoint(tmp_path / "out")["model"]
+    assert model["heads.class_head.weight"].shape == (3, 32)
