@@ -10,6 +10,8 @@ endif
 PY := $(ENV)/bin/python
 INSTALLED := build/installed$(subst /,_,$(abspath $(ENV)))
 export PYTHONPATH := $(CURDIR)/projects/SMCA
+# Threads that wait must not keep others from working: the machine may have other things to do.
+export OMP_WAIT_POLICY ?= passive
 
 OUTPUT := output/quickstart
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -117,9 +118,10 @@ def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_pa
     process = train_net(*again, wait=False)
     wait_for(process, (parts / "model_0000019.pth").exists)
     # To the whole group, as a terminal or a batch system does it: loader processes too.
-    os.killpg(process.pid, signal.SIGTERM)
+    number = signal.SIGINT if engine == "native" else signal.SIGTERM
+    os.killpg(process.pid, number)
     output = process.printed()
-    assert process.returncode == 143, output[-5000:]
+    assert process.returncode == 128 + number, output[-5000:]
     stopped = (parts / "last_checkpoint").read_text()
     assert "--resume continues from " + stopped in output
     assert "Traceback" not in output
@@ -139,6 +141,35 @@ def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_pa
     torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
     states = [content["trainer"]["_trainer"]["optimizer"]["state"] for content in (found, expected)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_two_machines_meet(engine, config_file, train_net, tmp_path):
+    """Two programs on one machine, each its own "machine", train as one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = config_file("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ())
+    run = ("--engine", engine, "--config-file", file, "--num-machines", 2)
+    run += ("--dist-url", f"tcp://127.0.0.1:{port}")
+    programs = [
+        train_net(*run, "--machine-rank", rank, "OUTPUT_DIR", tmp_path / str(rank), wait=False)
+        for rank in range(2)
+    ]
+    for program in programs:
+        output = program.printed()
+        assert program.returncode == 0, output[-3000:]
+    assert (tmp_path / "0/model_final.pth").exists()
+    assert not (tmp_path / "1/model_final.pth").exists()
+
+
+def test_mixed_precision_trains(engine, config_file, train_net, tmp_path):
+    file = config_file("SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ())
+    train_net("--engine", engine, "--config-file", file)
+    assert all(
+        tensor.dtype != torch.bfloat16 for tensor in checkpoint(tmp_path / "out")["model"].values()
+    )
+    assert metrics(tmp_path / "out")[1]["total_loss"] > 0
 
 
 @pytest.mark.slow
@@ -239,12 +270,11 @@ def test_another_number_of_classes(engine, one_process, config_file, train_net):
     """Refused for evaluation; for fine-tuning the class head starts anew."""
     weights = ("MODEL.WEIGHTS", one_process["folder"] / "model_final.pth")
     file = config_file(*EXACT, "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax")  # one column more
-    process = train_net(
-        "--engine", engine, "--config-file", file, "--eval-only", *weights, wait=False
-    )
+    run = ("--engine", engine, "--config-file", file)
+    process = train_net(*run, "--eval-only", *weights, wait=False)
     assert "heads.class_head" in process.printed().splitlines()[-1] and process.returncode == 2
     options = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
-    output = train_net(*run, *options)
+    output = train_net(*run, *weights, *options)
     assert "class head not loaded" in output
 
 

@@ -46,8 +46,16 @@ def test_maps_are_torchvisions(depth, dilated, tmp_path):
         assert maps[name].shape[2] == -(-75 // ours.strides[name])
 
 
-@pytest.mark.parametrize(("depth", "norm"), [(10, "FrozenBN"), (10, "GN"), (50, "FrozenBN")])
-def test_padding_leaves_no_trace(depth, norm):
+@pytest.mark.parametrize(
+    ("depth", "norm", "stem"),
+    [
+        (10, "FrozenBN", "basic"),
+        (10, "GN", "basic"),
+        (10, "GN", "conv"),
+        (50, "FrozenBN", "conv"),
+    ],
+)
+def test_padding_leaves_no_trace(depth, norm, stem):
     torch.manual_seed(0)
     net = ResNet(
         depth=depth,
@@ -55,6 +63,7 @@ def test_padding_leaves_no_trace(depth, norm):
         res2_channels=32,
         stem_channels=16,
         norm=norm,
+        stem=stem,
         freeze_at=0,
     )
     for module in net.modules():
@@ -85,6 +94,7 @@ def test_frozen_stages_do_not_train():
         ("MODEL.RESNETS.DEPTH", 51),
         ("MODEL.RESNETS.NORM", "IN"),
         ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+        ("MODEL.RESNETS.STEM_TYPE", "deep"),
         ("MODEL.SMCA.IN_FEATURES", ["res9"]),
     ],
 )

@@ -89,6 +89,8 @@ def add_smca_config(cfg: CN) -> None:
     smca.MATCHER.L1_COST = 5.0
     smca.MATCHER.GIOU_COST = 2.0
 
+    # Ours: "basic" (7x7 convolution and max-pooling) or "conv" (two 3x3 convolutions).
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
     # Ours: learning rate of the backbone as a fraction of SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # Ours: short side before the random crop, one of these.

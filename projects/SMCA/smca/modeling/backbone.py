@@ -133,16 +133,32 @@ class Bottleneck(nn.Module):
         return F.relu_(out + (x if self.shortcut is None else self.shortcut(x, valid_out)))
 
 
-class Stem(nn.Module):
-    """7x7 convolution and 3x3 max-pooling, stride 4 together."""
+class BasicStem(nn.Module):
+    """7x7 convolution and 3x3 max-pooling, stride 4 together: the one with pretrained weights."""
 
     def __init__(self, out_channels: int, *, norm: str):
         super().__init__()
         self.conv1 = ConvNorm(3, out_channels, 7, stride=2, norm=norm)
 
-    def forward(self, images: Tensor, valid: Tensor | None) -> Tensor:
-        x = zero_padding(F.relu_(self.conv1(images, valid)), valid)
+    def forward(self, images: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
+        x = zero_padding(F.relu_(self.conv1(images, valid_in)), valid_in)
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+class ConvStem(nn.Module):
+    """Two 3x3 convolutions of stride 2, which learn faster from scratch."""
+
+    def __init__(self, out_channels: int, *, norm: str):
+        super().__init__()
+        self.conv1 = ConvNorm(3, out_channels, 3, stride=2, norm=norm)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, stride=2, norm=norm)
+
+    def forward(self, images: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
+        x = zero_padding(F.relu_(self.conv1(images, valid_in)), valid_in)
+        return F.relu_(self.conv2(x, valid_out))
+
+
+STEMS = {"basic": BasicStem, "conv": ConvStem}
 
 
 class ResNet(nn.Module):
@@ -165,6 +181,7 @@ class ResNet(nn.Module):
         norm: str = "FrozenBN",
         freeze_at: int = 2,
         res5_dilation: int = 1,
+        stem: str = "basic",
         stem_channels: int = 64,
         res2_channels: int = 256,
         groups: int = 1,
@@ -178,13 +195,14 @@ class ResNet(nn.Module):
             freeze_at: stages that are not trained: 0 none, 1 the stem, 2 the stem and res2, ...
             res5_dilation: 2 keeps res5 at stride 16; its first block then stays undilated, as in
                 torchvision.
+            stem: a key of ``STEMS``.
             stem_channels, res2_channels: output channels of the stem and res2; each later stage
                 has twice those of the one before.
             groups, width_per_group: of the bottlenecks' 3x3 convolutions in res2.
         """
         super().__init__()
         bottleneck, blocks = DEPTHS[depth]
-        self.stem = Stem(stem_channels, norm=norm)
+        self.stem = STEMS[stem](stem_channels, norm=norm)
         self.strides: dict[str, int] = {}
         self.channels: dict[str, int] = {}
         in_channels, out_channels, total_stride = stem_channels, res2_channels, 4
@@ -219,7 +237,13 @@ class ResNet(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         resnets = cfg.MODEL.RESNETS
-        for key, allowed in {"DEPTH": DEPTHS, "NORM": NORMS, "STRIDE_IN_1X1": (False,)}.items():
+        allowed_values = {
+            "DEPTH": DEPTHS,
+            "NORM": NORMS,
+            "STEM_TYPE": STEMS,
+            "STRIDE_IN_1X1": (False,),
+        }
+        for key, allowed in allowed_values.items():
             if resnets[key] not in allowed:
                 choices = ", ".join(map(repr, allowed))
                 raise ConfigError(
@@ -241,6 +265,7 @@ class ResNet(nn.Module):
             "norm": resnets.NORM,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
             "res5_dilation": resnets.RES5_DILATION,
+            "stem": resnets.STEM_TYPE,
             "stem_channels": resnets.STEM_OUT_CHANNELS,
             "res2_channels": resnets.RES2_OUT_CHANNELS,
             "groups": resnets.NUM_GROUPS,
@@ -271,10 +296,10 @@ class ResNet(nn.Module):
             mask = valid_mask(sizes, stride, shape, images.device)
             return None if mask is None else mask[:, None]
 
-        shape = _halved(images.shape[-2:])
-        x = self.stem(images, valid(shape, 2))
-        stride, shape = 4, _halved(shape)
+        half = _halved(images.shape[-2:])
+        stride, shape = 4, _halved(half)
         valid_in = valid(shape, stride)
+        x = self.stem(images, valid(half, 2), valid_in)
         maps = {}
         for name, stage in list(self.named_children())[1:]:
             for block in stage:
