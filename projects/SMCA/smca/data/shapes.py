@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of the drawing: a dataset of another version is not reused
 SPLITS = ("train", "val")
 
-_SMALLEST_SIDE = 18  # pixels; sides are square roots of box areas
-_LARGEST_SIDE = 0.8  # of the canvas
-_MAX_SLANT = np.pi / 9
+_SMALLEST_SIDE = 20  # pixels; sides are square roots of box areas
+_LARGEST_SIDE = 0.85  # of the canvas
+_MAX_SLANT = np.pi / 18
 _MAX_OVERLAP = 0.2  # of the smaller of two boxes
 _MIN_CONTRAST = 110.0  # distance in RGB to what lies beneath
 _EMPTY_IMAGES = 0.02
