@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", help="folder (default: OUTPUT_DIR/pictures)")
     parser.add_argument("--images", type=int, default=12, help="images to draw detections on")
     parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention of")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score drawn")
+    parser.add_argument("--threshold", type=float, default=0.4, help="least score drawn")
     return parser.parse_args()
 
 
@@ -94,6 +94,7 @@ def draw_queries(image, predictions, record, class_names, count: int, output: Pa
     cx, cy, w, h = (
         predictions.boxes[-1, 0, queries] * torch.tensor([width, height, width, height])
     ).unbind(-1)
+    selection = record.selection[0, queries]
     names = [class_names[label] if label < len(class_names) else str(label) for label in labels]
     draw_co_attention(
         image,
@@ -102,7 +103,7 @@ def draw_queries(image, predictions, record, class_names, count: int, output: Pa
         head_centers=record.head_centers[0, queries].numpy(),
         covariances=record.covariances[0, queries].numpy(),
         boxes=np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1),
-        scale_weights=record.selection[0, queries].numpy(),
+        scale_weights=selection.numpy() if selection.shape[1] > 1 else None,
         stride=record.stride,
         titles=[f"{names[query]} {scores[query]:.0%}" for query in queries.tolist()],
         out_png=output / "co_attention.png",
