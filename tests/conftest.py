@@ -17,6 +17,8 @@ torch.set_num_threads(1)
 
 # A detector small enough to train for a few iterations in a test.
 TINY = [
+    *("MODEL.RESNETS.DEPTH", 10, "MODEL.RESNETS.STEM_TYPE", "basic", "MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.SMCA.IN_FEATURES", ["res4", "res5"], "MODEL.SMCA.NUM_SCALES", 3),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
     *("MODEL.SMCA.HIDDEN_DIM", 32, "MODEL.SMCA.NHEADS", 4, "MODEL.SMCA.NUM_QUERIES", 10),
     *("MODEL.SMCA.DIM_FEEDFORWARD", 32, "MODEL.SMCA.ENCODER.BLOCKS", ["intra", "multi"]),

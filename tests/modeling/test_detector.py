@@ -35,11 +35,15 @@ def test_parameters_are_the_papers(config, name, opts, millions, tolerance):
 VARIANTS = [
     [],
     ["MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1],
+    ["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.STEM_TYPE", "conv"],
     ["MODEL.SMCA.IN_FEATURES", ["res3", "res4", "res5"]],
     ["MODEL.SMCA.IN_FEATURES", ["res4"], "MODEL.SMCA.NUM_SCALES", 3],
     ["MODEL.SMCA.MODULATION.HEADS", "shared"],
     *(["MODEL.SMCA.MODULATION.SCALE", kind] for kind in ("fixed", "single", "oriented")),
-    ["MODEL.SMCA.MODULATION.HEADS", "shared", "MODEL.SMCA.MODULATION.SCALE", "fixed"],
+    [
+        *("MODEL.SMCA.MODULATION.HEADS", "shared", "MODEL.SMCA.MODULATION.SCALE", "fixed"),
+        *("MODEL.SMCA.DECODER.SCALE_SELECTION", False),
+    ],
     ["MODEL.SMCA.DECODER.SCALE_SELECTION", False],
     ["MODEL.SMCA.DECODER.SHARE_KEY_VALUE", False],
     ["MODEL.SMCA.ENCODER.SHARE_ATTENTION", False, "MODEL.SMCA.ENCODER.SHARE_FFN", False],

@@ -65,17 +65,26 @@ def load_state(
         raise CheckpointError(f"{source} lacks {_some(missing)}")
     if all(name.startswith("backbone.") for name in state):
         lacking = [name for name in missing if name.startswith("backbone.")]
-        if lacking or unknown:
+        # Stages that the model has no use for are not built.
+        stages = {_stage(name) for name in own}
+        besides = [name for name in unknown if _stage(name) in stages]
+        if lacking or besides:
             raise CheckpointError(
                 f"{source} holds another backbone, check MODEL.RESNETS.DEPTH: "
-                f"it lacks {_some(lacking)}, and has {_some(unknown)} besides"
+                f"it lacks {_some(lacking)}, and has {_some(besides)} besides"
             )
+        unknown = []
         logger.info("%s: backbone loaded, the rest starts anew", source)
     elif missing:
         logger.warning("%s lacks %s; they start anew", source, _some(missing))
     if unknown:
         logger.warning("%s has tensors the model does not know: %s", source, _some(unknown))
     model.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False)
+
+
+def _stage(name: str) -> str:
+    """``backbone.res4`` of ``backbone.res4.0.conv1.weight``."""
+    return ".".join(name.split(".")[:2])
 
 
 def _some(names: list[str]) -> str:

@@ -161,9 +161,10 @@ class SMCADecoder(nn.Module):
                     kind=scale_kind,
                     beta=beta,
                     scale_selection=scale_selection,
+                    centers=number == 0,
                 ),
             )
-            for _ in range(num_layers)
+            for number in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
 

@@ -94,6 +94,7 @@ class SpatialPrior(nn.Module):
         kind: str = "independent",
         beta: float = 8.0,
         scale_selection: bool = True,
+        centers: bool = False,
     ):
         """
         Args:
@@ -105,6 +106,7 @@ class SpatialPrior(nn.Module):
             kind: "fixed", "single", "independent" or "oriented" precision.
             beta: bandwidth; larger is wider.
             scale_selection: predict how much each scale counts (Eq. 7).
+            centers: the centres are predicted from what this layer observes.
         """
         super().__init__()
         self.num_scales = num_scales
@@ -112,7 +114,6 @@ class SpatialPrior(nn.Module):
         self.kind = kind
         self.beta = beta
         count = num_scales * self.num_gaussians
-        self.norm = nn.LayerNorm(dim)
         self.offsets = linear(dim, count * 2) if per_head else None
         self.scales = None
         if channels := PRECISION_CHANNELS[kind]:
@@ -125,6 +126,10 @@ class SpatialPrior(nn.Module):
         self.selection = None
         if scale_selection and num_scales > 1:
             self.selection = linear(dim, num_scales)
+        predicts = (self.offsets, self.scales, self.selection)
+        # A head-shared, fixed Gaussian has nothing to observe, but for the first layer's centre.
+        observes = centers or any(part is not None for part in predicts)
+        self.norm = nn.LayerNorm(dim) if observes else nn.Identity()
 
     def forward(self, observed: Tensor, reference: Tensor, memory: Memory) -> Prior:
         """
