@@ -72,4 +72,4 @@ def choose_engine(wanted: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    print(f"The Detectron2 host was skipped; Detectron2 installs with\n  {INSTALL_DETECTRON2}")  # noqa: T201
+    print(f"Skipped without Detectron2: its host and tests/d2; {INSTALL_DETECTRON2} installs it")  # noqa: T201
