@@ -8,7 +8,6 @@ Example:
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,6 @@ from smca.visualization.attention import draw_co_attention
 from smca.visualization.curves import plot_ap
 from smca.visualization.detections import draw_detections, save_grid
 from smca.visualization.recording import record_co_attention
-
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
 def parse() -> argparse.Namespace:

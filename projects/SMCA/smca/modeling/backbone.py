@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
-from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -66,7 +65,7 @@ class ConvNorm(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, padding=padding, bias=False, **options
         )
-        c2_msra_fill(self)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.norm = NORMS[norm](out_channels)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
