@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
@@ -276,6 +277,43 @@ def test_another_number_of_classes(engine, one_process, config_file, train_net):
     options = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
     output = train_net(*run, *weights, *options)
     assert "class head not loaded" in output
+
+
+@pytest.fixture
+def small_coco(shapes, tmp_path, monkeypatch):
+    """COCO's folders, file names and 80 category ids with gaps, around a few drawn images."""
+    root = tmp_path / "datasets" / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        content = json.loads(Path(shapes[split][0]).read_text())
+        missing = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+        ids = [number for number in range(1, 91) if number not in missing]
+        content["categories"] = [{"id": number, "name": f"class {number}"} for number in ids]
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["category_id"] = ids[number % 80]
+        file = root / "annotations" / f"instances_{split}2017.json"
+        file.write_text(json.dumps(content))
+        (root / f"{split}2017").symlink_to(shapes[split][1])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root.parent))
+
+
+@pytest.mark.slow
+def test_the_command_users_type(engine, small_coco, train_net, tmp_path):
+    """The README's training command, on images of a size for two processes on a CPU."""
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    sizes = ("INPUT.MIN_SIZE_TRAIN", (96, 128), "INPUT.MIN_SIZE_TEST", 96)
+    sizes += ("INPUT.CROP.SIZE", (48, 96), "INPUT.CROP.MIN_SIZE_BEFORE", (96,))
+    length = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2)
+    run = ("--engine", engine, "--config-file", "configs/smca_R50_108ep.yaml", "--num-gpus", 2)
+    run += ("MODEL.WEIGHTS", tmp_path / "resnet50.pth", "OUTPUT_DIR", tmp_path / "out")
+    output = train_net(*run, *sizes, *length, "DATALOADER.NUM_WORKERS", 1)
+    assert "backbone loaded, the rest starts anew" in output
+    model = checkpoint(tmp_path / "out")["model"]
+    assert model["heads.class_head.weight"].shape == (80, 256)
+    results = json.loads((tmp_path / "out/inference/coco_instances_results.json").read_text())
+    assert len(results) == 6 * 300
+    assert {row["category_id"] for row in results} <= set(range(1, 91))
 
 
 PROJECT = """

@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", help="folder (default: OUTPUT_DIR/pictures)")
     parser.add_argument("--images", type=int, default=12, help="images to draw detections on")
     parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention of")
-    parser.add_argument("--threshold", type=float, default=0.4, help="least score drawn")
+    parser.add_argument("--threshold", type=float, default=0.3, help="least score drawn")
     return parser.parse_args()
 
 

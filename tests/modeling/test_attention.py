@@ -119,3 +119,20 @@ def test_half_precision_parts_pass_on_one_gradient():
     split, keys = bias.channels(torch.bfloat16)
     (split.float() @ keys.float().mT).sum().backward()
     assert_close(query.grad, torch.full_like(query, key.sum().item()))
+
+
+def test_a_fused_kernel_runs_with_a_prior_and_with_padding():
+    """On a CPU without dropout: no (N, L) matrix, neither forward nor backward."""
+    shape = (25, 34)
+    gaussians, *_ = random_gaussians(shape, queries=50)
+    padding = torch.zeros(B, shape[0] * shape[1], dtype=torch.bool)
+    padding[1, 600:] = True
+    query = torch.randn(B, H, 50, D, requires_grad=True)
+    key, value = torch.randn(2, B, H, padding.shape[1], D)
+    biases = [gaussians.bias(0, shape, oriented=False), padding_bias(padding)]
+    with torch.profiler.profile() as profile:
+        attend(query, key, value, biases=biases).sum().backward()
+    kernels = {event.key for event in profile.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in kernels
+    assert not any("softmax" in name for name in kernels)
