@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from .files import CheckpointError, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,34 @@ class SafeCheckpointing(Checkpointer):
         write_checkpoint(content | extra, path)
         if resumable:
             self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_to_resume(self, iteration: int, max_iter: int) -> None:
+        """Save a run that stops after ``iteration`` of ``max_iter``, and say how it goes on."""
+        if iteration < 0:
+            return
+        name = f"model_{iteration:07d}"
+        self.save(name, iteration=iteration)
+        logger.warning(
+            "stopped after iteration %d of %d; --resume continues from %s.pth",
+            iteration + 1,
+            max_iter,
+            name,
+        )
+
+    def load_to_evaluate(self, weights: str, *, resume: bool) -> None:
+        """Load ``weights``, or with ``resume`` the last checkpoint there is, whole.
+
+        Raises:
+            ConfigError: neither is there.
+            CheckpointError: the file does not fit the model.
+        """
+        if not weights and not (resume and self.has_checkpoint()):
+            raise ConfigError(
+                "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume to take "
+                f"the last one in OUTPUT_DIR ({self.save_dir})"
+            )
+        self.evaluating = True
+        self.resume_or_load(weights, resume=resume)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")

@@ -76,11 +76,5 @@ def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
         raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
     model = Trainer.build_model(cfg)
     checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, save_to_disk=False)
-    checkpointer.evaluating = True
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise ConfigError(
-            "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the "
-            f"last one in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
-        )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS, resume=resume)
     return Trainer.test(cfg, model)

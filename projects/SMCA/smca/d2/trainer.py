@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import weakref
@@ -28,8 +27,6 @@ from .dataset_mapper import DetrDatasetMapper
 from .datasets import dataset_records, training_records
 from .evaluation import CocoEvaluator
 from .hooks import BestCheckpointer, StopHook
-
-logger = logging.getLogger(__name__)
 
 
 class StepTrainer(SimpleTrainer):
@@ -193,15 +190,7 @@ class Trainer(DefaultTrainer):
 
     def save_and_stop(self) -> None:
         """Save a checkpoint to resume from, and leave with the exit code of the signal."""
-        if self.iter >= 0:
-            name = f"model_{self.iter:07d}"
-            self.checkpointer.save(name, iteration=self.iter)
-            logger.warning(
-                "stopped after iteration %d of %d; --resume continues from %s.pth",
-                self.iter + 1,
-                self.max_iter,
-                name,
-            )
+        self.checkpointer.save_to_resume(self.iter, self.max_iter)
         if not self._trainer.fetching:
             # All workers are here, and the launcher ends them all when the first one leaves.
             comm.synchronize()

@@ -67,10 +67,10 @@ class Evaluator:
         return {name: result for name, result in results.items() if result}
 
     def _evaluate(self, dataset: CocoDataset) -> dict:
-        found = list(self._detections(dataset))
+        found = self._detections(dataset)
         if _world_size() > 1:
             gathered = [None] * _world_size() if _rank() == 0 else None
-            dist.gather_object(found, gathered)
+            dist.gather_object(list(found), gathered)
             if _rank() > 0:
                 return {}
             found = [detection for worker in gathered for detection in worker]
@@ -190,7 +190,7 @@ class Trainer:
                     # The signal that stops this process may have ended its loader's.
                     if stop.signal is None:
                         raise
-                    self._save_to_resume()
+                    self.checkpointer.save_to_resume(self.iteration, self.max_iter)
                     raise SystemExit(stop.exit_code) from None
                 data_time = time.perf_counter() - begun
                 losses = self._run_step(iteration, batch)
@@ -205,7 +205,7 @@ class Trainer:
                 if done == self.max_iter:
                     self.checkpointer.save("model_final", iteration=iteration)
                 elif stopping:
-                    self._save_to_resume()
+                    self.checkpointer.save_to_resume(self.iteration, self.max_iter)
                     # The launcher ends all processes when the first one leaves.
                     _synchronize()
                     raise SystemExit(stop.exit_code)
@@ -239,17 +239,6 @@ class Trainer:
             path = os.path.join(self.cfg.OUTPUT_DIR, name + ".pth")
             raise error.explained(iteration, path) from error
 
-    def _save_to_resume(self) -> None:
-        if self.iteration >= 0:
-            name = f"model_{self.iteration:07d}"
-            self.checkpointer.save(name, iteration=self.iteration)
-            logger.warning(
-                "stopped after iteration %d of %d; --resume continues from %s.pth",
-                self.iteration + 1,
-                self.max_iter,
-                name,
-            )
-
     def _evaluate(self, metrics: Metrics | None) -> dict:
         begun = time.perf_counter()
         results = self.evaluator()
@@ -277,17 +266,13 @@ def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: there is nothing to evaluate, or nothing to evaluate on.
         CheckpointError: the file does not fit the model.
     """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
     detector = build_detector(cfg).to(_device(cfg))
     evaluator = Evaluator(cfg, detector)
     checkpointer = SafeCheckpointing(detector, cfg.OUTPUT_DIR, save_to_disk=False)
-    checkpointer.evaluating = True
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise ConfigError(
-            "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the "
-            f"last one in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
-        )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS, resume=resume)
     return evaluator()
