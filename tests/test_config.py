@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import smca
-from smca.config import ConfigError, flatten, load_cfg, validate
+from smca.config import ConfigError, flatten, load_cfg
+from smca.validation import validate
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
@@ -22,7 +23,7 @@ def test_every_key_has_a_reader():
     sources = "".join(
         path.read_text()
         for path in (ROOT / "projects/SMCA/smca").rglob("*.py")
-        if path.name != "config.py" and "/d2/" not in path.as_posix()
+        if path.name not in ("config.py", "validation.py") and "/d2/" not in path.as_posix()
     )
     # Read by Detectron2, or by what configs are merged with.
     elsewhere = {"VERSION", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}

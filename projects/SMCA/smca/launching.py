@@ -16,8 +16,9 @@ import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
 from .checkpoints import CheckpointError
-from .config import ConfigError, validate
+from .config import ConfigError
 from .data.coco import DatasetError
+from .validation import validate
 
 # What a user can mend, by the exit code it ends with.
 _EXPLAINED = {

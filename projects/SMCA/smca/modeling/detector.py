@@ -8,7 +8,8 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import ConfigError, validate_model
+from ..config import ConfigError
+from ..validation import validate_model
 from .backbone import ResNet
 from .heads import DetectionHeads, Predictions
 from .memory import Size

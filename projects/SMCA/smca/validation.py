@@ -1,0 +1,139 @@
+"""Values that cannot work are refused before anything is built or read, with the key's name."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as CN
+
+from .config import PRECISION_CHANNELS, ConfigError, flatten
+
+_CHOICES = {
+    "MODEL.META_ARCHITECTURE": ("SMCA",),
+    "MODEL.SMCA.MODULATION.HEADS": ("multi", "shared"),
+    "MODEL.SMCA.MODULATION.SCALE": tuple(PRECISION_CHANNELS),
+    "MODEL.SMCA.LOSS.CLASSIFICATION": ("focal", "softmax"),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
+}
+_SOLVER_CHOICES = {
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+}
+_AT_LEAST = {
+    "MODEL.SMCA.NUM_CLASSES": 1,
+    "MODEL.SMCA.NUM_QUERIES": 1,
+    "MODEL.SMCA.HIDDEN_DIM": 4,
+    "MODEL.SMCA.NHEADS": 1,
+    "MODEL.SMCA.DIM_FEEDFORWARD": 1,
+    "MODEL.SMCA.NUM_SCALES": 1,
+    "MODEL.SMCA.DECODER.NUM_LAYERS": 1,
+    "MODEL.SMCA.MODULATION.CENTER_LAYERS": 1,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 1,
+}
+_SOLVER_AT_LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.WARMUP_ITERS": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+def validate_model(cfg: CN) -> None:
+    """Refuse model values that cannot work, before anything is built.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    _check_table(cfg, _CHOICES, _AT_LEAST)
+    smca = cfg.MODEL.SMCA
+    _require(
+        smca.HIDDEN_DIM % smca.NHEADS == 0 and smca.HIDDEN_DIM % 4 == 0,
+        "MODEL.SMCA.HIDDEN_DIM",
+        smca.HIDDEN_DIM,
+        f"a multiple of 4 and of MODEL.SMCA.NHEADS ({smca.NHEADS})",
+    )
+    for key in ("DROPOUT", "ATTENTION_DROPOUT"):
+        _require(0 <= smca[key] < 1, f"MODEL.SMCA.{key}", smca[key], "in [0, 1)")
+    _require(
+        0 < len(smca.IN_FEATURES) <= smca.NUM_SCALES,
+        "MODEL.SMCA.IN_FEATURES",
+        smca.IN_FEATURES,
+        f"1 to MODEL.SMCA.NUM_SCALES ({smca.NUM_SCALES}) names of backbone maps",
+    )
+    _require(
+        set(smca.ENCODER.BLOCKS) <= {"intra", "multi"},
+        "MODEL.SMCA.ENCODER.BLOCKS",
+        smca.ENCODER.BLOCKS,
+        "a list of 'intra' and 'multi'",
+    )
+    _require(
+        smca.MODULATION.BETA > 0, "MODEL.SMCA.MODULATION.BETA", smca.MODULATION.BETA, "positive"
+    )
+    for group, keys in (
+        ("LOSS", ("CLASS_WEIGHT", "L1_WEIGHT", "GIOU_WEIGHT", "FOCAL_GAMMA", "NO_OBJECT_WEIGHT")),
+        ("MATCHER", ("CLASS_COST", "L1_COST", "GIOU_COST")),
+    ):
+        for key in keys:
+            _require(smca[group][key] >= 0, f"MODEL.SMCA.{group}.{key}", smca[group][key], ">= 0")
+    alpha = smca.LOSS.FOCAL_ALPHA
+    _require(0 <= alpha <= 1, "MODEL.SMCA.LOSS.FOCAL_ALPHA", alpha, "in [0, 1]")
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        _require(len(cfg.MODEL[key]) == 3, f"MODEL.{key}", cfg.MODEL[key], "three numbers")
+
+
+def validate(cfg: CN) -> None:
+    """:func:`validate_model`, and everything that data, solver and evaluation read.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    validate_model(cfg)
+    _check_table(cfg, _SOLVER_CHOICES, _SOLVER_AT_LEAST)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED:
+        name = "SOLVER.CLIP_GRADIENTS"
+        _require(clip.CLIP_TYPE == "full_model", f"{name}.CLIP_TYPE", clip.CLIP_TYPE, "full_model")
+        _require(clip.CLIP_VALUE > 0, f"{name}.CLIP_VALUE", clip.CLIP_VALUE, "positive")
+    if cfg.INPUT.CROP.ENABLED:
+        crop = cfg.INPUT.CROP
+        _require(crop.TYPE == "absolute_range", "INPUT.CROP.TYPE", crop.TYPE, "'absolute_range'")
+        _require(
+            len(crop.SIZE) == 2 and 0 < crop.SIZE[0] <= crop.SIZE[1],
+            "INPUT.CROP.SIZE",
+            crop.SIZE,
+            "[least, most] in pixels",
+        )
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    count = 2 if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else None
+    _require(
+        all(size >= 0 for size in sizes) and (len(sizes) == count if count else len(sizes) > 0),
+        "INPUT.MIN_SIZE_TRAIN",
+        sizes,
+        "sizes in pixels" + (" (two: least and most)" if count else ""),
+    )
+    for entry in cfg.DATASETS.COCO_FORMAT:
+        _require(
+            len(entry) == 3 and all(isinstance(part, str) for part in entry),
+            "DATASETS.COCO_FORMAT",
+            entry,
+            "a list of [name, annotation file, image folder]",
+        )
+
+
+def _check_table(cfg: CN, choices: dict, at_least: dict) -> None:
+    flat = flatten(cfg)
+    for key, allowed in choices.items():
+        _require(flat[key] in allowed, key, flat[key], "one of " + ", ".join(map(repr, allowed)))
+    for key, least in at_least.items():
+        _require(flat[key] >= least, key, flat[key], f"at least {least}")
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value!r}; it must be {allowed}")
