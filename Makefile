@@ -8,7 +8,8 @@ else
   ENV := .venv
 endif
 PY := $(ENV)/bin/python
-INSTALLED := build/installed$(subst /,_,$(abspath $(ENV)))
+# In the environment, so that both go together; its name tells clones apart.
+INSTALLED := $(ENV)/.installed$(subst /,_,$(CURDIR))
 export PYTHONPATH := $(CURDIR)/projects/SMCA
 # Threads that wait must not keep others from working: the machine may have other things to do.
 export OMP_WAIT_POLICY ?= passive
@@ -29,7 +30,7 @@ test: $(INSTALLED)
 $(INSTALLED): setup.py pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(ENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	@mkdir -p $(@D) && touch $@
+	@touch $@
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv
