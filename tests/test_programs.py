@@ -224,6 +224,8 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(engine, config_file, tra
         (["SOLVER.BASE_RL", 1], "unknown config key SOLVER.BASE_RL"),
         (["MODEL.SMCA.MODULATION.SCALE", "round"], "must be one of 'fixed', 'single'"),
         (["DATASETS.TRAIN", ("nowhere",)], "DatasetError: unknown dataset 'nowhere'"),
+        (["--resume", "--num-gpus", 3], "SOLVER.IMS_PER_BATCH is 4; it must be a multiple of"),
+        (["--eval-only"], "nothing to evaluate: set MODEL.WEIGHTS"),
         (["DATASETS.TRAIN", ("coco_2017_train",)], "annotations/instances_train2017.json"),
     ],
 )
@@ -259,12 +261,30 @@ def test_bad_images_and_boxes(engine, config_file, train_net, shapes, tmp_path):
     counted = [line for line in output.splitlines() if "bad" in line and "3 " in line]
     assert counted, output[-3000:]
 
+    saved = (tmp_path / "out/config.yaml").read_bytes()
     weights = ("MODEL.WEIGHTS", tmp_path / "out/model_final.pth", "DATASETS.TEST", ("bad",))
     run = ("--engine", engine, "--config-file", file, "--eval-only", *weights)
-    process = train_net(*run, wait=False)
+    process = train_net(*run, "DATALOADER.NUM_WORKERS", 1, wait=False)
     output = process.printed()
     assert process.returncode == 2, output[-3000:]
-    assert f"cannot read {broken}" in output
+    assert f"DatasetError: cannot read {broken}" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    # An evaluation leaves what training has written.
+    assert (tmp_path / "out/config.yaml").read_bytes() == saved
+
+
+def test_a_failing_evaluation_loses_nothing(engine, config_file, train_net, shapes, tmp_path):
+    """The first evaluation stops the run, and --resume continues after the iteration before it."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted(Path(shapes["val"][1]).iterdir())[1:]:
+        (images / path.name).symlink_to(path)
+    own = [["train", *shapes["train"]], ["val", shapes["val"][0], str(images)]]
+    options = ("DATASETS.COCO_FORMAT", own, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 100)
+    process = train_net("--engine", engine, "--config-file", config_file(*options), wait=False)
+    output = process.printed()
+    assert process.returncode == 2 and "cannot read" in output.splitlines()[-1], output[-3000:]
+    assert (tmp_path / "out/last_checkpoint").read_text() == "model_0000002.pth"
 
 
 def test_another_number_of_classes(engine, one_process, config_file, train_net):

@@ -44,13 +44,14 @@ def main() -> None:
     output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     detector = build_detector(cfg).eval()
     weights = args.weights or os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
-    load(detector, weights, evaluating=True)
+    load(detector, weights, whole=True)
     (dataset, *_) = load_datasets(cfg, cfg.DATASETS.TEST)
     # The fullest images tell most.
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     records = records[:: max(1, len(records) // args.images)][: args.images]
     mapper = NativeMapper.from_config(cfg, is_train=False)
     mean, std = pixel_statistics(cfg)
+    softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
 
     drawn = []
     for number, record in enumerate(records):
@@ -63,7 +64,7 @@ def main() -> None:
             predictions,
             sizes,
             max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-            softmax=cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax",
+            softmax=softmax,
         )
         drawn.append(
             draw_detections(
@@ -77,7 +78,15 @@ def main() -> None:
             )
         )
         if number == 0:
-            draw_queries(image, predictions, record_of, dataset.class_names, args.queries, output)
+            draw_queries(
+                image,
+                predictions,
+                record_of,
+                dataset.class_names,
+                count=args.queries,
+                softmax=softmax,
+                output=output,
+            )
     save_grid(drawn, output / "detections.png")
     print(f"{output / 'detections.png'}\n{output / 'co_attention.png'}")
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
@@ -86,16 +95,20 @@ def main() -> None:
         print(output / "training.png")
 
 
-def draw_queries(image, predictions, record, class_names, count: int, output: Path) -> None:
+def draw_queries(
+    image, predictions, record, class_names, *, count: int, softmax: bool, output: Path
+) -> None:
     """The co-attention of the queries with the best scores."""
-    scores, labels = predictions.logits[-1, 0].sigmoid().max(-1)
+    logits = predictions.logits[-1, 0]
+    scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
+    scores, labels = scores.max(-1)
     queries = scores.topk(min(count, len(scores))).indices
     height, width = image.shape[:2]
     cx, cy, w, h = (
         predictions.boxes[-1, 0, queries] * torch.tensor([width, height, width, height])
     ).unbind(-1)
     selection = record.selection[0, queries]
-    names = [class_names[label] if label < len(class_names) else str(label) for label in labels]
+    names = [class_names[label] for label in labels.tolist()]
     draw_co_attention(
         image,
         record.maps[0, queries].numpy(),

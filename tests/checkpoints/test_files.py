@@ -103,7 +103,7 @@ def test_backbone_weights_load_into_a_detector(tmp_path, config, caplog):
         assert_close(own[name], tensor)
     assert_close(detector.neck.projections[0].weight, weight)
     with pytest.raises(CheckpointError, match="lacks"):
-        load(detector, tmp_path / "R-18.pkl", evaluating=True)
+        load(detector, tmp_path / "R-18.pkl", whole=True)
 
 
 def test_another_backbone_is_refused(tmp_path, config):
@@ -118,7 +118,7 @@ def test_a_checkpoint_comes_back(tmp_path, detector, tiny_config):
     write_checkpoint({"model": detector.state_dict(), "iteration": 7}, tmp_path / "a.pth")
     torch.manual_seed(1)
     other = build_detector(tiny_config())
-    extra = load(other, tmp_path / "a.pth", evaluating=True)
+    extra = load(other, tmp_path / "a.pth", whole=True)
     assert extra == {"iteration": 7}
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pth"]
     for name, tensor in detector.state_dict().items():
@@ -129,7 +129,7 @@ def test_another_number_of_classes(tmp_path, detector, tiny_config, caplog):
     write_checkpoint({"model": detector.state_dict()}, tmp_path / "three.pth")
     other = build_detector(tiny_config("MODEL.SMCA.NUM_CLASSES", 5))
     with pytest.raises(CheckpointError, match=r"NUM_CLASSES.*heads\.class_head\.weight"):
-        load(other, tmp_path / "three.pth", evaluating=True)
+        load(other, tmp_path / "three.pth", whole=True)
     head = other.heads.class_head.weight.clone()
     load(other, tmp_path / "three.pth")
     assert "class head" in caplog.text
@@ -144,7 +144,7 @@ def test_another_model_is_refused_with_its_tensors(tmp_path, detector, tiny_conf
         load(wider, tmp_path / "a.pth")
     deeper = build_detector(tiny_config("MODEL.SMCA.DECODER.NUM_LAYERS", 3))
     with pytest.raises(CheckpointError, match=r"lacks decoder\.layers\.2"):
-        load(deeper, tmp_path / "a.pth", evaluating=True)
+        load(deeper, tmp_path / "a.pth", whole=True)
 
 
 @pytest.mark.parametrize(

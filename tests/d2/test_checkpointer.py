@@ -91,7 +91,7 @@ def test_another_number_of_classes(d2_config, tmp_path, caplog):
     assert "class head not loaded" in caplog.text
     torch.testing.assert_close(model.decoder.state_dict(), source.decoder.state_dict())
     checkpointer = SMCACheckpointer(build_model(d2_config()))
-    checkpointer.evaluating = True
+    checkpointer.whole = True
     with pytest.raises(CheckpointError, match="MODEL.SMCA.NUM_CLASSES"):
         checkpointer.load(str(tmp_path / "other.pth"))
 

@@ -114,5 +114,5 @@ def test_scores(shapes, registered, tmp_path):
     assert 20 < scores["AP"] < 90 and not math.isnan(scores["APs"])
 
     theirs = (tmp_path / "d2/coco_instances_results.json").read_text()
-    ours = (tmp_path / "inference/coco_instances_results.json").read_text()
+    ours = (tmp_path / "coco_instances_results.json").read_text()
     assert json.loads(ours) == json.loads(theirs)

@@ -98,7 +98,6 @@ def test_records_are_detectron2s_standard_dicts(write, tmp_path):
         (["annotations", 1, "bbox"], [1, 2, 3], ["annotations[1]", "four numbers"]),
         (["annotations", 1, "bbox"], [1, 2, 3, "4"], ["annotations[1]", "four numbers"]),
         (["annotations", 1, "category_id"], 1, ["annotations[1]", "category_id 1"]),
-        (["annotations", 1, "id"], 1, ["annotations[1]", "id 1"]),
         (["annotations", 1], "box", ["annotations[1]", "str"]),
     ],
 )

@@ -69,7 +69,7 @@ def test_perfect_detections_have_ap_100(dataset, tmp_path):
 
 def test_the_results_file_has_coco_ids_and_boxes(dataset, tmp_path):
     evaluate(perfect(), dataset, str(tmp_path / "out"))
-    rows = json.loads((tmp_path / "out/inference/coco_instances_results.json").read_text())
+    rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     assert len(rows) == 3
     assert rows[1] == {
         "image_id": 1,

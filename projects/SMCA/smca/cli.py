@@ -37,11 +37,11 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-gpus",
-        type=int,
+        type=_count,
         default=1,
         help="processes on this machine: one a GPU, or so many on the CPU where there is none",
     )
-    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--num-machines", type=_count, default=1, help="number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
     parser.add_argument(
         "--dist-url",
@@ -53,6 +53,13 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
 
 
 def choose_engine(wanted: str) -> tuple[str, str]:

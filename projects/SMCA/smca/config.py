@@ -249,7 +249,11 @@ def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[str] = ()) -> CN:
         if len(opts) % 2:
             raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
         for key, value in zip(opts[::2], opts[1::2], strict=True):
+            if key.startswith("--"):
+                raise ConfigError(f"{key} stands after KEY VALUE pairs; flags come before them")
             _require_key(cfg, key, "the command line")
+            if isinstance(flatten(cfg).get(key), float):
+                value = float(value)  # 1 is a learning rate, too
             cfg.merge_from_list([key, value])
     except yaml.YAMLError as error:
         raise ConfigError(f"{config_file} cannot be read as YAML: {error}") from error

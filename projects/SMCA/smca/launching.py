@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,6 +19,7 @@ from fvcore.common.config import CfgNode
 from .checkpoints import CheckpointError
 from .config import ConfigError
 from .data.coco import DatasetError
+from .training.solver import scale_to_workers
 from .validation import validate
 
 # What a user can mend, by the exit code it ends with.
@@ -37,23 +39,38 @@ def guarded(program: Callable[..., int | None], *args: object) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except tuple(error for errors in _EXPLAINED.values() for error in errors) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        message = str(error)
+        if "Original Traceback" in message:  # of a loader process, by torch
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"{type(error).__name__}: {message}", file=sys.stderr, flush=True)
         return next(code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds))
 
 
-def prepare(cfg: CfgNode) -> CfgNode:
+def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
     """Check a merged config, choose the device that exists, make OUTPUT_DIR; returns it frozen.
+
+    Args:
+        cfg: the configuration, which is changed.
+        world_size: number of processes that will train.
 
     Raises:
         ConfigError: a value that cannot work, or an OUTPUT_DIR that cannot be written.
     """
     validate(cfg)
+    batch = scale_to_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
+    if batch % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {batch}; it must be a multiple of the {world_size} processes"
+        )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        print("MODEL.DEVICE: there is no GPU, the CPU is used", file=sys.stderr, flush=True)
         cfg.MODEL.DEVICE = "cpu"
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
+            pass
     except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be made: {error}") from error
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written: {error}") from error
     cfg.freeze()
     return cfg
 
@@ -79,6 +96,10 @@ def run_processes(start: Callable[[], None], cfg: CfgNode, args: argparse.Namesp
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Each process has its share of the cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.num_gpus)))
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--machine-rank is {args.machine_rank}; the machines are 0 to {args.num_machines - 1}"
+        )
     if args.dist_url == "auto" and args.num_machines > 1:
         raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
     # That it ends the other processes after one has failed is no news.

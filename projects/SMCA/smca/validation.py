@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from fvcore.common.config import CfgNode as CN
 
 from .config import PRECISION_CHANNELS, ConfigError, flatten
@@ -12,6 +13,7 @@ _CHOICES = {
     "MODEL.SMCA.MODULATION.SCALE": tuple(PRECISION_CHANNELS),
     "MODEL.SMCA.LOSS.CLASSIFICATION": ("focal", "softmax"),
     "MODEL.RESNETS.RES5_DILATION": (1, 2),
+    "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
 }
 _SOLVER_CHOICES = {
     "INPUT.FORMAT": ("RGB", "BGR"),
@@ -30,7 +32,10 @@ _AT_LEAST = {
     "MODEL.SMCA.NUM_SCALES": 1,
     "MODEL.SMCA.DECODER.NUM_LAYERS": 1,
     "MODEL.SMCA.MODULATION.CENTER_LAYERS": 1,
-    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 1,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 1,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 1,
     "TEST.DETECTIONS_PER_IMAGE": 1,
 }
 _SOLVER_AT_LEAST = {
@@ -40,6 +45,14 @@ _SOLVER_AT_LEAST = {
     "SOLVER.WARMUP_ITERS": 0,
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.EVAL_PERIOD": 0,
+    "INPUT.MIN_SIZE_TEST": 0,
+    "INPUT.MAX_SIZE_TEST": 1,
+    "INPUT.MAX_SIZE_TRAIN": 1,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "SOLVER.WEIGHT_DECAY_NORM": 0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0,
+    "SOLVER.BASE_LR_END": 0,
 }
 
 
@@ -84,6 +97,12 @@ def validate_model(cfg: CN) -> None:
     _require(0 <= alpha <= 1, "MODEL.SMCA.LOSS.FOCAL_ALPHA", alpha, "in [0, 1]")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         _require(len(cfg.MODEL[key]) == 3, f"MODEL.{key}", cfg.MODEL[key], "three numbers")
+    std = cfg.MODEL.PIXEL_STD
+    _require(min(std) > 0, "MODEL.PIXEL_STD", std, "three positive numbers")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        _require(False, "MODEL.DEVICE", cfg.MODEL.DEVICE, "'cuda' or 'cpu'")
 
 
 def validate(cfg: CN) -> None:
@@ -94,6 +113,11 @@ def validate(cfg: CN) -> None:
     """
     validate_model(cfg)
     _check_table(cfg, _SOLVER_CHOICES, _SOLVER_AT_LEAST)
+    for key in ("BASE_LR", "GAMMA"):
+        _require(cfg.SOLVER[key] > 0, f"SOLVER.{key}", cfg.SOLVER[key], "positive")
+    steps = list(cfg.SOLVER.STEPS)
+    _require(steps == sorted(set(steps)), "SOLVER.STEPS", tuple(steps), "in ascending order")
+    _require(cfg.SEED < 2**63, "SEED", cfg.SEED, "less than 2 ** 63")
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED:
         name = "SOLVER.CLIP_GRADIENTS"
@@ -108,6 +132,8 @@ def validate(cfg: CN) -> None:
             crop.SIZE,
             "[least, most] in pixels",
         )
+        before = crop.MIN_SIZE_BEFORE
+        _require(len(before) > 0 and min(before) > 0, "INPUT.CROP.MIN_SIZE_BEFORE", before, "sizes")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     count = 2 if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else None

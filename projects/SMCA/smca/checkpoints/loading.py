@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 CLASS_HEAD = "heads.class_head."
 
 
-def load(detector: nn.Module, path: str | os.PathLike, *, evaluating: bool = False) -> dict:
+def load(detector: nn.Module, path: str | os.PathLike, *, whole: bool = False) -> dict:
     """Load any checkpoint file of the project, or a ResNet's, into ``detector``.
 
     Args:
         detector: the model, of either host.
         path: see :func:`~smca.checkpoints.files.read_checkpoint`.
-        evaluating: every tensor of the model must be in the file.
+        whole: every tensor of the model must be in the file.
 
     Returns:
         what else the file holds.
@@ -32,13 +32,11 @@ def load(detector: nn.Module, path: str | os.PathLike, *, evaluating: bool = Fal
         CheckpointError: the file does not fit; the message names the tensors.
     """
     content = read_checkpoint(path)
-    load_state(detector, content.pop("model"), source=os.fspath(path), evaluating=evaluating)
+    load_state(detector, content.pop("model"), source=os.fspath(path), whole=whole)
     return content
 
 
-def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, evaluating: bool
-) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, whole: bool) -> None:
     """:func:`load` for tensors that have been read already."""
     own = model.state_dict()
     wrong = {
@@ -50,7 +48,7 @@ def load_state(
         f"{name} has shape {theirs}, the model wants {ours}"
         for name, (theirs, ours) in list(wrong.items())[:5]
     )
-    if wrong and (evaluating or not all(name.startswith(CLASS_HEAD) for name in wrong)):
+    if wrong and (whole or not all(name.startswith(CLASS_HEAD) for name in wrong)):
         classes = all(name.startswith(CLASS_HEAD) for name in wrong)
         remedy = "MODEL.SMCA.NUM_CLASSES" if classes else "the config file"
         raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")
@@ -62,7 +60,7 @@ def load_state(
     missing = [n for n in own if n not in state and n not in wrong]
     if len(missing) == len(own):
         raise CheckpointError(f"{source} holds none of the model's tensors, but {_some(unknown)}")
-    if missing and evaluating:
+    if missing and whole:
         raise CheckpointError(f"{source} lacks {_some(missing)}")
     if all(name.startswith("backbone.") for name in state):
         lacking = [name for name in missing if name.startswith("backbone.")]
@@ -99,15 +97,21 @@ class SafeCheckpointing(Checkpointer):
     It stands before Detectron2's checkpointer in the other host's class.
 
     Attributes:
-        evaluating: every tensor of the model must be in the file that is loaded.
+        whole: every tensor of the model must be in the file that is loaded.
     """
 
-    evaluating = False
+    whole = False
 
     def load(self, path: str, *args, **kwargs) -> dict:
         if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(f"checkpoint {path!r} (MODEL.WEIGHTS) does not exist")
+            what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+            raise FileNotFoundError(f"checkpoint {path!r} (MODEL.WEIGHTS) {what}")
         return super().load(path, *args, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        # A run goes on with all it had; only weights to start from may lack something.
+        self.whole = self.whole or (resume and self.has_checkpoint())
+        return super().resume_or_load(path, resume=resume)
 
     def save(self, name: str, *, resumable: bool = True, **extra: object) -> None:
         """Write ``save_dir/name.pth``; with ``resumable``, make it the one to resume from."""
@@ -146,7 +150,7 @@ class SafeCheckpointing(Checkpointer):
                 "nothing to evaluate: set MODEL.WEIGHTS to a checkpoint, or give --resume to take "
                 f"the last one in OUTPUT_DIR ({self.save_dir})"
             )
-        self.evaluating = True
+        self.whole = True
         self.resume_or_load(weights, resume=resume)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -165,5 +169,5 @@ class SafeCheckpointing(Checkpointer):
             self.model,
             checkpoint.pop("model"),
             source=checkpoint.pop("source"),
-            evaluating=self.evaluating,
+            whole=self.whole,
         )

@@ -9,7 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data.coco import DatasetError, dataset_files, drop_bad_boxes, drop_empty, load_coco
+from ..data.coco import (
+    DatasetError,
+    check_classes,
+    dataset_files,
+    drop_bad_boxes,
+    drop_empty,
+    load_coco,
+)
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -65,18 +72,13 @@ def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]
             MODEL.SMCA.NUM_CLASSES in number, or not those of the other datasets.
     """
     records = {name: DatasetCatalog.get(name) for name in names}
-    wanted = cfg.MODEL.SMCA.NUM_CLASSES
-    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    classes = {name: list(known) for name, known in classes.items() if known}
-    for name, known in classes.items():
-        if len(known) != wanted:
-            raise DatasetError(
-                f"MODEL.SMCA.NUM_CLASSES is {wanted}, but dataset {name!r} has {len(known)} classes"
-            )
-    for name, known in classes.items():
-        first = next(iter(classes))
-        if known != classes[first]:
-            raise DatasetError(f"datasets {first!r} and {name!r} have different classes")
+    # With those of the datasets that have been read before: training's and evaluation's agree.
+    seen = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in MetadataCatalog]
+    classes = {
+        name: MetadataCatalog.get(name).get("thing_classes")
+        for name in dict.fromkeys([*names, *seen])
+    }
+    check_classes(cfg, {name: known for name, known in classes.items() if known})
     return records
 
 

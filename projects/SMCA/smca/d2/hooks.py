@@ -20,6 +20,30 @@ class StopHook(HookBase):
             trainer.save_and_stop()
 
 
+class CheckpointBeforeEvaluation(HookBase):
+    """Saves a checkpoint before each evaluation: should that fail, nothing is lost.
+
+    It stands after the periodic checkpointer and before the hook that evaluates.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointing, *, period: int, saved_period: int):
+        """
+        Args:
+            checkpointer: saves the model.
+            period: iterations from one evaluation to the next; 0 for none but the last.
+            saved_period: iterations from one checkpoint to the next, which need no second one.
+        """
+        self.checkpointer = checkpointer
+        self.period = period
+        self.saved_period = saved_period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        evaluated = self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
+        if evaluated and done % self.saved_period:
+            self.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
+
+
 class BestCheckpointer(HookBase):
     """Keeps the model of the best evaluation so far as ``model_best.pth``.
 

@@ -27,7 +27,12 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = get_cfg()
     add_smca_config(cfg)
-    cfg = prepare(load_cfg(cfg, args.config_file, args.opts))
+    cfg = prepare(load_cfg(cfg, args.config_file, args.opts), args.num_gpus * args.num_machines)
+    for key in ("AUG", "PRECISE_BN"):
+        if cfg.TEST[key].ENABLED:
+            raise ConfigError(
+                f"TEST.{key}.ENABLED is True; it must be False, SMCA has no use of it"
+            )
     register_datasets(cfg)
     if args.num_gpus * args.num_machines == 1:
         return _main(cfg, args)
@@ -53,7 +58,12 @@ def _worker(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _main(cfg: CfgNode, args: argparse.Namespace) -> int:
-    default_setup(cfg, args)
+    if args.eval_only:
+        # Detectron2's set-up would replace the run's config.yaml by that of the evaluation.
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
+    else:
+        default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="smca")
     register_datasets(cfg)
     if args.eval_only:

@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.coco import results_folder
 from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
@@ -26,7 +27,7 @@ from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import dataset_records, training_records
 from .evaluation import CocoEvaluator
-from .hooks import BestCheckpointer, StopHook
+from .hooks import BestCheckpointer, CheckpointBeforeEvaluation, StopHook
 
 
 class StepTrainer(SimpleTrainer):
@@ -108,7 +109,6 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             model = create_ddp_model(
                 model,
-                broadcast_buffers=False,
                 device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
                 find_unused_parameters=getattr(model, "has_unread_maps", False),
             )
@@ -140,6 +140,9 @@ class Trainer(DefaultTrainer):
             hooks.LRScheduler(),
             StopHook(),
             hooks.PeriodicCheckpointer(self.checkpointer, period) if main else None,
+            CheckpointBeforeEvaluation(
+                self.checkpointer, period=self.cfg.TEST.EVAL_PERIOD, saved_period=period
+            ),
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             BestCheckpointer(self.checkpointer, metric),
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
@@ -250,4 +253,4 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:
-        return CocoEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        return CocoEvaluator(dataset_name, output_dir=results_folder(cfg, dataset_name))

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
@@ -82,33 +82,57 @@ def load_datasets(cfg: CfgNode, names: Sequence[str]) -> list[CocoDataset]:
             not MODEL.SMCA.NUM_CLASSES in number.
     """
     datasets = [load_coco(name, *dataset_files(cfg, name)) for name in names]
-    for dataset in datasets:
-        if len(dataset.class_names) != cfg.MODEL.SMCA.NUM_CLASSES:
-            shown = ", ".join(dataset.class_names[:10])
-            more = ", ..." if len(dataset.class_names) > 10 else ""
-            raise DatasetError(
-                f"MODEL.SMCA.NUM_CLASSES is {cfg.MODEL.SMCA.NUM_CLASSES}, but dataset "
-                f"{dataset.name!r} has {len(dataset.class_names)} classes ({shown}{more}) in "
-                f"{dataset.json_file}"
-            )
-        if dataset.class_names != datasets[0].class_names:
-            raise DatasetError(
-                f"datasets {datasets[0].name!r} and {dataset.name!r} have different classes; "
-                f"compare 'categories' in {datasets[0].json_file} and {dataset.json_file}"
-            )
+    check_classes(cfg, {dataset.name: dataset.class_names for dataset in datasets})
     return datasets
 
 
-def training_records(cfg: CfgNode) -> list[dict]:
+def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
+    """
+    Args:
+        classes: names of the classes of each dataset.
+
+    Raises:
+        DatasetError: not MODEL.SMCA.NUM_CLASSES in number, or not the same in all datasets.
+    """
+    first = next(iter(classes), None)
+    for name, names in classes.items():
+        if len(names) != cfg.MODEL.SMCA.NUM_CLASSES:
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise DatasetError(
+                f"MODEL.SMCA.NUM_CLASSES is {cfg.MODEL.SMCA.NUM_CLASSES}, but dataset "
+                f"{name!r} has {len(names)} classes ({shown})"
+            )
+        if list(names) != list(classes[first]):
+            raise DatasetError(
+                f"datasets {first!r} and {name!r} have different classes, or in another order; "
+                "compare 'categories' in their annotation files"
+            )
+
+
+def results_folder(cfg: CfgNode, name: str) -> str:
+    """Where the detections on a dataset are written: OUTPUT_DIR/inference, and a folder each there
+    when there are several datasets.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    return os.path.join(folder, name) if len(cfg.DATASETS.TEST) > 1 else folder
+
+
+def training_records(
+    cfg: CfgNode, *, like: Mapping[str, Sequence[str]] | None = None
+) -> list[dict]:
     """The records of all DATASETS.TRAIN, without boxes that cannot be learned from.
 
     Images without annotations are left out when DATALOADER.FILTER_EMPTY_ANNOTATIONS is set.
+
+    Args:
+        like: classes of datasets that those of training must be the same as.
 
     Raises:
         DatasetError: as :func:`load_datasets`, or nothing is left to train on.
     """
     records = []
     for dataset in load_datasets(cfg, cfg.DATASETS.TRAIN):
+        check_classes(cfg, {**(like or {}), dataset.name: dataset.class_names})
         records += drop_bad_boxes(dataset.records, dataset.name)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = drop_empty(records)
@@ -237,13 +261,9 @@ def _parse(content: object, image_root: str) -> tuple[dict[int, str], list[dict]
         records[image_id] = {"file_name": file_name, "image_id": image_id, **size}
         records[image_id]["annotations"] = []
 
-    ids: set[int] = set()
     strays = 0
     for position, entry in enumerate(annotations):
         where = f"annotations[{position}]"
-        ids.add(_get(entry, "id", int, where))
-        if len(ids) == position:
-            raise _FormatError(f"{where} has the id {entry['id']} of another annotation")
         category = _get(entry, "category_id", int, where)
         if category not in contiguous:
             raise _FormatError(f"{where} has category_id {category}, which 'categories' lacks")

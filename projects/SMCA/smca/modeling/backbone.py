@@ -161,7 +161,7 @@ STEMS = {"basic": BasicStem, "conv": ConvStem}
 
 
 class ResNet(nn.Module):
-    """A ResNet that returns named maps (section 1.1 of the paper's recipe).
+    """A ResNet that returns named maps (paper, section 4.1).
 
     Attributes:
         strides: pixels a cell of each map it returns, by name.

@@ -80,6 +80,12 @@ def detector_parts(
             raise ConfigError(
                 f"MODEL.SMCA.IN_FEATURES names {name!r}; the backbone returns {sorted(strides)}"
             )
+    used = [strides[name] for name in smca.IN_FEATURES]
+    if used != sorted(used):
+        raise ConfigError(
+            f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; it must go from "
+            "fine to coarse"
+        )
     softmax = smca.LOSS.CLASSIFICATION == "softmax"
     return {
         "backbone": backbone,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -200,7 +200,13 @@ def _crop(
 
 
 def build_train_loader(
-    cfg: CfgNode, *, rank: int = 0, world_size: int = 1, seed: int, start: int = 0
+    cfg: CfgNode,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int,
+    start: int = 0,
+    like: Mapping[str, Sequence[str]] | None = None,
 ) -> DataLoader:
     """An endless loader of ``list[Sample]``, this worker's shares of the global batches.
 
@@ -208,12 +214,13 @@ def build_train_loader(
         rank, world_size: of this training process.
         seed: of order and augmentation, the same on all workers.
         start: iteration to begin at.
+        like: see :func:`~smca.data.coco.training_records`.
 
     Raises:
         DatasetError: see :func:`~smca.data.coco.training_records`.
         ValueError: SOLVER.IMS_PER_BATCH is no multiple of ``world_size``.
     """
-    records = training_records(cfg)
+    records = training_records(cfg, like=like)
     batches = TrainingBatches(
         aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,

@@ -20,7 +20,7 @@ from ..modeling.heads import Detections
 logger = logging.getLogger(__name__)
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RESULTS_FILE = os.path.join("inference", "coco_instances_results.json")
+RESULTS_FILE = "coco_instances_results.json"
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     Args:
         detections: image id and detections; an image without any may be left out.
         dataset: whose annotation file is the truth.
-        output_dir: ``inference/coco_instances_results.json`` is written there.
+        output_dir: ``coco_instances_results.json`` is written there.
 
     Returns:
         ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>", ...}}`` in percent;

@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
         FloatingPointError: a loss that is not finite.
     """
-    cfg = prepare(load_cfg(get_cfg(), args.config_file, args.opts))
     world_size = args.num_gpus * args.num_machines
+    cfg = prepare(load_cfg(get_cfg(), args.config_file, args.opts), world_size)
     if world_size == 1:
         return _main(0, cfg, args)
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..config import ConfigError
-from ..data.coco import CocoDataset, load_datasets
+from ..data.coco import CocoDataset, load_datasets, results_folder
 from ..modeling.detector import build_detector, pad_images, pixel_statistics
 from ..modeling.heads import Detections, detect
 from ..training import SetCriterion, Targets
@@ -74,7 +74,7 @@ class Evaluator:
             if _rank() > 0:
                 return {}
             found = [detection for worker in gathered for detection in worker]
-        return evaluate(found, dataset, self.cfg.OUTPUT_DIR)
+        return evaluate(found, dataset, results_folder(self.cfg, dataset.name))
 
     @torch.no_grad()
     def _detections(self, dataset: CocoDataset) -> Iterator[tuple[int, Detections]]:
@@ -112,7 +112,7 @@ class Trainer:
         self.detector = build_detector(cfg).to(self.device).train()
         self.model = self.detector
         if _world_size() > 1:
-            self.model = DistributedDataParallel(self.detector, broadcast_buffers=False)
+            self.model = DistributedDataParallel(self.detector)
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.optimizer = build_optimizer(cfg, self.detector)
         multiplier = build_lr_multiplier(cfg)
@@ -151,6 +151,8 @@ class Trainer:
         self.seed = state.get("seed", self.seed)
         if best := state.get("hooks", {}).get("BestCheckpointer"):
             self.best.load_state_dict(best)
+        if schedule := state.get("hooks", {}).get("LRScheduler"):
+            self.scheduler.base_lrs = schedule["base_lrs"]
         self.scheduler.last_epoch = self.iteration + 1
         self.optimizer.load_state_dict(state["_trainer"]["optimizer"])
         if scaler := state["_trainer"].get("grad_scaler"):
@@ -173,14 +175,24 @@ class Trainer:
         """
         start = self.iteration + 1
         loader = build_train_loader(
-            self.cfg, rank=_rank(), world_size=_world_size(), seed=self.seed, start=start
+            self.cfg,
+            rank=_rank(),
+            world_size=_world_size(),
+            seed=self.seed,
+            start=start,
+            like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
         )
+        period = self.cfg.TEST.EVAL_PERIOD
         results: dict = {}
         metrics = None
         if _rank() == 0:
             metrics = Metrics(self.cfg.OUTPUT_DIR, start=start, max_iter=self.max_iter)
             logger.info("training from iteration %d to %d", start, self.max_iter)
         with StopRequest() as stop:
+            if start >= self.max_iter:
+                # The run had ended, perhaps in its last evaluation.
+                self.iteration = self.max_iter - 1
+                results = self._evaluate(metrics)
             batches = iter(loader)
             for iteration in range(start, self.max_iter):
                 begun = time.perf_counter()
@@ -201,6 +213,7 @@ class Trainer:
                     metrics.add(iteration, losses, lr=self.optimizer.param_groups[-1]["lr"])
                 self.scheduler.step()
                 done = iteration + 1
+                evaluating = done == self.max_iter or (period and done % period == 0)
                 stopping = done < self.max_iter and stop.agreed(iteration)
                 if done == self.max_iter:
                     self.checkpointer.save("model_final", iteration=iteration)
@@ -209,10 +222,10 @@ class Trainer:
                     # The launcher ends all processes when the first one leaves.
                     _synchronize()
                     raise SystemExit(stop.exit_code)
-                elif done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+                elif evaluating or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+                    # Before an evaluation too: should that fail, nothing is lost.
                     self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-                period = self.cfg.TEST.EVAL_PERIOD
-                if done == self.max_iter or (period and done % period == 0):
+                if evaluating:
                     results = self._evaluate(metrics)
         if metrics:
             metrics.close()

@@ -1,4 +1,4 @@
-"""The set loss of all decoder layers in one call (section 3 of the recipe).
+"""The set loss of all decoder layers in one call (paper, section 4.1).
 
 Shapes: Y decoder layers, B images, N queries, K class columns, P matched pairs.
 """

@@ -1,4 +1,4 @@
-"""Hungarian matching of predictions and objects (section 3 of the recipe).
+"""Hungarian matching of predictions and objects (paper, sections 3.2 and 4.1).
 
 Shapes: Y decoder layers, B images, N queries, K class columns, M objects of the fullest image.
 """
