@@ -98,12 +98,12 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.stop = StopRequest()
+        torch.manual_seed(self.seed)
+        # First, so that values that cannot work are refused before any data is read.
+        model = self.build_model(cfg)
         # An evaluation that cannot run is not found out only hours later.
         dataset_records(cfg, cfg.DATASETS.TEST)
-
         data_loader = self.build_train_loader(cfg)
-        torch.manual_seed(self.seed)
-        model = self.build_model(cfg)
         device = next(model.parameters()).device
         optimizer = self.build_optimizer(cfg, model)
         if comm.get_world_size() > 1:
