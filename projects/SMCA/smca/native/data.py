@@ -218,7 +218,7 @@ def build_train_loader(
 
     Raises:
         DatasetError: see :func:`~smca.data.coco.training_records`.
-        ValueError: SOLVER.IMS_PER_BATCH is no multiple of ``world_size``.
+        ConfigError: SOLVER.IMS_PER_BATCH is no multiple of ``world_size``.
     """
     records = training_records(cfg, like=like)
     batches = TrainingBatches(

@@ -127,7 +127,7 @@ class HungarianMatcher:
 
     def costs(self, predictions: Predictions, targets: Targets) -> Tensor:
         """(Y, B, N, M): what it costs to give each object to each query."""
-        layers, batch, num_queries = predictions.logits.shape[:3]
+        layers, _, num_queries = predictions.logits.shape[:3]
         columns = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
         class_cost = self._column_costs(predictions.logits).gather(-1, columns)
         # An image's layers side by side: (B, Y * N, 4).
@@ -143,7 +143,7 @@ class HungarianMatcher:
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: Targets) -> Matches:
         """Match all layers and images with one transfer from the device."""
-        layers, batch, num_queries = predictions.logits.shape[:3]
+        layers, _, num_queries = predictions.logits.shape[:3]
         device = predictions.logits.device
         if max(targets.counts, default=0) > num_queries and not self._warned:
             self._warned = True
