@@ -24,7 +24,7 @@ from smca.native.data import NativeMapper
 from smca.visualization.attention import draw_co_attention
 from smca.visualization.curves import plot_ap
 from smca.visualization.detections import draw_detections, save_grid
-from smca.visualization.recording import record_co_attention
+from smca.visualization.recording import has_co_attention_maps, record_co_attention
 
 
 def parse() -> argparse.Namespace:
@@ -54,12 +54,14 @@ def main() -> None:
     softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
 
     drawn = []
+    pictures = [output / "detections.png"]
     for number, record in enumerate(records):
         sample = mapper(record)
         image = sample.image if cfg.INPUT.FORMAT == "RGB" else sample.image.flip(0)
         image = image.permute(1, 2, 0).numpy()
         batch, sizes = pad_images([sample.image], mean=mean, std=std)
-        predictions, record_of = record_co_attention(detector, batch, sizes)
+        with torch.no_grad():
+            predictions = detector(batch, sizes)
         (found,) = detect(
             predictions,
             sizes,
@@ -77,26 +79,26 @@ def main() -> None:
                 truth=sample.boxes.numpy(),
             )
         )
-        if number == 0:
+        if number == 0 and has_co_attention_maps(detector):
+            pictures.append(output / "co_attention.png")
             draw_queries(
                 image,
-                predictions,
-                record_of,
+                *record_co_attention(detector, batch, sizes),
                 dataset.class_names,
                 count=args.queries,
                 softmax=softmax,
-                output=output,
+                path=pictures[-1],
             )
-    save_grid(drawn, output / "detections.png")
-    print(f"{output / 'detections.png'}\n{output / 'co_attention.png'}")
+    save_grid(drawn, pictures[0])
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
     if metrics.exists():
-        plot_ap(metrics, output / "training.png")
-        print(output / "training.png")
+        pictures.append(output / "training.png")
+        plot_ap(metrics, pictures[-1])
+    print(*pictures, sep="\n")
 
 
 def draw_queries(
-    image, predictions, record, class_names, *, count: int, softmax: bool, output: Path
+    image, predictions, record, class_names, *, count: int, softmax: bool, path: Path
 ) -> None:
     """The co-attention of the queries with the best scores."""
     logits = predictions.logits[-1, 0]
@@ -107,19 +109,22 @@ def draw_queries(
     cx, cy, w, h = (
         predictions.boxes[-1, 0, queries] * torch.tensor([width, height, width, height])
     ).unbind(-1)
-    selection = record.selection[0, queries]
+
+    def shown(values: torch.Tensor | None) -> np.ndarray | None:
+        return None if values is None else values[0, queries].numpy()
+
     names = [class_names[label] for label in labels.tolist()]
     draw_co_attention(
         image,
-        record.maps[0, queries].numpy(),
-        shared_centers=record.shared_centers[0, queries].numpy(),
-        head_centers=record.head_centers[0, queries].numpy(),
-        covariances=record.covariances[0, queries].numpy(),
+        shown(record.maps),
+        shared_centers=shown(record.shared_centers),
+        head_centers=shown(record.head_centers),
+        covariances=shown(record.covariances),
         boxes=np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1),
-        scale_weights=selection.numpy() if selection.shape[1] > 1 else None,
+        scale_weights=shown(record.selection),
         stride=record.stride,
         titles=[f"{names[query]} {scores[query]:.0%}" for query in queries.tolist()],
-        out_png=output / "co_attention.png",
+        out_png=path,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.modeling.attention import LogitBias, attend, attention_weights, padding_bias
+from smca.modeling.attention import LogitBias, attend, attention_weights, padding_biases
 from smca.modeling.spatial_prior import Gaussians
 
 B, N, H, D = 2, 300, 8, 32
@@ -83,7 +83,7 @@ def test_padded_keys_get_nothing_and_rows_sum_to_one():
     padding[1, :, 9:] = True
     padding = padding.flatten(1)
     query, key, value = torch.randn(B, H, N, D), *torch.randn(2, B, H, padding.shape[1], D)
-    biases = [gaussians.bias(0, shape, oriented=False), padding_bias(padding)]
+    biases = [gaussians.bias(0, shape, oriented=False), *padding_biases(padding)]
     weights = attention_weights(query, key, biases=biases)
     assert weights.masked_select(padding[:, None, None].expand_as(weights)).eq(0).all()
     assert_close(weights.sum(-1), torch.ones(B, H, N))
@@ -129,7 +129,7 @@ def test_a_fused_kernel_runs_with_a_prior_and_with_padding():
     padding[1, 600:] = True
     query = torch.randn(B, H, 50, D, requires_grad=True)
     key, value = torch.randn(2, B, H, padding.shape[1], D)
-    biases = [gaussians.bias(0, shape, oriented=False), padding_bias(padding)]
+    biases = [gaussians.bias(0, shape, oriented=False), *padding_biases(padding)]
     with torch.profiler.profile() as profile:
         attend(query, key, value, biases=biases).sum().backward()
     kernels = {event.key for event in profile.key_averages()}

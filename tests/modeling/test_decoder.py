@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.modeling.decoder import CoAttention, SMCADecoder
 from smca.modeling.memory import Memory
+from smca.modeling.smca_decoder import ModulatedCoAttention, SMCADecoder
 from smca.modeling.spatial_prior import SpatialPrior
 
 B, N, C, H = 2, 7, 32, 4
@@ -98,7 +98,7 @@ def plain_co_attention(attention, prior_module, query, observed, reference, memo
 def test_co_attention(kind, per_head, selection, key_sets, padded):
     torch.manual_seed(0)
     memory = make_memory(padded)
-    attention = CoAttention(dim=C, num_heads=H, key_sets=key_sets)
+    attention = ModulatedCoAttention(dim=C, num_heads=H, key_sets=key_sets)
     prior = SpatialPrior(
         dim=C,
         num_heads=H,
@@ -111,7 +111,7 @@ def test_co_attention(kind, per_head, selection, key_sets, padded):
         torch.nn.init.normal_(prior.scales.weight, std=0.1)
     query, observed, reference = torch.randn(B, N, C), torch.randn(B, N, C), torch.randn(B, N, 2)
     with torch.no_grad():
-        out = attention(query, memory, prior(observed, reference, memory))
+        out = attention(query, torch.zeros_like(query), memory, prior(observed, reference, memory))
         expected = plain_co_attention(attention, prior, query, observed, reference, memory)
     assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
@@ -127,23 +127,24 @@ def test_gaussians_all_start_with_the_same_width():
 def test_weights_are_those_the_kernel_uses():
     torch.manual_seed(0)
     memory = make_memory(True)
-    attention = CoAttention(dim=C, num_heads=H)
+    attention = ModulatedCoAttention(dim=C, num_heads=H)
     prior = SpatialPrior(dim=C, num_heads=H, num_scales=2)(
         torch.randn(B, N, C), torch.randn(B, N, 2), memory
     )
     query = torch.randn(B, N, C)
-    _, _, value = attention.project(query, memory)
+    nowhere = torch.zeros_like(query)
+    _, _, value = attention.project(query, nowhere, memory)
     out = 0
     for scale, (weights, v) in enumerate(
         zip(
-            attention.weights(query, memory, prior),
+            attention.weights(query, nowhere, memory, prior),
             value.split(memory.lengths, dim=2),
             strict=True,
         )
     ):
         out = out + prior.selection[:, None, :, scale, None] * (weights @ v)
     out = attention.out_proj(attention.merge_heads(out))
-    assert_close(out, attention(query, memory, prior), atol=1e-5, rtol=1e-4)
+    assert_close(out, attention(query, nowhere, memory, prior), atol=1e-5, rtol=1e-4)
 
 
 def test_reference_comes_from_the_first_layer_and_is_reused():

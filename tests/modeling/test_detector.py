@@ -49,6 +49,28 @@ VARIANTS = [
     ["MODEL.SMCA.ENCODER.SHARE_ATTENTION", False, "MODEL.SMCA.ENCODER.SHARE_FFN", False],
     ["MODEL.SMCA.ENCODER.BLOCKS", []],
     ["MODEL.SMCA.MODULATION.CENTER_LAYERS", 2, "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"],
+    ["MODEL.SMCA.DECODER.NAME", "DETRDecoder"],
+    ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"],
+    [
+        *("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
+        *("MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter"),
+    ],
+    *(
+        [
+            *("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
+            *("MODEL.SMCA.CONDITIONAL.SPATIAL_QUERY", f"CSQ-{kind}"),
+        ]
+        for kind in "CTPI"
+    ),
+    *(
+        [
+            *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder", "MODEL.SMCA.NECK.NORM", "GN"),
+            *("MODEL.SMCA.DECODER.NAME", "DeformableDecoder"),
+            *("MODEL.SMCA.DEFORMABLE.REFINE", refine),
+        ]
+        for refine in (False, True)
+    ),
+    ["MODEL.SMCA.NECK.NORM", "GN", "MODEL.SMCA.NECK.POSITION_OFFSET", -0.5],
     [
         *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 8),

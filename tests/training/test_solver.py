@@ -19,6 +19,27 @@ def test_groups_have_the_papers_rates(config):
     assert len(optimizer.param_groups) == 2
 
 
+def test_deformable_sampling_has_a_rate_of_its_own(config):
+    cfg = config("baselines/deformable_detr_R50_50ep")
+    with torch.device("meta"):
+        detector = build_detector(cfg)
+    optimizer = build_optimizer(cfg, detector)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    slow = [n for n, p in detector.named_parameters() if rates.get(id(p)) == pytest.approx(2e-5)]
+    slow = [name for name in slow if not name.startswith("backbone.")]
+    # Weight and bias of 6 encoder blocks, 6 decoder layers and the reference points.
+    assert len(slow) == 26
+    assert all("sampling" in name for name in slow)
+    assert 2e-4 in rates.values()
+
+
+def test_sgd(tiny_config):
+    cfg = tiny_config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.8)
+    optimizer = build_optimizer(cfg, build_detector(cfg))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
+
+
 def test_norms_may_decay_otherwise(tiny_config):
     cfg = tiny_config("SOLVER.WEIGHT_DECAY_NORM", 0.0)
     detector = build_detector(cfg)

@@ -160,6 +160,7 @@ class TestCoAttention:
         self.draw(
             covariances=None, boxes=None, scale_weights=None, out_png=tmp_path / "a" / "b.png"
         )
+        self.draw(shared_centers=None, head_centers=None)
         with Image.open(tmp_path / "a" / "b.png") as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
 

@@ -42,16 +42,28 @@ def add_smca_config(cfg: CN) -> None:
     # Scales in all; those beyond IN_FEATURES are 3x3 stride-2 convolutions of the last map.
     smca.NUM_SCALES = 3
 
-    # A name of SMCA_ENCODER_REGISTRY.
+    smca.NECK = node()
+    # "GN": a group norm after each projection (Deformable DETR); "": none.
+    smca.NECK.NORM = ""
+    # Where in a cell its sine position is taken: 0.0 at its far side, -0.5 in the middle.
+    smca.NECK.POSITION_OFFSET = 0.0
+
+    # A name of SMCA_ENCODER_REGISTRY: IntraMultiEncoder, DepthwiseEncoder or DeformableEncoder.
     smca.ENCODER = node()
     smca.ENCODER.NAME = "IntraMultiEncoder"
-    # One entry a block: "intra" attends inside each scale, "multi" over the tokens of all scales.
+    # Of the IntraMultiEncoder, one entry a block: "intra" attends inside each scale, "multi" over
+    # the tokens of all scales.
     smca.ENCODER.BLOCKS = ["intra", "intra", "multi", "intra", "intra"]
     # One set of weights for all scales, or one a scale (Table 3).
     smca.ENCODER.SHARE_ATTENTION = True
     smca.ENCODER.SHARE_FFN = True
+    # Blocks of the other two encoders.
+    smca.ENCODER.NUM_LAYERS = 6
+    # Of the DepthwiseEncoder's convolutions; odd.
+    smca.ENCODER.KERNEL_SIZE = 5
 
-    # A name of SMCA_DECODER_REGISTRY.
+    # A name of SMCA_DECODER_REGISTRY: SMCADecoder, DETRDecoder, ConditionalDecoder or
+    # DeformableDecoder.
     smca.DECODER = node()
     smca.DECODER.NAME = "SMCADecoder"
     smca.DECODER.NUM_LAYERS = 6
@@ -70,6 +82,21 @@ def add_smca_config(cfg: CN) -> None:
     smca.MODULATION.BETA = 8.0
     # Linear layers of the MLP that predicts the centre: 3 as released, 2 as in the paper.
     smca.MODULATION.CENTER_LAYERS = 3
+
+    # Conditional DETR's decoder.
+    smca.CONDITIONAL = node()
+    # How its spatial queries are formed: "CSQ" as proposed, or the variants of its Table 3:
+    # "CSQ-C", "CSQ-T", "CSQ-P", "CSQ-I".
+    smca.CONDITIONAL.SPATIAL_QUERY = "CSQ"
+    # Reference points are predicted from the "query" embedding, or each a "parameter".
+    smca.CONDITIONAL.REFERENCE = "query"
+
+    # Deformable DETR's encoder and decoder.
+    smca.DEFORMABLE = node()
+    # Places sampled by a head in each scale.
+    smca.DEFORMABLE.NUM_POINTS = 4
+    # Each decoder layer starts from the boxes of the one before.
+    smca.DEFORMABLE.REFINE = False
 
     smca.LOSS = node()
     # "focal": sigmoid focal loss; "softmax": DETR's cross-entropy with a no-object class.
@@ -93,6 +120,10 @@ def add_smca_config(cfg: CN) -> None:
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
     # Ours: learning rate of the backbone as a fraction of SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Ours: that of what places Deformable DETR's samples and references.
+    cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
+    # Ours: "AdamW", or "SGD" for Detectron2's Faster R-CNN.
+    cfg.SOLVER.OPTIMIZER = "AdamW"
     # Ours: short side before the random crop, one of these.
     cfg.INPUT.CROP.MIN_SIZE_BEFORE = (400, 500, 600)
     # Ours: datasets in COCO's format, as [name, annotation file, image folder].
@@ -108,6 +139,7 @@ def get_cfg() -> CN:
     cfg.VERSION = 2
 
     cfg.MODEL = CN()
+    # "SMCA", or on Detectron2 one of its own.
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.DEVICE = "cuda"
     # Starting weights: a checkpoint of this project, a torchvision ResNet (.pth) or a
@@ -178,6 +210,7 @@ def get_cfg() -> CN:
     cfg.SOLVER.WARMUP_ITERS = 1000
     cfg.SOLVER.WARMUP_METHOD = "linear"
     cfg.SOLVER.RESCALE_INTERVAL = False
+    cfg.SOLVER.MOMENTUM = 0.9  # of SGD
     cfg.SOLVER.WEIGHT_DECAY = 0.0001
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     # Iterations from one checkpoint to the next.
@@ -218,7 +251,7 @@ DETECTRON2_ONLY = frozenset(
     MODEL.SEM_SEG_HEAD
     MODEL.RESNETS.DEFORM_MODULATED MODEL.RESNETS.DEFORM_NUM_GROUPS
     MODEL.RESNETS.DEFORM_ON_PER_STAGE MODEL.RESNETS.OUT_FEATURES
-    SOLVER.BIAS_LR_FACTOR SOLVER.MOMENTUM SOLVER.NESTEROV SOLVER.NUM_DECAYS
+    SOLVER.BIAS_LR_FACTOR SOLVER.NESTEROV SOLVER.NUM_DECAYS
     SOLVER.WEIGHT_DECAY_BIAS
     TEST.AUG TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS TEST.PRECISE_BN
     """.split()  # noqa: SIM905

@@ -11,6 +11,9 @@ _CHOICES = {
     "MODEL.META_ARCHITECTURE": ("SMCA",),
     "MODEL.SMCA.MODULATION.HEADS": ("multi", "shared"),
     "MODEL.SMCA.MODULATION.SCALE": tuple(PRECISION_CHANNELS),
+    "MODEL.SMCA.NECK.NORM": ("", "GN"),
+    "MODEL.SMCA.CONDITIONAL.SPATIAL_QUERY": ("CSQ", "CSQ-C", "CSQ-T", "CSQ-P", "CSQ-I"),
+    "MODEL.SMCA.CONDITIONAL.REFERENCE": ("query", "parameter"),
     "MODEL.SMCA.LOSS.CLASSIFICATION": ("focal", "softmax"),
     "MODEL.RESNETS.RES5_DILATION": (1, 2),
     "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
@@ -22,6 +25,7 @@ _SOLVER_CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.OPTIMIZER": ("AdamW", "SGD"),
 }
 _AT_LEAST = {
     "MODEL.SMCA.NUM_CLASSES": 1,
@@ -30,6 +34,9 @@ _AT_LEAST = {
     "MODEL.SMCA.NHEADS": 1,
     "MODEL.SMCA.DIM_FEEDFORWARD": 1,
     "MODEL.SMCA.NUM_SCALES": 1,
+    "MODEL.SMCA.ENCODER.NUM_LAYERS": 0,
+    "MODEL.SMCA.ENCODER.KERNEL_SIZE": 1,
+    "MODEL.SMCA.DEFORMABLE.NUM_POINTS": 1,
     "MODEL.SMCA.DECODER.NUM_LAYERS": 1,
     "MODEL.SMCA.MODULATION.CENTER_LAYERS": 1,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 1,
@@ -52,8 +59,14 @@ _SOLVER_AT_LEAST = {
     "SOLVER.WEIGHT_DECAY": 0,
     "SOLVER.WEIGHT_DECAY_NORM": 0,
     "SOLVER.BACKBONE_MULTIPLIER": 0,
+    "SOLVER.SAMPLING_MULTIPLIER": 0,
     "SOLVER.BASE_LR_END": 0,
 }
+
+
+def is_own_model(cfg: CN) -> bool:
+    """Whether the config is for the project's model, and not for one of Detectron2."""
+    return cfg.MODEL.META_ARCHITECTURE == "SMCA"
 
 
 def validate_model(cfg: CN) -> None:
@@ -69,6 +82,18 @@ def validate_model(cfg: CN) -> None:
         "MODEL.SMCA.HIDDEN_DIM",
         smca.HIDDEN_DIM,
         f"a multiple of 4 and of MODEL.SMCA.NHEADS ({smca.NHEADS})",
+    )
+    _require(
+        smca.ENCODER.KERNEL_SIZE % 2 == 1,
+        "MODEL.SMCA.ENCODER.KERNEL_SIZE",
+        smca.ENCODER.KERNEL_SIZE,
+        "odd",
+    )
+    _require(
+        not smca.NECK.NORM or smca.HIDDEN_DIM < 64 or smca.HIDDEN_DIM % 32 == 0,
+        "MODEL.SMCA.HIDDEN_DIM",
+        smca.HIDDEN_DIM,
+        f"a multiple of 32 with MODEL.SMCA.NECK.NORM {smca.NECK.NORM!r}",
     )
     for key in ("DROPOUT", "ATTENTION_DROPOUT"):
         _require(0 <= smca[key] < 1, f"MODEL.SMCA.{key}", smca[key], "in [0, 1)")
@@ -108,10 +133,13 @@ def validate_model(cfg: CN) -> None:
 def validate(cfg: CN) -> None:
     """:func:`validate_model`, and everything that data, solver and evaluation read.
 
+    The models of Detectron2 itself are left for Detectron2 to check.
+
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
-    validate_model(cfg)
+    if is_own_model(cfg):
+        validate_model(cfg)
     _check_table(cfg, _SOLVER_CHOICES, _SOLVER_AT_LEAST)
     for key in ("BASE_LR", "GAMMA"):
         _require(cfg.SOLVER[key] > 0, f"SOLVER.{key}", cfg.SOLVER[key], "positive")

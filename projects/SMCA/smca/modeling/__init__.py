@@ -7,7 +7,7 @@ from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 # Imported for their registration.
-from . import decoder, encoder  # noqa: F401, E402, I001 isort:skip
+from . import conditional, decoder, deformable, depthwise, encoder, smca_decoder  # noqa: F401, E402, I001 isort:skip
 
 __all__ = [
     "SMCA_DECODER_REGISTRY",

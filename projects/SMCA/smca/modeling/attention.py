@@ -73,12 +73,14 @@ def _parts(x: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
     return parts
 
 
-def padding_bias(padding: Tensor) -> LogitBias:
-    """The bias that leaves padded keys, ``padding`` (B, L) bool, no weight at all."""
+def padding_biases(padding: Tensor | None) -> list[LogitBias]:
+    """The bias that leaves padded keys, ``padding`` (B, L) bool, no weight; none without any."""
+    if padding is None:
+        return []
     # Far beyond any logit, with factors that half precision still holds.
     key = torch.where(padding, -3e4, 0.0)[:, None, :, None]
     query = torch.full((1, 1, 1, 1), 3e4, device=padding.device)
-    return LogitBias(query=query, key=key, query_parts=(1,), key_parts=(1,))
+    return [LogitBias(query=query, key=key, query_parts=(1,), key_parts=(1,))]
 
 
 def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tuple[Tensor, Tensor]:
@@ -142,6 +144,7 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         query_sets: int = 1,
         key_sets: int = 1,
+        gain: float = math.sqrt(0.5),
     ):
         """
         Args:
@@ -150,12 +153,11 @@ class Attention(nn.Module):
             dropout: probability of dropping an attention weight in training.
             query_sets, key_sets: sets of weights of the query and output projections, and of the
                 key and value projections: 1, or one a scale.
+            gain: of the first three's Xavier-uniform start, by default that of one (3C, C) matrix.
         """
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        # Query, key and value start as one (3C, C) Xavier-uniform matrix.
-        gain = math.sqrt(0.5)
         self.q_proj = per_scale(lambda: linear(dim, dim, gain=gain), query_sets)
         self.k_proj = per_scale(lambda: linear(dim, dim, gain=gain), key_sets)
         self.v_proj = per_scale(lambda: linear(dim, dim, gain=gain), key_sets)

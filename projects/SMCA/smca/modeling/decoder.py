@@ -1,171 +1,123 @@
-"""Decoder with spatially modulated co-attention (Eqs. 3-9).
+"""DETR's decoder, which the others of the family are made from.
 
-Shapes: B images, N queries, L keys, C channels, H heads, S scales.
+Shapes: B images, N queries, L keys, C channels, H heads, d = C / H.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, LogitBias, attention_weights, padding_bias
-from .layers import FFN, apply_per_scale
+from .attention import Attention, attention_weights, padding_biases
+from .layers import FFN
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY
-from .spatial_prior import Prior, SpatialPrior, center_mlp
 
 
-class CoAttention(Attention):
-    """Queries attend to each scale by itself, modulated by a prior; the scales are then summed."""
+class QuerySelfAttention(Attention):
+    """Self-attention among queries."""
 
-    def project(self, query: Tensor, memory: Memory) -> tuple[Tensor, ...]:
-        """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
-        placed = memory.tokens + memory.positions
-        return (
-            self.split_heads(self.q_proj(query)),
-            self.split_heads(apply_per_scale(self.k_proj, placed, memory.lengths)),
-            self.split_heads(apply_per_scale(self.v_proj, memory.tokens, memory.lengths)),
-        )
-
-    def forward(self, query: Tensor, memory: Memory, prior: Prior) -> Tensor:
+    def forward(self, target: Tensor, position: Tensor) -> Tensor:
         """
         Args:
-            query: (B, N, C), positions added.
-            memory: the encoded image.
-            prior: log G of each scale and how much each scale counts.
+            target, position: (B, N, C), content and query embedding.
 
         Returns:
             (B, N, C).
         """
-        query, key, value = self.project(query, memory)
-        scales = zip(
-            key.split(memory.lengths, dim=2),
-            value.split(memory.lengths, dim=2),
-            _biases(memory, prior),
-            strict=True,
+        placed = target + position
+        return super().forward(placed, placed, target)
+
+
+class CoAttention(Attention):
+    """Queries attend to all tokens of the image (Eqs. 1, 2)."""
+
+    def project(self, target: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, ...]:
+        """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
+        return (
+            self.split_heads(self.q_proj(target + position)),
+            self.split_heads(self.k_proj(memory.tokens + memory.positions)),
+            self.split_heads(self.v_proj(memory.tokens)),
         )
-        out = 0
-        for scale, (key, value, biases) in enumerate(scales):
-            attended = self.attend(query, key, value, biases)
-            if prior.selection is not None:
-                attended = attended * prior.selection[:, None, :, scale, None].to(attended.dtype)
-            out = out + attended
+
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: object) -> Tensor:
+        """
+        Args:
+            target, position: (B, N, C), content and query embedding.
+            memory: the encoded image.
+            prior: what the decoder gives its layers; DETR's gives nothing.
+
+        Returns:
+            (B, N, C).
+        """
+        query, key, value = self.project(target, position, memory)
+        out = self.attend(query, key, value, padding_biases(memory.padding))
         return self.out_proj(self.merge_heads(out))
 
-    def weights(self, query: Tensor, memory: Memory, prior: Prior) -> list[Tensor]:
-        """The attention weights of each scale, (B, H, N, L_s), for pictures."""
-        query, key, _ = self.project(query, memory)
-        return [
-            attention_weights(query, key, biases=biases)
-            for key, biases in zip(
-                key.split(memory.lengths, dim=2), _biases(memory, prior), strict=True
-            )
-        ]
-
-
-def _biases(memory: Memory, prior: Prior) -> list[list[LogitBias]]:
-    """What is added to the logits of each scale."""
-    return [
-        [bias] if padding is None else [bias, padding_bias(padding)]
-        for bias, padding in zip(prior.biases, memory.padding_by_scale(), strict=True)
-    ]
+    def weights(
+        self, target: Tensor, position: Tensor, memory: Memory, prior: object
+    ) -> list[Tensor]:
+        """The attention weights on each scale, (B, H, N, L_s), for pictures."""
+        query, key, _ = self.project(target, position, memory)
+        weights = attention_weights(query, key, biases=padding_biases(memory.padding))
+        return list(weights.split(memory.lengths, dim=-1))
 
 
 class DecoderLayer(nn.Module):
-    """Post-norm layer: self-attention among queries, modulated co-attention, FFN."""
+    """Post-norm layer: self-attention among queries, co-attention, FFN."""
 
     def __init__(
         self,
         *,
         dim: int,
-        num_heads: int,
         ffn_dim: int,
         dropout: float,
-        attention_dropout: float,
-        key_sets: int,
-        prior: SpatialPrior,
+        self_attention: nn.Module,
+        co_attention: nn.Module,
     ):
+        """
+        Args:
+            dim: C.
+            ffn_dim: hidden width of the FFN.
+            dropout: after attention, inside and after the FFN.
+            self_attention: maps content and query embedding (B, N, C) to (B, N, C).
+            co_attention: maps these, a memory and the decoder's prior to (B, N, C).
+        """
         super().__init__()
-        self.prior = prior
-        self.self_attention = Attention(dim=dim, num_heads=num_heads, dropout=attention_dropout)
+        self.self_attention = self_attention
         self.norm1 = nn.LayerNorm(dim)
-        self.co_attention = CoAttention(
-            dim=dim, num_heads=num_heads, dropout=attention_dropout, key_sets=key_sets
-        )
+        self.co_attention = co_attention
         self.norm2 = nn.LayerNorm(dim)
         self.ffn = FFN(dim, ffn_dim, dropout)
         self.norm3 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, target: Tensor, query_embed: Tensor, memory: Memory, prior: Prior) -> Tensor:
-        placed = target + query_embed
-        attended = self.self_attention(placed, placed, target)
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: object) -> Tensor:
+        attended = self.self_attention(target, position)
         target = self.norm1(target + self.dropout(attended))
-        attended = self.co_attention(target + query_embed, memory, prior)
+        attended = self.co_attention(target, position, memory, prior)
         target = self.norm2(target + self.dropout(attended))
         return self.norm3(target + self.dropout(self.ffn(target)))
 
 
-@SMCA_DECODER_REGISTRY.register()
-class SMCADecoder(nn.Module):
-    """Learned queries that look around a centre they predict."""
+class Decoder(nn.Module):
+    """Learned queries, which layer by layer attend to each other and to the image.
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_queries: int,
-        num_scales: int,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        share_key_value: bool = True,
-        per_head: bool = True,
-        scale_kind: str = "independent",
-        beta: float = 8.0,
-        center_layers: int = 3,
-        scale_selection: bool = True,
-    ):
+    What a decoder of the family adds stands in :meth:`initial_reference` and :meth:`prior`.
+    """
+
+    def __init__(self, *, num_queries: int, dim: int, layers: Sequence[DecoderLayer]):
         """
         Args:
-            num_layers: decoder layers.
             num_queries: N.
-            num_scales: S.
             dim: C.
-            num_heads: H.
-            ffn_dim: hidden width of the FFN.
-            dropout: after attention, inside and after the FFN.
-            attention_dropout: on attention weights.
-            share_key_value: one key and value projection for all scales, or one a scale.
-            per_head, scale_kind, beta, scale_selection: see :class:`SpatialPrior`.
-            center_layers: linear layers of the MLP that predicts the centre.
+            layers: first to last.
         """
         super().__init__()
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.center = center_mlp(dim, center_layers)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                dim=dim,
-                num_heads=num_heads,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                key_sets=1 if share_key_value else num_scales,
-                prior=SpatialPrior(
-                    dim=dim,
-                    num_heads=num_heads,
-                    num_scales=num_scales,
-                    per_head=per_head,
-                    kind=scale_kind,
-                    beta=beta,
-                    scale_selection=scale_selection,
-                    centers=number == 0,
-                ),
-            )
-            for number in range(num_layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(dim)
 
     @classmethod
@@ -174,39 +126,95 @@ class SMCADecoder(nn.Module):
         return {
             "num_layers": smca.DECODER.NUM_LAYERS,
             "num_queries": smca.NUM_QUERIES,
-            "num_scales": smca.NUM_SCALES,
             "dim": smca.HIDDEN_DIM,
             "num_heads": smca.NHEADS,
             "ffn_dim": smca.DIM_FEEDFORWARD,
             "dropout": smca.DROPOUT,
             "attention_dropout": smca.ATTENTION_DROPOUT,
-            "share_key_value": smca.DECODER.SHARE_KEY_VALUE,
-            "per_head": smca.MODULATION.HEADS == "multi",
-            "scale_kind": smca.MODULATION.SCALE,
-            "beta": smca.MODULATION.BETA,
-            "center_layers": smca.MODULATION.CENTER_LAYERS,
-            "scale_selection": smca.DECODER.SCALE_SELECTION,
         }
+
+    def initial_reference(self, position: Tensor) -> Tensor:
+        """Where each query looks first, from its embedding (B, N, C): (B, N, 2) logits x, y."""
+        raise NotImplementedError
+
+    def prior(
+        self, number: int, target: Tensor, position: Tensor, reference: Tensor, memory: Memory
+    ) -> object:
+        """What layer ``number`` gives its co-attention besides content and query embedding.
+
+        It runs in float32, whatever the rest of the model runs in.
+
+        Args:
+            number: of the layer, from 0.
+            target, position: (B, N, C), the layer's input and the query embedding.
+            reference: (B, N, 2), of :meth:`initial_reference`.
+            memory: the encoded image.
+        """
+        raise NotImplementedError
 
     def forward(self, memory: Memory) -> tuple[Tensor, Tensor]:
         """
         Returns:
             the normed outputs of the layers (layers, B, N, C), in evaluation of the last one only,
-            and the initial centres (B, N, 2) as logits, x before y.
+            and the initial references (B, N, 2) as logits, x before y.
         """
-        batch = len(memory.tokens)
-        query_embed = self.query_embed.weight.expand(batch, -1, -1)
-        target = torch.zeros_like(query_embed)
-        reference = None
+        position = self.query_embed.weight.expand(len(memory.tokens), -1, -1)
+        target = torch.zeros_like(position)
+        # Places need float32.
+        full_precision = torch.autocast(position.device.type, enabled=False)
+        with full_precision:
+            reference = self.initial_reference(position)
         hidden = []
-        for layer in self.layers:
-            # Positions of Gaussians need float32 whatever the rest of the model runs in.
-            with torch.autocast(target.device.type, enabled=False):
-                observed = layer.prior.norm(target.float() + query_embed)
-                if reference is None:
-                    reference = self.center(observed)
-                prior = layer.prior(observed, reference, memory)
-            target = layer(target, query_embed, memory, prior)
+        for number, layer in enumerate(self.layers):
+            with full_precision:
+                prior = self.prior(number, target.float(), position, reference, memory)
+            target = layer(target, position, memory, prior)
             hidden.append(target)
         outputs = hidden if self.training else hidden[-1:]
         return self.norm(torch.stack(outputs)), reference
+
+
+@SMCA_DECODER_REGISTRY.register()
+class DETRDecoder(Decoder):
+    """Queries that look anywhere (DETR, arXiv 2005.12872)."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_queries: int,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+    ):
+        """
+        Args:
+            num_layers: decoder layers.
+            num_queries: N.
+            dim: C.
+            num_heads: H.
+            ffn_dim: hidden width of the FFN.
+            dropout: after attention, inside and after the FFN.
+            attention_dropout: on attention weights.
+        """
+        heads = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+        layers = [
+            DecoderLayer(
+                dim=dim,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+                self_attention=QuerySelfAttention(**heads),
+                co_attention=CoAttention(**heads),
+            )
+            for _ in range(num_layers)
+        ]
+        super().__init__(num_queries=num_queries, dim=dim, layers=layers)
+
+    def initial_reference(self, position: Tensor) -> Tensor:
+        """Zeros: DETR's boxes start from no place."""
+        return position.new_zeros(*position.shape[:2], 2)
+
+    def prior(self, *_) -> None:
+        """Nothing modulates DETR's co-attention."""

@@ -35,7 +35,8 @@ class Detector(nn.Module):
                 ``accepts_sizes`` it is called with the images' sizes as well.
             neck: maps these and the images' sizes to a :class:`~smca.modeling.memory.Memory`.
             encoder: maps a memory to a memory.
-            decoder: maps a memory to hidden states (layers, B, N, C) and references (B, N, 2).
+            decoder: maps a memory to hidden states (layers, B, N, C) and references. When it has
+                a true attribute ``refines`` it is called with ``heads.box_offsets`` as well.
             heads: maps these two to :class:`Predictions`.
         """
         super().__init__()
@@ -57,6 +58,8 @@ class Detector(nn.Module):
         else:
             features = self.backbone(images)
         memory = self.encoder(self.neck(features, sizes))
+        if getattr(self.decoder, "refines", False):
+            return self.heads(*self.decoder(memory, self.heads.box_offsets))
         return self.heads(*self.decoder(memory))
 
 
@@ -87,6 +90,9 @@ def detector_parts(
             "fine to coarse"
         )
     softmax = smca.LOSS.CLASSIFICATION == "softmax"
+    decoder = build_from_registry(
+        SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
+    )
     return {
         "backbone": backbone,
         "neck": Neck(
@@ -95,17 +101,18 @@ def detector_parts(
             in_strides=[strides[name] for name in smca.IN_FEATURES],
             num_scales=smca.NUM_SCALES,
             dim=smca.HIDDEN_DIM,
+            norm=smca.NECK.NORM,
+            position_offset=smca.NECK.POSITION_OFFSET,
         ),
         "encoder": build_from_registry(
             SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
         ),
-        "decoder": build_from_registry(
-            SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
-        ),
+        "decoder": decoder,
         "heads": DetectionHeads(
             dim=smca.HIDDEN_DIM,
             num_columns=smca.NUM_CLASSES + softmax,
             prior_probability=None if softmax else 0.01,
+            **getattr(decoder, "head_options", {}),
         ),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, padding_bias
+from .attention import Attention, padding_biases
 from .layers import FFN, apply_per_scale, per_scale
 from .memory import Memory
 from .registry import SMCA_ENCODER_REGISTRY
@@ -33,21 +33,17 @@ class ScaleSelfAttention(Attention):
             )
         )
         if self.kind == "multi":
-            out = self.attend(query, key, value, _biases(memory.padding))
+            out = self.attend(query, key, value, padding_biases(memory.padding))
         else:
             scales = zip(
                 query.split(lengths, dim=2),
                 key.split(lengths, dim=2),
                 value.split(lengths, dim=2),
-                map(_biases, memory.padding_by_scale()),
+                map(padding_biases, memory.padding_by_scale()),
                 strict=True,
             )
             out = torch.cat([self.attend(*scale) for scale in scales], dim=2)
         return apply_per_scale(self.out_proj, self.merge_heads(out), lengths)
-
-
-def _biases(padding: Tensor | None) -> list:
-    return [] if padding is None else [padding_bias(padding)]
 
 
 class EncoderBlock(nn.Module):

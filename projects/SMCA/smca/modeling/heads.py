@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from .layers import MLP
+from .layers import MLP, per_scale
 from .memory import Size
 
 
@@ -21,7 +22,8 @@ class Predictions:
     Attributes:
         logits: (layers, B, N, K); in evaluation layers is 1, the last.
         boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.
-        centers: (B, N, 2), the initial centres x, y in [0, 1] of the unpadded image.
+        centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
+            the unpadded image.
     """
 
     logits: Tensor
@@ -45,32 +47,69 @@ class Detections:
 
 
 class DetectionHeads(nn.Module):
-    """Class and box heads, the same for all decoder layers."""
+    """Class and box heads, the same for all decoder layers or one set a layer."""
 
-    def __init__(self, *, dim: int, num_columns: int, prior_probability: float | None = 0.01):
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_columns: int,
+        prior_probability: float | None = 0.01,
+        zero_boxes: bool = False,
+        size_bias: float = 0.0,
+        num_sets: int = 1,
+    ):
         """
         Args:
             dim: C.
             num_columns: K; the number of classes, and one more for a softmax's no-object.
             prior_probability: what sigmoid scores start at; None leaves the bias as it comes.
+            zero_boxes: boxes start at their references.
+            size_bias: what the logits of width and height start at, then (of the first set).
+            num_sets: 1, or one set of heads a decoder layer.
         """
         super().__init__()
-        self.class_head = nn.Linear(dim, num_columns)
-        self.box_head = MLP(dim, dim, 4, 3)
+        self.class_head = per_scale(lambda: nn.Linear(dim, num_columns), num_sets)
+        self.box_head = per_scale(lambda: MLP(dim, dim, 4, 3), num_sets)
         if prior_probability is not None:
             bias = -math.log((1 - prior_probability) / prior_probability)
-            nn.init.constant_(self.class_head.bias, bias)
+            for head in _sets(self.class_head):
+                nn.init.constant_(head.bias, bias)
+        if zero_boxes:
+            for head in _sets(self.box_head):
+                nn.init.zeros_(head[-1].weight)
+                nn.init.zeros_(head[-1].bias)
+            nn.init.constant_(_sets(self.box_head)[0][-1].bias.data[2:], size_bias)
+
+    def box_offsets(self, hidden: Tensor, layer: int) -> Tensor:
+        """Box logits (..., 4) of a decoder layer's output (..., C), less its reference."""
+        heads = _sets(self.box_head)
+        return heads[layer if len(heads) > 1 else 0](hidden).float()
 
     def forward(self, hidden: Tensor, reference: Tensor) -> Predictions:
         """
         Args:
-            hidden: (layers, B, N, C).
-            reference: (B, N, 2), initial centre x, y as logits, added to the boxes' (Eq. 12).
+            hidden: (layers, B, N, C), of all layers or the last ones.
+            reference: (B, N, 2), initial centre x, y as logits, added to the boxes' (Eq. 12);
+                or the boxes that each layer started from, (layers, B, N, 4) logits.
         """
-        boxes = self.box_head(hidden).float()
-        boxes = torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), dim=-1).sigmoid()
-        logits = self.class_head(hidden).float()
-        return Predictions(logits=logits, boxes=boxes, centers=reference.sigmoid())
+        offsets = _apply(self.box_head, hidden).float()
+        boxes = (offsets + F.pad(reference, (0, 4 - reference.shape[-1]))).sigmoid()
+        logits = _apply(self.class_head, hidden).float()
+        last = reference[-1] if reference.dim() == 4 else reference
+        return Predictions(logits=logits, boxes=boxes, centers=last[..., :2].sigmoid())
+
+
+def _sets(heads: nn.Module) -> Sequence[nn.Module]:
+    return heads if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def _apply(heads: nn.Module, hidden: Tensor) -> Tensor:
+    """``heads``, one for all layers or one a layer, on the outputs of the last layers."""
+    if not isinstance(heads, nn.ModuleList):
+        return heads(hidden)
+    used = heads[-len(hidden) :]
+    return torch.stack([head(output) for head, output in zip(used, hidden, strict=True)])
 
 
 def detect(

@@ -73,6 +73,11 @@ class Memory:
         """The same places with other tokens (B, L, C)."""
         return replace(self, tokens=tokens)
 
+    def maps(self, tokens: Tensor) -> list[Tensor]:
+        """Tokens (B, L, C) as the map (B, C, rows, columns) of each scale."""
+        scales = zip(tokens.split(self.lengths, dim=1), self.shapes, strict=True)
+        return [scale.transpose(1, 2).unflatten(-1, shape) for scale, shape in scales]
+
     def padding_by_scale(self) -> Sequence[Tensor | None]:
         """``padding`` cut into scales: (B, L_s) each."""
         if self.padding is None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .backbone import zero_padding
+from .backbone import NORMS, zero_padding
 from .memory import Memory, Size, valid_cells, valid_mask
 from .position_encoding import sine_positions
 
@@ -23,6 +23,8 @@ class Neck(nn.Module):
         in_strides: Sequence[int],
         num_scales: int,
         dim: int,
+        norm: str = "",
+        position_offset: float = 0.0,
     ):
         """
         Args:
@@ -31,10 +33,13 @@ class Neck(nn.Module):
             num_scales: scales in all. The first beyond the backbone's maps is a convolution of
                 its last map, each later one a convolution of the scale before.
             dim: C.
+            norm: "GN" for a group norm after each convolution (Deformable DETR).
+            position_offset: see :func:`~smca.modeling.position_encoding.sine_positions`.
         """
         super().__init__()
         self.in_features = tuple(in_features)
         self.dim = dim
+        self.position_offset = position_offset
         self.strides = list(in_strides)
         self.projections = nn.ModuleList(
             nn.Conv2d(channels, dim, kernel_size=1) for channels in in_channels
@@ -44,6 +49,9 @@ class Neck(nn.Module):
             self.projections.append(nn.Conv2d(channels, dim, kernel_size=3, stride=2, padding=1))
             self.strides.append(self.strides[-1] * 2)
             channels = dim
+        self.norms = None
+        if norm:
+            self.norms = nn.ModuleList(NORMS[norm](dim) for _ in self.projections)
         self.level_embed = None
         if num_scales > 1:
             self.level_embed = nn.Parameter(torch.randn(num_scales, dim))
@@ -68,14 +76,20 @@ class Neck(nn.Module):
                 source = zero_padding(source, None if finer is None else finer[:, None])
                 projected = source = projection(source)
             shape = tuple(projected.shape[-2:])
+            mask = valid_mask(sizes, stride, shape, projected.device)
+            if self.norms is not None:
+                valid = None if mask is None else mask[:, None]
+                projected = self.norms[scale](projected, valid)
             cells = [valid_cells(size, stride) for size in sizes]
-            position = sine_positions(cells, shape, self.dim, projected.device)
+            position = sine_positions(
+                cells, shape, self.dim, projected.device, offset=self.position_offset
+            )
             if self.level_embed is not None:
                 position = position + self.level_embed[scale]
             tokens.append(projected.flatten(2).transpose(1, 2))
             positions.append(position)
             shapes.append(shape)
-            masks.append(valid_mask(sizes, stride, shape, projected.device))
+            masks.append(mask)
         return Memory(
             tokens=torch.cat(tokens, dim=1),
             positions=_cat_broadcast(positions),

@@ -19,7 +19,12 @@ def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Te
 
 
 def sine_positions(
-    cells: Sequence[Size], shape: Size, channels: int, device: torch.device
+    cells: Sequence[Size],
+    shape: Size,
+    channels: int,
+    device: torch.device,
+    *,
+    offset: float = 0.0,
 ) -> Tensor:
     """Positions of a map's cells, in units of each image's own valid size times 2 pi.
 
@@ -27,6 +32,8 @@ def sine_positions(
         cells: valid (rows, columns) of the map, an image each.
         shape: (rows, columns) of the map with its padding.
         channels: C; the first half encodes y, the second x.
+        device: where the positions are needed.
+        offset: where in a cell its position is, from 0 at its far side (DETR) to -1.
 
     Returns:
         (B, rows * columns, C); (1, ...) when all images have the same valid size.
@@ -37,7 +44,7 @@ def sine_positions(
     axes = []
     for axis, length in enumerate(shape):
         counted = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-        angle = counted / (valid[:, axis, None] + 1e-6) * (2 * math.pi)  # (B, length)
+        angle = (counted + offset) / (valid[:, axis, None] + 1e-6) * (2 * math.pi)  # (B, length)
         axes.append(sine_embedding(angle, channels // 2))
     y, x = axes
     rows, columns = shape

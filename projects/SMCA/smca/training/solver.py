@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW with a smaller learning rate for the backbone and full-model gradient clipping.
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD, with learning rates of their own for some parts and full-model clipping.
 
     The clipping runs as a hook before each step, after AMP has unscaled the gradients.
     """
@@ -32,18 +32,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            in_backbone = "backbone" in module_name.split(".")
-            rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_backbone else 1.0)
+            rate = solver.BASE_LR * _rate_multiplier(solver, module_name.split("."))
             is_norm = isinstance(module, _NORMS)
             decay = solver.WEIGHT_DECAY_NORM if is_norm else solver.WEIGHT_DECAY
             groups.setdefault((rate, decay), []).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        lr=solver.BASE_LR,
-    )
+    described = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    if solver.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+    else:
+        optimizer = torch.optim.AdamW(described, lr=solver.BASE_LR)
     if solver.CLIP_GRADIENTS.ENABLED:
         trained = [parameter for group in groups.values() for parameter in group]
         clip = solver.CLIP_GRADIENTS
@@ -53,6 +53,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
 
         optimizer.register_step_pre_hook(clip_gradients)
     return optimizer
+
+
+def _rate_multiplier(solver: CfgNode, path: list[str]) -> float:
+    """Learning rate of the module at ``path``, as a fraction of SOLVER.BASE_LR."""
+    if "backbone" in path:
+        return solver.BACKBONE_MULTIPLIER
+    if not {"sampling_offsets", "sampling_reference"}.isdisjoint(path):
+        return solver.SAMPLING_MULTIPLIER
+    return 1.0
 
 
 def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:

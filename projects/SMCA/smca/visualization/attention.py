@@ -34,8 +34,8 @@ def draw_co_attention(
     image: np.ndarray,
     maps: np.ndarray,
     *,
-    shared_centers: np.ndarray,
-    head_centers: np.ndarray,
+    shared_centers: np.ndarray | None = None,
+    head_centers: np.ndarray | None = None,
     covariances: np.ndarray | None = None,
     boxes: np.ndarray | None = None,
     scale_weights: np.ndarray | None = None,
@@ -96,7 +96,8 @@ def draw_co_attention(
             _draw_scales(first, scale_weights[query], scale_names)
         mean.set_title("mean of the heads", fontsize=10)
         _draw_heat(mean, maps[query].mean(axis=0), stride)
-        _draw_shared_center(mean, shared_centers[query], size=7)
+        if shared_centers is not None:
+            _draw_shared_center(mean, shared_centers[query], size=7)
 
         heads = cells[2].subgridspec(2, head_columns, wspace=0.04, hspace=0.04)
         for head in range(num_heads):
@@ -104,7 +105,10 @@ def draw_co_attention(
             if head == 0:
                 axes.set_title("each head", fontsize=10, loc="left")
             _draw_heat(axes, maps[query, head], stride)
-            _draw_shared_center(axes, shared_centers[query], size=4)
+            if shared_centers is not None:
+                _draw_shared_center(axes, shared_centers[query], size=4)
+            if head_centers is None:
+                continue
             center = head_centers[query, head]
             axes.plot(*center, "o", mfc="none", mec=_RED, ms=7, mew=1.4)
             if covariances is not None:

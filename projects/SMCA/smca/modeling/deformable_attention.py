@@ -1,0 +1,137 @@
+"""Multi-scale deformable attention in plain PyTorch (Deformable DETR, arXiv 2010.04159, Eq. 3).
+
+Shapes: B images, N queries, L tokens of all scales, C channels, H heads, S scales, K points.
+
+Each query of each head reads K places of each scale, bilinearly, and sums them with weights of its
+own. Places are counted in cells of a map: the middle of the first cell is (0.5, 0.5), x before y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import linear
+from .memory import Memory, Size, valid_cells
+
+
+def valid_extent(memory: Memory) -> Tensor:
+    """Columns and rows of each scale's map that belong to each image: (B, S, 2) float32."""
+    extents = [
+        [valid_cells(size, stride)[::-1] for stride in memory.strides] for size in memory.sizes
+    ]
+    return torch.tensor(extents, dtype=torch.float32, device=memory.tokens.device)
+
+
+def sampling_points(reference: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
+    """Where queries look, in cells.
+
+    Around a point, offsets are in cells of each scale; around a box, K of them reach from its
+    middle to its side.
+
+    Args:
+        reference: (B, N, 2) points x, y or (B, N, 4) boxes cxcywh, as fractions of each image.
+        offsets: (B, N, H, S, K, 2).
+        extent: (B, S, 2), of :func:`valid_extent`.
+
+    Returns:
+        (B, N, H, S, K, 2).
+    """
+    reference = reference[:, :, None, None, None]
+    extent = extent[:, None, None, :, None]
+    middle, size = reference[..., :2], reference[..., 2:]
+    if reference.shape[-1] == 4:
+        offsets = offsets * size * (0.5 / offsets.shape[-2]) * extent
+    return middle * extent + offsets
+
+
+def sample(value: Tensor, shapes: Sequence[Size], points: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of values at points; outside the maps they are zero.
+
+    Args:
+        value: (B, L, C), H heads side by side.
+        shapes: (rows, columns) of each scale's map.
+        points: (B, N, H, S, K, 2), in cells.
+        weights: (B, N, H, S, K).
+
+    Returns:
+        (B, N, C).
+    """
+    batch, _, heads = points.shape[:3]
+    maps = value.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)  # (B*H, d, L)
+    x, y = points.transpose(1, 2).flatten(0, 1).unbind(-1)  # (B*H, N, S, K) each
+    weights = weights.transpose(1, 2).flatten(0, 1)
+    scales = maps.split([rows * columns for rows, columns in shapes], dim=-1)
+    out = 0
+    for s, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):
+        # Python numbers, because a tensor of sizes would have to be sent to the device.
+        grid = torch.stack((x[:, :, s] * (2 / columns) - 1, y[:, :, s] * (2 / rows) - 1), dim=-1)
+        scale = scale.unflatten(-1, (rows, columns))
+        sampled = F.grid_sample(scale, grid, padding_mode="zeros", align_corners=False)
+        out = out + (sampled * weights[:, None, :, s]).sum(dim=-1)  # (B*H, d, N)
+    return out.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+
+
+class DeformableAttention(nn.Module):
+    """Queries read a few places of each scale around a reference; they choose places and weights.
+
+    Time and memory grow with N * S * K, not with N * L.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, num_scales: int, num_points: int = 4):
+        """
+        Args:
+            dim: C.
+            num_heads: H.
+            num_scales: S.
+            num_points: K, for each head and scale.
+        """
+        super().__init__()
+        self.layout = (num_heads, num_scales, num_points)
+        places = math.prod(self.layout)
+        self.sampling_offsets = nn.Linear(dim, places * 2)
+        self.attention_weights = nn.Linear(dim, places)
+        self.value_proj = linear(dim, dim)
+        self.output_proj = linear(dim, dim)
+        self._start_as_a_star()
+
+    def _start_as_a_star(self) -> None:
+        """Every head looks its own way, each of its points one step further, all as important."""
+        heads, scales, points = self.layout
+        angles = torch.arange(heads) * (2 * math.pi / heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        steps = torch.arange(1, points + 1)[:, None]
+        bias = (directions[:, None, None] * steps).expand(heads, scales, points, 2)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        self.sampling_offsets.bias.data.copy_(bias.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+
+    def forward(self, query: Tensor, memory: Memory, reference: Tensor, extent: Tensor) -> Tensor:
+        """
+        Args:
+            query: (B, N, C), positions added.
+            memory: whose tokens are read.
+            reference: (B, N, 2) points x, y or (B, N, 4) boxes cxcywh, as fractions of each image.
+            extent: (B, S, 2), :func:`valid_extent` of it.
+
+        Returns:
+            (B, N, C).
+        """
+        value = self.value_proj(memory.tokens)
+        if memory.padding is not None:
+            value = value.masked_fill(memory.padding[..., None], 0.0)
+        # Places need float32 whatever the rest of the model runs in.
+        with torch.autocast(query.device.type, enabled=False):
+            query = query.to(self.sampling_offsets.weight.dtype)
+            offsets = self.sampling_offsets(query).unflatten(-1, (*self.layout, 2))
+            logits = self.attention_weights(query).unflatten(-1, self.layout)
+            weights = logits.flatten(-2).softmax(dim=-1).view_as(logits)  # over S * K
+            points = sampling_points(reference, offsets, extent)
+            out = sample(value.to(points.dtype), memory.shapes, points, weights)
+        return self.output_proj(out.to(value.dtype))

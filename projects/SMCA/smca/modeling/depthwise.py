@@ -1,0 +1,146 @@
+"""The depthwise bidirectional encoder that SMCA's authors released after the paper.
+
+Shapes: B images, L tokens of all scales, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ConfigError
+from .layers import FFN, linear
+from .memory import Memory
+from .registry import SMCA_ENCODER_REGISTRY
+
+
+class BidirectionalMixer(nn.Module):
+    """Depthwise convolutions within each scale, and between neighbours in both directions."""
+
+    def __init__(self, *, dim: int, num_scales: int, kernel_size: int):
+        super().__init__()
+
+        def depthwise(stride: int = 1) -> nn.Conv2d:
+            return nn.Conv2d(
+                dim, dim, kernel_size, stride=stride, padding=kernel_size // 2, groups=dim
+            )
+
+        self.project_in = linear(dim, dim)
+        self.within = nn.ModuleList(depthwise() for _ in range(num_scales))
+        # From scale s to s + 1, and from s + 1 to s.
+        self.down = nn.ModuleList(depthwise(stride=2) for _ in range(num_scales - 1))
+        self.up = nn.ModuleList(depthwise() for _ in range(num_scales - 1))
+        self.project_out = linear(dim, dim)
+
+    def forward(self, memory: Memory) -> Tensor:
+        """Mixed tokens (B, L, C). Padding is not masked."""
+        maps = memory.maps(self.project_in(memory.tokens + memory.positions))
+        maps = [conv(x) for conv, x in zip(self.within, maps, strict=True)]
+        mixed = list(maps)
+        for s, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
+            mixed[s + 1] = mixed[s + 1] + down(maps[s])
+            coarser = F.interpolate(
+                up(maps[s + 1]), size=maps[s].shape[-2:], mode="bilinear", align_corners=True
+            )
+            mixed[s] = mixed[s] + coarser
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in mixed], dim=1)
+        return self.project_out(tokens)
+
+
+class DepthwiseBlock(nn.Module):
+    """Post-norm block: bidirectional mixing and FFN."""
+
+    def __init__(
+        self, *, dim: int, num_scales: int, kernel_size: int, ffn_dim: int, dropout: float
+    ):
+        super().__init__()
+        self.mixer = BidirectionalMixer(dim=dim, num_scales=num_scales, kernel_size=kernel_size)
+        self.norm1 = nn.LayerNorm(dim)
+        self.ffn = FFN(dim, ffn_dim, dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, memory: Memory) -> Memory:
+        tokens = self.norm1(memory.tokens + self.dropout(self.mixer(memory)))
+        return memory.with_tokens(self.norm2(tokens + self.dropout(self.ffn(tokens))))
+
+
+@SMCA_ENCODER_REGISTRY.register()
+class DepthwiseEncoder(nn.Module):
+    """Blocks of bidirectional mixing; then the finest scale is halved for the decoder."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_scales: int,
+        dim: int,
+        ffn_dim: int,
+        kernel_size: int = 5,
+        dropout: float = 0.1,
+    ):
+        """
+        Args:
+            num_layers: blocks.
+            num_scales: S, at least 2, each of twice the stride of the one before.
+            dim: C.
+            ffn_dim: hidden width of the FFN.
+            kernel_size: of the depthwise convolutions, odd.
+            dropout: after mixing, inside and after the FFN.
+        """
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            DepthwiseBlock(
+                dim=dim,
+                num_scales=num_scales,
+                kernel_size=kernel_size,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.reduce = nn.Conv2d(dim, dim, kernel_size=3, stride=2, padding=1)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        smca = cfg.MODEL.SMCA
+        if smca.NUM_SCALES < 2:
+            raise ConfigError(
+                f"MODEL.SMCA.NUM_SCALES is {smca.NUM_SCALES}; it must be at least 2 with "
+                "MODEL.SMCA.ENCODER.NAME DepthwiseEncoder"
+            )
+        return {
+            "num_layers": smca.ENCODER.NUM_LAYERS,
+            "num_scales": smca.NUM_SCALES,
+            "dim": smca.HIDDEN_DIM,
+            "ffn_dim": smca.DIM_FEEDFORWARD,
+            "kernel_size": smca.ENCODER.KERNEL_SIZE,
+            "dropout": smca.DROPOUT,
+        }
+
+    def forward(self, memory: Memory) -> Memory:
+        """
+        Returns:
+            S scales, of which the first is the finest one halved: it has the shape, positions and
+            padding of the second.
+        """
+        for block in self.blocks:
+            memory = block(memory)
+        finest = self.reduce(memory.maps(memory.tokens)[0]).flatten(2).transpose(1, 2)
+        length = memory.lengths[0]
+        second = slice(length, length + memory.lengths[1])
+
+        def halve(x: Tensor) -> Tensor:
+            return torch.cat((x[:, second], x[:, length:]), dim=1)
+
+        return replace(
+            memory,
+            tokens=torch.cat((finest, memory.tokens[:, length:]), dim=1),
+            positions=halve(memory.positions),
+            shapes=memory.shapes[1:2] + memory.shapes[1:],
+            strides=memory.strides[1:2] + memory.strides[1:],
+            padding=None if memory.padding is None else halve(memory.padding),
+        )

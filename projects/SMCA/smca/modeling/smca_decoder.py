@@ -1,0 +1,156 @@
+"""Decoder with spatially modulated co-attention (Eqs. 3-9).
+
+Shapes: B images, N queries, L keys, C channels, H heads, S scales.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .attention import LogitBias, attention_weights, padding_biases
+from .decoder import CoAttention, Decoder, DecoderLayer, QuerySelfAttention
+from .layers import apply_per_scale
+from .memory import Memory
+from .registry import SMCA_DECODER_REGISTRY
+from .spatial_prior import Prior, SpatialPrior, center_mlp
+
+
+class ModulatedCoAttention(CoAttention):
+    """Queries attend to each scale by itself, modulated by a prior; the scales are then summed."""
+
+    def project(self, target: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, ...]:
+        """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
+        placed = memory.tokens + memory.positions
+        return (
+            self.split_heads(self.q_proj(target + position)),
+            self.split_heads(apply_per_scale(self.k_proj, placed, memory.lengths)),
+            self.split_heads(apply_per_scale(self.v_proj, memory.tokens, memory.lengths)),
+        )
+
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: Prior) -> Tensor:
+        """
+        Args:
+            target, position: (B, N, C), content and query embedding.
+            memory: the encoded image.
+            prior: log G of each scale and how much each scale counts.
+
+        Returns:
+            (B, N, C).
+        """
+        query, key, value = self.project(target, position, memory)
+        scales = zip(
+            key.split(memory.lengths, dim=2),
+            value.split(memory.lengths, dim=2),
+            _biases(memory, prior),
+            strict=True,
+        )
+        out = 0
+        for scale, (key, value, biases) in enumerate(scales):
+            attended = self.attend(query, key, value, biases)
+            if prior.selection is not None:
+                attended = attended * prior.selection[:, None, :, scale, None].to(attended.dtype)
+            out = out + attended
+        return self.out_proj(self.merge_heads(out))
+
+    def weights(
+        self, target: Tensor, position: Tensor, memory: Memory, prior: Prior
+    ) -> list[Tensor]:
+        """The attention weights of each scale, (B, H, N, L_s), for pictures."""
+        query, key, _ = self.project(target, position, memory)
+        return [
+            attention_weights(query, key, biases=biases)
+            for key, biases in zip(
+                key.split(memory.lengths, dim=2), _biases(memory, prior), strict=True
+            )
+        ]
+
+
+def _biases(memory: Memory, prior: Prior) -> list[list[LogitBias]]:
+    """What is added to the logits of each scale."""
+    return [
+        [bias, *padding_biases(padding)]
+        for bias, padding in zip(prior.biases, memory.padding_by_scale(), strict=True)
+    ]
+
+
+@SMCA_DECODER_REGISTRY.register()
+class SMCADecoder(Decoder):
+    """Queries that look around a centre they predict."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_queries: int,
+        num_scales: int,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        share_key_value: bool = True,
+        per_head: bool = True,
+        scale_kind: str = "independent",
+        beta: float = 8.0,
+        center_layers: int = 3,
+        scale_selection: bool = True,
+    ):
+        """
+        Args:
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout: see
+                :class:`~smca.modeling.decoder.DETRDecoder`.
+            num_scales: S.
+            share_key_value: one key and value projection for all scales, or one a scale.
+            per_head, scale_kind, beta, scale_selection: see :class:`SpatialPrior`.
+            center_layers: linear layers of the MLP that predicts the centre.
+        """
+        heads = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+        layers = []
+        for number in range(num_layers):
+            layer = DecoderLayer(
+                dim=dim,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+                self_attention=QuerySelfAttention(**heads),
+                co_attention=ModulatedCoAttention(
+                    **heads, key_sets=1 if share_key_value else num_scales
+                ),
+            )
+            layer.prior = SpatialPrior(
+                dim=dim,
+                num_heads=num_heads,
+                num_scales=num_scales,
+                per_head=per_head,
+                kind=scale_kind,
+                beta=beta,
+                scale_selection=scale_selection,
+                centers=number == 0,
+            )
+            layers.append(layer)
+        super().__init__(num_queries=num_queries, dim=dim, layers=layers)
+        self.center = center_mlp(dim, center_layers)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        smca = cfg.MODEL.SMCA
+        return {
+            **super().from_config(cfg),
+            "num_scales": smca.NUM_SCALES,
+            "share_key_value": smca.DECODER.SHARE_KEY_VALUE,
+            "per_head": smca.MODULATION.HEADS == "multi",
+            "scale_kind": smca.MODULATION.SCALE,
+            "beta": smca.MODULATION.BETA,
+            "center_layers": smca.MODULATION.CENTER_LAYERS,
+            "scale_selection": smca.DECODER.SCALE_SELECTION,
+        }
+
+    def initial_reference(self, position: Tensor) -> Tensor:
+        """The centres, from what the first layer observes: its target is zero (Eq. 3)."""
+        return self.center(self.layers[0].prior.norm(position))
+
+    def prior(
+        self, number: int, target: Tensor, position: Tensor, reference: Tensor, memory: Memory
+    ) -> Prior:
+        """The Gaussians of a layer's heads and scales (Eqs. 4-7)."""
+        prior = self.layers[number].prior
+        return prior(prior.norm(target + position), reference, memory)
