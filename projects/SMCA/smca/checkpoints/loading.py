@@ -14,7 +14,14 @@ from .files import CheckpointError, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
-CLASS_HEAD = "heads.class_head."
+# Tensors whose shapes depend on the number of classes, and the key that sets it; the second are
+# Faster R-CNN's.
+CLASS_HEADS = {
+    "heads.class_head.": "MODEL.SMCA.NUM_CLASSES",
+    "roi_heads.box_predictor.": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
+# Where Detectron2's feature pyramid has its ResNet.
+FPN_RESNET = "backbone.bottom_up."
 
 
 def load(detector: nn.Module, path: str | os.PathLike, *, whole: bool = False) -> dict:
@@ -39,6 +46,9 @@ def load(detector: nn.Module, path: str | os.PathLike, *, whole: bool = False) -
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, whole: bool) -> None:
     """:func:`load` for tensors that have been read already."""
     own = model.state_dict()
+    resnet = FPN_RESNET if _has(own, FPN_RESNET) else "backbone."
+    if not _has(state, resnet):
+        state = {name.replace("backbone.", resnet, 1): tensor for name, tensor in state.items()}
     wrong = {
         name: (tuple(tensor.shape), tuple(own[name].shape))
         for name, tensor in state.items()
@@ -48,9 +58,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, wh
         f"{name} has shape {theirs}, the model wants {ours}"
         for name, (theirs, ours) in list(wrong.items())[:5]
     )
-    if wrong and (whole or not all(name.startswith(CLASS_HEAD) for name in wrong)):
-        classes = all(name.startswith(CLASS_HEAD) for name in wrong)
-        remedy = "MODEL.SMCA.NUM_CLASSES" if classes else "the config file"
+    keys = {key for head, key in CLASS_HEADS.items() if _has(wrong, head)}
+    only_classes = all(name.startswith(tuple(CLASS_HEADS)) for name in wrong)
+    if wrong and (whole or not only_classes):
+        remedy = ", ".join(keys) if only_classes else "the config file"
         raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")
     if wrong:
         logger.warning("%s: class head not loaded, it starts anew: %s", source, listed)
@@ -62,11 +73,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, wh
         raise CheckpointError(f"{source} holds none of the model's tensors, but {_some(unknown)}")
     if missing and whole:
         raise CheckpointError(f"{source} lacks {_some(missing)}")
-    if all(name.startswith("backbone.") for name in state):
-        lacking = [name for name in missing if name.startswith("backbone.")]
+    if all(name.startswith(resnet) for name in state):
+        lacking = [name for name in missing if name.startswith(resnet)]
         # Stages that the model has no use for are not built.
-        stages = {_stage(name) for name in own}
-        besides = [name for name in unknown if _stage(name) in stages]
+        stages = {_stage(name, resnet) for name in own}
+        besides = [name for name in unknown if _stage(name, resnet) in stages]
         if lacking or besides:
             raise CheckpointError(
                 f"{source} holds another backbone, check MODEL.RESNETS.DEPTH: "
@@ -81,9 +92,13 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, wh
     model.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False)
 
 
-def _stage(name: str) -> str:
-    """``backbone.res4`` of ``backbone.res4.0.conv1.weight``."""
-    return ".".join(name.split(".")[:2])
+def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in state)
+
+
+def _stage(name: str, resnet: str) -> str:
+    """``res4`` of ``backbone.res4.0.conv1.weight``."""
+    return name.removeprefix(resnet).partition(".")[0]
 
 
 def _some(names: list[str]) -> str:

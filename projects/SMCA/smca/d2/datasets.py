@@ -69,7 +69,7 @@ def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]
 
     Raises:
         DatasetError: a file that is missing or not in COCO's format; classes that are not
-            MODEL.SMCA.NUM_CLASSES in number, or not those of the other datasets.
+            as many as the model's, or not those of the other datasets.
     """
     records = {name: DatasetCatalog.get(name) for name in names}
     # With those of the datasets that have been read before: training's and evaluation's agree.

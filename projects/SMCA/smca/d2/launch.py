@@ -8,6 +8,7 @@ import sys
 import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup, launch
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -28,6 +29,11 @@ def run(args: argparse.Namespace) -> int:
     cfg = get_cfg()
     add_smca_config(cfg)
     cfg = prepare(load_cfg(cfg, args.config_file, args.opts), args.num_gpus * args.num_machines)
+    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA' or one "
+            "of Detectron2's"
+        )
     for key in ("AUG", "PRECISE_BN"):
         if cfg.TEST[key].ENABLED:
             raise ConfigError(

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
+from ..validation import is_own_model
+
 logger = logging.getLogger(__name__)
 
 XYWH_ABS = 1  # as in detectron2.structures.BoxMode
@@ -79,7 +81,7 @@ def load_datasets(cfg: CfgNode, names: Sequence[str]) -> list[CocoDataset]:
 
     Raises:
         DatasetError: as :func:`load_coco`; or the classes are not those of the other datasets, or
-            not MODEL.SMCA.NUM_CLASSES in number.
+            not as many as the model has.
     """
     datasets = [load_coco(name, *dataset_files(cfg, name)) for name in names]
     check_classes(cfg, {dataset.name: dataset.class_names for dataset in datasets})
@@ -92,15 +94,18 @@ def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
         classes: names of the classes of each dataset.
 
     Raises:
-        DatasetError: not MODEL.SMCA.NUM_CLASSES in number, or not the same in all datasets.
+        DatasetError: not as many as the model has, or not the same in all datasets.
     """
     first = next(iter(classes), None)
+    # A model of Detectron2 has its classes where its region heads have them.
+    group = "SMCA" if is_own_model(cfg) else "ROI_HEADS"
+    num_classes = cfg.MODEL[group].NUM_CLASSES
     for name, names in classes.items():
-        if len(names) != cfg.MODEL.SMCA.NUM_CLASSES:
+        if len(names) != num_classes:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise DatasetError(
-                f"MODEL.SMCA.NUM_CLASSES is {cfg.MODEL.SMCA.NUM_CLASSES}, but dataset "
-                f"{name!r} has {len(names)} classes ({shown})"
+                f"MODEL.{group}.NUM_CLASSES is {num_classes}, but dataset {name!r} "
+                f"has {len(names)} classes ({shown})"
             )
         if list(names) != list(classes[first]):
             raise DatasetError(
