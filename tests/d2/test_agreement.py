@@ -23,10 +23,21 @@ VARIANTS = [
     ["MODEL.SMCA.NUM_SCALES", 1, "MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.RESNETS.NORM", "GN"],
     ["MODEL.SMCA.LOSS.CLASSIFICATION", "softmax", "MODEL.SMCA.MODULATION.SCALE", "oriented"],
     ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2],
+    ["MODEL.SMCA.DECODER.NAME", "DETRDecoder", "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"],
+    ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"],
+    [
+        *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder", "MODEL.SMCA.NECK.NORM", "GN"),
+        *("MODEL.SMCA.DECODER.NAME", "DeformableDecoder", "MODEL.SMCA.DEFORMABLE.REFINE", True),
+    ],
+    [
+        *("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.NUM_SCALES", 4),
+        *("MODEL.SMCA.IN_FEATURES", ["res3", "res4", "res5"]),
+    ],
 ]
+NAMES = ["multi", "single", "softmax", "dilated", "detr", "conditional", "deformable", "depthwise"]
 
 
-@pytest.fixture(params=VARIANTS, ids=["multi", "single", "softmax", "dilated"])
+@pytest.fixture(params=VARIANTS, ids=NAMES)
 def hosts(request, d2_config, tmp_path):
     """The config, and both models with weights that went from one to the other by a file."""
     cfg = d2_config(*OPTIONS, *request.param)

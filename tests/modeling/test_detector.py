@@ -164,8 +164,33 @@ def test_scores_start_at_one_percent(tiny_config):
         ("MODEL.SMCA.DROPOUT", 1.5, r"\[0, 1\)"),
         ("MODEL.META_ARCHITECTURE", "RetinaNet", "SMCA"),
         ("MODEL.RESNETS.RES5_DILATION", 4, "2"),
+        ("MODEL.SMCA.ENCODER.KERNEL_SIZE", 4, "odd"),
+        ("MODEL.SMCA.CONDITIONAL.SPATIAL_QUERY", "CSQ-X", "CSQ-I"),
+        ("MODEL.SMCA.CONDITIONAL.REFERENCE", "image", "'parameter'"),
+        ("MODEL.SMCA.NECK.NORM", "BN", "'GN'"),
+        ("MODEL.SMCA.DEFORMABLE.NUM_POINTS", 0, "at least 1"),
     ],
 )
 def test_impossible_values_are_named_with_what_is_allowed(tiny_config, key, value, allowed):
     with pytest.raises(ConfigError, match=rf"(?s){key}.*{allowed}"):
         build_detector(tiny_config(key, value))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.NUM_SCALES", 1]
+            + ["MODEL.SMCA.IN_FEATURES", ["res5"]],
+            "MODEL.SMCA.NUM_SCALES is 1.*at least 2",
+        ),
+        (
+            ["MODEL.SMCA.DECODER.NAME", "DeformableDecoder", "MODEL.SMCA.LOSS.AUXILIARY", False]
+            + ["MODEL.SMCA.DEFORMABLE.REFINE", True],
+            "MODEL.SMCA.LOSS.AUXILIARY is False.*must be True",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(tiny_config, opts, message):
+    with pytest.raises(ConfigError, match=message):
+        build_detector(tiny_config(*opts))

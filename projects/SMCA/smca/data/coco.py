@@ -98,7 +98,8 @@ def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
     """
     first = next(iter(classes), None)
     # A model of Detectron2 has its classes where its region heads have them.
-    group = "SMCA" if is_own_model(cfg) else "ROI_HEADS"
+    foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
+    group = "ROI_HEADS" if foreign else "SMCA"
     num_classes = cfg.MODEL[group].NUM_CLASSES
     for name, names in classes.items():
         if len(names) != num_classes:

@@ -148,7 +148,8 @@ class ConditionalDecoder(Decoder):
         )
         self.kind = spatial_query
         self.transform = None
-        if spatial_query in ("CSQ", "CSQ-T", "CSQ-I"):
+        # The first layer has no use of it but in CSQ-T.
+        if spatial_query == "CSQ-T" or (spatial_query in ("CSQ", "CSQ-I") and num_layers > 1):
             self.transform = MLP(dim, dim, dim, 2, make=linear)
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention
 from .deformable_attention import DeformableAttention, valid_extent
 from .layers import FFN, linear
@@ -205,6 +206,11 @@ class DeformableDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         smca = cfg.MODEL.SMCA
+        if smca.DEFORMABLE.REFINE and not smca.LOSS.AUXILIARY:
+            raise ConfigError(
+                "MODEL.SMCA.LOSS.AUXILIARY is False; it must be True with "
+                "MODEL.SMCA.DEFORMABLE.REFINE, where each layer has heads of its own to train"
+            )
         return {
             **DETRDecoder.from_config(cfg),
             "num_scales": smca.NUM_SCALES,
