@@ -1,13 +1,17 @@
 """Write a COCO-format dataset of drawn shapes: PNG files and annotation files, no download.
 
-Example: python tools/make_shapes_dataset.py --output datasets/shapes --train 4000 --val 400
+Examples:
+    python tools/make_shapes_dataset.py --output datasets/shapes --train 4000 --val 400
+    python tools/make_shapes_dataset.py --output datasets/crowded --size 512 --classes 20 \
+        --max-objects 40 --min-side 12 --max-side 128
 """
 
 import argparse
 import json
 from collections import Counter
 
-from smca.data.shapes import SHAPES, write_shapes_dataset
+from smca.data.shape_drawing import MIN_SIDE, SHAPES
+from smca.data.shapes import write_shapes_dataset
 
 
 def coco_size(area: float) -> str:
@@ -42,6 +46,13 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=400, help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, default=3, help=f"at most {len(SHAPES)}")
+    parser.add_argument("--max-objects", type=int, default=5, help="most objects in an image")
+    parser.add_argument(
+        "--min-side", type=int, default=MIN_SIDE, help="least side of an object in pixels"
+    )
+    parser.add_argument(
+        "--max-side", type=int, help="greatest side in pixels; 0.85 of the image's where not given"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
@@ -51,6 +62,9 @@ def main() -> None:
             num_val=args.val,
             image_size=args.size,
             num_classes=args.classes,
+            max_objects=args.max_objects,
+            min_side=args.min_side,
+            max_side=args.max_side,
             seed=args.seed,
         )
     except (ValueError, OSError) as error:

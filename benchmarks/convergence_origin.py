@@ -1,0 +1,63 @@
+"""Where, with what and how the runs of a race were trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+_FILE = "starts.json"
+
+
+def record_start(folder: Path, command: str) -> None:
+    """Add this start of a run to its folder's record: command, commit, machine, software."""
+    commit = _git("rev-parse", "--short=10", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        commit += ", with changes"
+    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    threads = os.getenv("OMP_NUM_THREADS", "not set")
+    start = {
+        "command": f"`{command}`",
+        "commit": commit,
+        "machine": f"{processor}, {os.cpu_count()} CPU cores, OMP_NUM_THREADS {threads}",
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+    (folder / _FILE).write_text(json.dumps([*_starts(folder), start], indent=1))
+
+
+def origin(folders: Iterable[Path]) -> str:
+    """What :func:`record_start` wrote for all of these runs, each thing once: a Markdown list."""
+    seen: dict[str, list[str]] = {}
+    for folder in folders:
+        for start in _starts(folder):
+            for key, value in start.items():
+                if value not in seen.setdefault(key, []):
+                    seen[key].append(value)
+    return "".join(f"- {key}: {'; '.join(values)}\n" for key, values in seen.items())
+
+
+def _starts(folder: Path) -> list[dict[str, str]]:
+    path = folder / _FILE
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(("git", *arguments), cwd=here, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line[:10] == "model name")
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

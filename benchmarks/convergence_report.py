@@ -1,0 +1,204 @@
+"""What a convergence race gave: its curves, their comparison, and the files that tell of it."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from smca.visualization.curves import read_metrics
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+BASELINE = "detr"
+_MAX_BUDGETS = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a system with a seed.
+
+    Attributes:
+        evaluations: iterations done -> ``{"AP": percent, ...}``; what cannot be measured is absent.
+        seconds: of an iteration, the median; None before the first is told.
+    """
+
+    system: str
+    seed: int
+    evaluations: dict[int, dict[str, float]]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """AP of a system over iterations: mean and range over its seeds, in percent."""
+
+    iterations: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The first iteration with the best mean, and that mean."""
+        value = max(self.mean)
+        return self.iterations[self.mean.index(value)], value
+
+
+def run_folder(output: Path, system: str, seed: int) -> Path:
+    return output / system / f"seed{seed}"
+
+
+def read_run(output: Path, system: str, seed: int, iterations: int) -> Run:
+    """Read a run's ``metrics.json``; without one the run has no evaluations.
+
+    Args:
+        output, system, seed: see :func:`run_folder`.
+        iterations: those of the whole run.
+    """
+    path = run_folder(output, system, seed) / "metrics.json"
+    series = read_metrics(path) if path.exists() else {}
+    evaluations: dict[int, dict[str, float]] = {}
+    for name in METRICS:
+        for iteration, value in zip(*series.get(f"bbox/{name}", ([], [])), strict=True):
+            # A host may give its last evaluation the number of the iteration after the last.
+            evaluations.setdefault(min(iteration + 1, iterations), {})[name] = value
+    times = series.get("time", ([], []))[1]
+    return Run(system, seed, evaluations, statistics.median(times) if times else None)
+
+
+def read_race(output: Path, systems: Sequence[str], iterations: int) -> list[Run]:
+    """All runs of ``systems`` in ``output`` that have been evaluated, by system and seed."""
+    runs = []
+    for system in systems:
+        seeds = sorted(int(path.name[4:]) for path in (output / system).glob("seed*"))
+        runs += [read_run(output, system, seed, iterations) for seed in seeds]
+    return [run for run in runs if run.evaluations]
+
+
+def curves(runs: Sequence[Run]) -> dict[str, Curve]:
+    """The curve of each system, where all of its runs have been evaluated."""
+    result = {}
+    for system in dict.fromkeys(run.system for run in runs):
+        seeds = [run.evaluations for run in runs if run.system == system]
+        common = sorted(set.intersection(*map(set, seeds)))
+        values = [[seed[iteration]["AP"] for seed in seeds] for iteration in common]
+        if common:
+            result[system] = Curve(
+                common, *([f(v) for v in values] for f in (statistics.fmean, min, max))
+            )
+    return result
+
+
+def iterations_to_reach(curve: Curve, level: float) -> int | None:
+    """Iterations at the first evaluation whose mean AP is at least ``level``; None: never."""
+    return next(
+        (i for i, ap in zip(curve.iterations, curve.mean, strict=True) if ap >= level), None
+    )
+
+
+def budgets(iterations: Sequence[int], most: int = _MAX_BUDGETS) -> list[int]:
+    """At most ``most`` of ``iterations``, evenly from the last one backwards."""
+    step = -(-len(iterations) // most)
+    return list(iterations)[::-1][::step][::-1]
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["system", "seed", "iteration", *METRICS])
+        for run in runs:
+            for iteration, values in sorted(run.evaluations.items()):
+                numbers = [f"{values[name]:.4f}" if name in values else "" for name in METRICS]
+                writer.writerow([run.system, run.seed, iteration, *numbers])
+
+
+def markdown(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
+    """Two tables: AP at each budget, and how soon each system is as good as DETR ever gets.
+
+    Args:
+        runs: of :func:`read_race`.
+        titles: what each system is called.
+    """
+    drawn = curves(runs)
+    if not drawn:
+        return "Nothing has been evaluated yet.\n"
+    columns = budgets(sorted({i for curve in drawn.values() for i in curve.iterations}))
+    several = {s for s in drawn if sum(run.system == s for run in runs) > 1}
+    table = [["AP after iterations", *(f"{i:,}" for i in columns)]]
+    for system, curve in drawn.items():
+        cells = dict(
+            zip(
+                curve.iterations,
+                (
+                    f"{mean:.1f} ({low:.1f}-{high:.1f})" if system in several else f"{mean:.1f}"
+                    for mean, low, high in zip(curve.mean, curve.low, curve.high, strict=True)
+                ),
+                strict=True,
+            )
+        )
+        table.append([titles[system], *(cells.get(i, "") for i in columns)])
+    return _table(table) + "\n" + _table(_comparison(runs, drawn, titles))
+
+
+def _comparison(
+    runs: Sequence[Run], drawn: Mapping[str, Curve], titles: Mapping[str, str]
+) -> list[list[str]]:
+    baseline = drawn.get(BASELINE)
+    needed, level = baseline.best if baseline else (None, None)
+    reach = f"iterations to DETR's best AP{f' ({level:.1f})' if baseline else ''}"
+    rows = [["", "seeds", "best AP", "at", "mean AP", reach, "times sooner", "s / iteration"]]
+    for system, curve in drawn.items():
+        at, best = curve.best
+        reached = iterations_to_reach(curve, level) if baseline else None
+        times = [r.seconds for r in runs if r.system == system and r.seconds is not None]
+        rows.append(
+            [
+                titles[system],
+                str(sum(run.system == system for run in runs)),
+                f"{best:.1f}",
+                f"{at:,}",
+                f"{statistics.fmean(curve.mean):.1f}",
+                f"{reached:,}" if reached else "not reached" if baseline else "",
+                f"{needed / reached:.1f}" if reached else "",
+                f"{statistics.median(times):.3f}" if times else "",
+            ]
+        )
+    return rows
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot(runs: Sequence[Run], titles: Mapping[str, str], path: Path) -> None:
+    """Draw AP over iterations, one line a system: the mean of its seeds, and their range."""
+    figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colors = dict(zip(titles, (f"C{i}" for i in range(len(titles))), strict=True))
+    for system, curve in curves(runs).items():
+        color, baseline = colors[system], system == BASELINE
+        axes.plot(
+            curve.iterations,
+            curve.mean,
+            "s--" if baseline else "o-",
+            color=color,
+            label=titles[system],
+            markersize=3.5,
+        )
+        axes.fill_between(curve.iterations, curve.low, curve.high, color=color, alpha=0.2, lw=0)
+        if baseline:
+            axes.axhline(curve.best[1], color=color, lw=0.8, ls=":")
+    axes.set(xlabel="iteration", ylabel="AP (%)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(loc="best")
+    figure.savefig(path)

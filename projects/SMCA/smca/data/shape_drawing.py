@@ -1,0 +1,230 @@
+"""Pictures of shapes: noisy backgrounds, five outlines, four fills, and exact boxes.
+
+The class of an object is told by its outline and fill alone; colours, sizes, slants and the
+background are random.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+MIN_SIDE = 20  # pixels; sides are square roots of box areas
+_LARGEST_SIDE = 0.85  # of the canvas
+_MAX_SLANT = np.pi / 18
+_MAX_OVERLAP = 0.2  # of the smaller of two boxes
+_MIN_CONTRAST = 110.0  # distance in RGB to what lies beneath
+_SUPERSAMPLING = 4
+_HOLE = 0.58  # of a hollow shape's outline
+_STRIPE = 0.2  # of a striped shape's side
+
+
+def _spokes(radii: Iterable[float]) -> np.ndarray:
+    """A closed outline with the given radii at equal angles, the first one upwards."""
+    radii = np.asarray(list(radii))
+    angles = 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=1)
+
+
+def _circle(rng: np.random.Generator) -> np.ndarray:
+    return _spokes([1.0] * 64)
+
+
+def _rectangle(rng: np.random.Generator) -> np.ndarray:
+    ratio = 2.0 ** rng.uniform(-1, 1)
+    return np.array([(0, 0), (ratio, 0), (ratio, 1), (0, 1)])
+
+
+def _triangle(rng: np.random.Generator) -> np.ndarray:
+    apex = (rng.uniform(0.2, 0.8), rng.choice([-1, 1]) * rng.uniform(0.7, 1.2))
+    return np.array([(0, 0), (1, 0), apex])
+
+
+def _star(rng: np.random.Generator) -> np.ndarray:
+    return _spokes([1.0, 0.42] * 5)
+
+
+def _cross(rng: np.random.Generator) -> np.ndarray:
+    a = rng.uniform(0.25, 0.4)
+    quarter = np.array([(-a, -1), (a, -1), (a, -a)])
+    turn = np.array([(0, 1), (-1, 0)])
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
+
+
+def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    angle = rng.uniform(0, np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    return np.floor(along / _STRIPE + 0.5) % 2 == 1
+
+
+def _quarters(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x > 0) == (y > 0)
+
+
+# An outline is (K, 2) points x, y in any unit.
+_OUTLINES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "circle": _circle,
+    "rectangle": _rectangle,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+}
+# Where a second colour lies, of x and y from the middle of the box in units of the shape's side.
+_PATTERNS: dict[str, Callable[..., np.ndarray]] = {"striped": _stripes, "quartered": _quarters}
+
+# name: COCO id. The ids have gaps, as COCO's have, so that whoever takes an id for an index is
+# found out.
+SHAPES: dict[str, int] = {
+    "circle": 1,
+    "rectangle": 3,
+    "triangle": 7,
+    "star": 8,
+    "cross": 11,
+    "hollow circle": 13,
+    "hollow rectangle": 14,
+    "hollow triangle": 17,
+    "hollow star": 18,
+    "hollow cross": 19,
+    "striped circle": 23,
+    "striped rectangle": 24,
+    "striped triangle": 28,
+    "striped star": 31,
+    "striped cross": 32,
+    "quartered circle": 37,
+    "quartered rectangle": 38,
+    "quartered triangle": 41,
+    "quartered star": 44,
+    "quartered cross": 47,
+}
+
+
+def draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """A soft patchwork of greyish colours with noise: (size, size, 3) float32 in 0..255."""
+    cells = rng.integers(2, 5)
+    color = rng.integers(40, 216) + rng.normal(0, 20, 3)
+    patches = color + rng.normal(0, 12, (cells, cells, 3))
+    patches = Image.fromarray(patches.clip(0, 255).astype(np.uint8))
+    smooth = np.asarray(patches.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return _noisy(rng, smooth, rng.uniform(2, 8))
+
+
+def draw_shapes(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    *,
+    names: tuple[str, ...],
+    max_objects: int,
+    min_side: float = MIN_SIDE,
+    max_side: float | None = None,
+) -> list[tuple[str, list[int]]]:
+    """Paint 1 to ``max_objects`` shapes on ``canvas`` (size, size, 3), float, in place.
+
+    Smaller shapes lie in front. What finds no free place is left out.
+
+    Args:
+        rng: what all is drawn from.
+        canvas: changed.
+        names: of ``SHAPES``, each as likely.
+        max_objects: most shapes.
+        min_side, max_side: range of the sides, in pixels, where a side is the square root of a
+            box's area; their logarithms are uniform. None: 0.85 of the canvas.
+
+    Returns:
+        name and box ``[x, y, w, h]`` of each; a box encloses exactly the pixels of which its shape
+        is the topmost to colour them, however faintly.
+    """
+    size = len(canvas)
+    low, high = np.log(min_side), np.log(_LARGEST_SIDE * size if max_side is None else max_side)
+    sides = np.exp(rng.uniform(low, high, rng.integers(1, max_objects + 1)))
+    topmost = np.full((size, size), -1)
+    placed: list[tuple[str, np.ndarray]] = []
+    for side in sorted(sides, reverse=True):
+        name = str(rng.choice(names))
+        coverage, second = _coverage(rng, name, side, size)
+        box = _free_place(rng, coverage.shape, size, [box for _, box in placed])
+        if box is None:
+            continue
+        window = np.s_[box[1] : box[3], box[0] : box[2]]
+        beneath = canvas[window]
+        ground = beneath.mean(axis=(0, 1))
+        color = _contrasting_color(rng, ground)
+        if second is not None:
+            other = _contrasting_color(rng, ground, color)
+            color = color + second[..., None] * (other - color)
+        paint = _noisy(rng, np.broadcast_to(color, beneath.shape), rng.uniform(2, 8))
+        beneath += coverage[..., None] * (paint - beneath)
+        topmost[window][coverage > 0] = len(placed)
+        placed.append((name, box))
+    return [(name, _extent(topmost == index)) for index, (name, _) in enumerate(placed)]
+
+
+def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    return (image + np.float32(sigma) * noise).clip(0, 255).astype(np.float32)
+
+
+def _coverage(
+    rng: np.random.Generator, name: str, side: float, size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A shape in its box: how much of each pixel it covers, and how much of that in colour two.
+
+    Both are (h, w) in [0, 1]; the second is None where the shape has one colour.
+    """
+    fill, _, outline = name.rpartition(" ")
+    slant = rng.uniform(-_MAX_SLANT, _MAX_SLANT)
+    rotation = np.array([(np.cos(slant), np.sin(slant)), (-np.sin(slant), np.cos(slant))])
+    points = _OUTLINES[outline](rng) @ rotation
+    points -= points.min(axis=0)
+    extent = points.max(axis=0)
+    w, h = (extent * side / np.sqrt(extent.prod())).round().clip(2, size).astype(int)
+    fine = np.array([w, h]) * _SUPERSAMPLING
+    points = points / extent * (fine - 1)
+    mask = Image.new("L", tuple(fine.tolist()))
+    draw = ImageDraw.Draw(mask)
+    draw.polygon(points.round().astype(int).ravel().tolist(), fill=255)
+    if fill == "hollow":
+        hole = points.mean(axis=0) + _HOLE * (points - points.mean(axis=0))
+        draw.polygon(hole.round().astype(int).ravel().tolist(), fill=0)
+    second = None
+    if fill in _PATTERNS:
+        y, x = (np.indices((fine[1], fine[0])) + 0.5 - fine[::-1, None, None] / 2) / np.sqrt(
+            fine.prod()
+        )
+        second = _reduced(Image.fromarray(_PATTERNS[fill](rng, x, y).astype(np.uint8) * 255))
+    return _reduced(mask), second
+
+
+def _reduced(fine: Image.Image) -> np.ndarray:
+    return np.asarray(fine.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def _free_place(
+    rng: np.random.Generator, shape: tuple[int, int], size: int, others: list[np.ndarray]
+) -> np.ndarray | None:
+    """A random box ``x1, y1, x2, y2`` of this (h, w) that hardly overlaps the others."""
+    extent = np.array(shape[::-1])
+    for _ in range(20):
+        corner = rng.integers(0, size - extent + 1)
+        box = np.concatenate([corner, corner + extent])
+        if all(_overlap(box, other) <= _MAX_OVERLAP for other in others):
+            return box
+    return None
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection of two xyxy boxes over the area of the smaller."""
+    common = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod()
+    return common / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod())
+
+
+def _contrasting_color(rng: np.random.Generator, *others: np.ndarray) -> np.ndarray:
+    while True:
+        color = rng.integers(0, 256, 3)
+        if all(np.linalg.norm(color - other) >= _MIN_CONTRAST for other in others):
+            return color
+
+
+def _extent(mask: np.ndarray) -> list[int]:
+    """The tight box ``[x, y, w, h]`` of a mask's pixels."""
+    (x1, *_, x2), (y1, *_, y2) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (0, 1))
+    return [int(x1), int(y1), int(x2 - x1 + 1), int(y2 - y1 + 1)]
