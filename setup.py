@@ -25,6 +25,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
+    package_data={"smca": ["analysis/*.yaml"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

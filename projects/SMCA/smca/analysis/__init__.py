@@ -1,0 +1,1 @@
+"""What a model costs: parameters, multiply-adds, activations, memory; and the published tables."""

@@ -1,0 +1,112 @@
+"""The detector to be analysed, whichever host builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from ..config import ConfigError, get_cfg, load_cfg
+from ..modeling.detector import Detector, build_detector
+from ..training import SetCriterion, Targets
+
+# Objects of each made-up training image.
+NUM_OBJECTS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector and the two things it does.
+
+    Attributes:
+        model: has the parameters; whoever measures chooses training or evaluation mode.
+        infer: maps images (B, 3, H, W) to the tensors that are its result.
+        loss: maps images (B, 3, H, W) to the loss of made-up objects, in training mode.
+    """
+
+    model: nn.Module
+    infer: Callable[[Tensor], tuple[Tensor, ...]]
+    loss: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where configs are read and models are built; its functions are found by name, to be sent
+    to other processes.
+
+    Attributes:
+        name: "native" or "detectron2".
+        read: maps a config file and KEY VALUE options to a config.
+        build: maps a config and a device ("meta" for parameters without numbers) to a subject.
+    """
+
+    name: str
+    read: Callable[[str, Sequence[str]], CfgNode]
+    build: Callable[[CfgNode, str], Subject]
+
+
+def needs_detectron2(cfg: CfgNode) -> bool:
+    """Whether the model is one of Detectron2's own."""
+    return cfg.MODEL.META_ARCHITECTURE != "SMCA"
+
+
+def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a file, with changes."""
+    return load_cfg(get_cfg(), config_file, opts)
+
+
+def build(cfg: CfgNode, device: str) -> Subject:
+    """The project's own detector.
+
+    Raises:
+        ConfigError: a value that cannot work, or a model that only Detectron2 builds.
+    """
+    if needs_detectron2(cfg):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which only Detectron2 "
+            "builds; install it and take --engine detectron2"
+        )
+    with torch.device(device):
+        detector = build_detector(cfg)
+    return detector_subject(detector, cfg)
+
+
+def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:
+    """The subject of a detector that was built by either host."""
+    criterion = SetCriterion(**SetCriterion.from_config(cfg))
+
+    def forward(images: Tensor):
+        # Numbers, where a trace would see tensors. The forward pass of the class itself, because
+        # Detectron2's meta-architecture has another around it.
+        size = tuple(int(side) for side in images.shape[-2:])
+        return Detector.forward(detector, images, [size] * len(images))
+
+    def infer(images: Tensor) -> tuple[Tensor, ...]:
+        predictions = forward(images)
+        return predictions.logits, predictions.boxes
+
+    def loss(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        labels = torch.arange(NUM_OBJECTS) % cfg.MODEL.SMCA.NUM_CLASSES
+        targets = Targets.from_images(
+            [labels] * len(images),
+            [made_up_boxes(height, width)] * len(images),
+            [(height, width)] * len(images),
+            images.device,
+        )
+        return sum(criterion(forward(images), targets).values())
+
+    return Subject(model=detector, infer=infer, loss=loss)
+
+
+def made_up_boxes(height: int, width: int) -> Tensor:
+    """(NUM_OBJECTS, 4) xyxy, along the diagonal of an image."""
+    start = torch.arange(NUM_OBJECTS)[:, None] / (NUM_OBJECTS + 1)
+    corners = torch.cat((start, start, start + 0.1, start + 0.1), dim=1)
+    return corners * torch.tensor([width, height, width, height])
+
+
+NATIVE = Host(name="native", read=read, build=build)

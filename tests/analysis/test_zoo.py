@@ -1,0 +1,116 @@
+"""The zoo against the configs, the papers' parameters and the document."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from smca.analysis.counting import count_model
+from smca.analysis.host import NATIVE
+from smca.analysis.zoo import SIZE, config_names, count_zoo, model_zoo, published, train_command
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+
+
+@pytest.fixture(scope="module")
+def host():
+    if not HAS_DETECTRON2:
+        return NATIVE
+    from smca.d2.analysis import DETECTRON2
+
+    return DETECTRON2
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    return count_zoo(host, CONFIGS, flops=False)
+
+
+def rows():
+    return [row for table in published()[0] for row in table.rows]
+
+
+def test_every_config_is_a_row():
+    assert {row.config for row in rows() if row.config} == set(config_names(CONFIGS))
+
+
+def test_systems_not_built_yet():
+    names = {row.printed["model"].partition("-R")[0] for row in rows() if row.config is None}
+    assert names == {"UP-DETR", "TSP-FCOS", "TSP"}
+
+
+def test_parameters_are_the_papers_or_a_note_says_why_not(models):
+    _, notes = published()
+    used = set()
+    for row in rows():
+        used.add(row.note)
+        printed = row.printed.get("params")
+        if row.config is None or printed is None or models[row.config].parameters is None:
+            continue
+        bar = 0.15 if isinstance(printed, float) else 0.7
+        ours = models[row.config].parameters / 1e6
+        missed = abs(ours - printed) > bar
+        assert missed == (row.note not in (None, "misprint")), (row.config, ours, printed)
+    assert used - {None} == set(notes)
+
+
+def test_epochs_and_batches_are_the_rows(models):
+    """In epochs of COCO's 117,266 images with annotations; Faster R-CNN has Detectron2's."""
+    for row in rows():
+        if row.config is None or "faster_rcnn" in row.config or "epochs" not in row.printed:
+            continue
+        solver = models[row.config].cfg.SOLVER
+        epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / 117_266
+        assert epochs == pytest.approx(row.printed["epochs"], rel=2e-3), row.config
+        batch = re.search(r"batch (\d+)", row.printed["model"])
+        if batch:
+            assert int(batch[1]) == solver.IMS_PER_BATCH
+
+
+def test_the_document_is_up_to_date(host, models):
+    """All of it but our GFLOPs, which take minutes to count."""
+    written = (ROOT / "docs/MODEL_ZOO.md").read_text()
+    expected = model_zoo(host, CONFIGS, flops=False)
+    if not HAS_DETECTRON2:
+        written, expected = (_without(text, "faster_rcnn") for text in (written, expected))
+    assert _without_our_flops(written) == _without_our_flops(expected), (
+        "run: python tools/analyze_model.py --table --output docs/MODEL_ZOO.md"
+    )
+
+
+def _without(text, word):
+    return [line for line in text.splitlines() if not (word in line and line.startswith("|"))]
+
+
+def _without_our_flops(text):
+    lines = text.splitlines() if isinstance(text, str) else text
+    cells = [line.split(" | ") for line in lines]
+    return [row[:5] + row[6:] if len(row) > 6 else row for row in cells]
+
+
+def test_our_flops_in_the_document(models):
+    name = "ablations/table2_head_shared_b16"
+    counts = count_model(
+        NATIVE.build(NATIVE.read(str(CONFIGS / f"{name}.yaml")), "cpu"),
+        size=SIZE,
+        activations=False,
+    )
+    (line,) = [
+        line
+        for line in (ROOT / "docs/MODEL_ZOO.md").read_text().splitlines()
+        if line.startswith("|") and f"[{name}]" in line
+    ]
+    assert line.split(" | ")[5] == f"{counts.parts[''].multiply_adds / 1e9:.1f}"
+
+
+def test_commands(models):
+    command = train_command("smca_R101_50ep", models["smca_R101_50ep"].cfg)
+    assert command == (
+        "python train_net.py --config-file configs/smca_R101_50ep.yaml --num-gpus 8 "
+        "MODEL.WEIGHTS resnet101-63fe2227.pth"
+    )
+    name = "baselines/faster_rcnn_FPN_R50_36ep"
+    assert "--engine detectron2 --num-gpus 8" in train_command(name, models[name].cfg)

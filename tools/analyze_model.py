@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Count a model's parameters, multiply-adds and activations, part by part, and measure its memory.
+
+Examples:
+    python tools/analyze_model.py --config-file configs/smca_R50_50ep.yaml
+    python tools/analyze_model.py --config-file configs/smca_R50_50ep.yaml --size 640 640 \
+        MODEL.SMCA.NUM_QUERIES 100
+    python tools/analyze_model.py --table --output docs/MODEL_ZOO.md
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from smca.analysis.host import NATIVE, Host, needs_detectron2
+from smca.analysis.memory import peak_memory
+from smca.cli import choose_engine
+from smca.launching import guarded
+
+# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here for
+# the processes that are spawned too; what imports fvcore's analysis is imported after it, in main.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-file", metavar="FILE", help="a YAML file of configs/")
+    what.add_argument(
+        "--table", action="store_true", help="all configs beside the papers' tables, as Markdown"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of an image, in pixels (default: 800 1066)",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
+    parser.add_argument("--depth", type=int, default=2, help="names of a part (default: 2)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--output", metavar="FILE", help="file for the table (default: print it)")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "detectron2", "native"),
+        default="auto",
+        help="what builds the model, as in train_net.py",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
+    )
+    args = parser.parse_args()
+    if args.table and (args.opts or args.size):
+        parser.error("--table takes the configs as they are at 800 1066: no --size, no KEY VALUE")
+    if args.output and not args.table:
+        parser.error("--output is of --table")
+    args.size = tuple(args.size or (800, 1066))
+    if min(*args.size, args.batch) < 1:
+        parser.error("--size and --batch are at least 1")
+    return args
+
+
+def host_of(engine: str) -> Host:
+    if choose_engine(engine)[0] == "native":
+        return NATIVE
+    from smca.d2.analysis import DETECTRON2
+
+    return DETECTRON2
+
+
+def main() -> None:
+    args = parse()
+    host = host_of(args.engine)
+    if args.table:
+        from smca.analysis.zoo import model_zoo
+
+        text = model_zoo(host, CONFIGS, progress=progress)
+        if args.output:
+            Path(args.output).write_text(text)
+        else:
+            print(text, end="")
+        return
+    analyze(args, host)
+
+
+def progress(config: str) -> None:
+    print(config, file=sys.stderr, flush=True)
+
+
+def analyze(args: argparse.Namespace, host: Host) -> None:
+    from smca.analysis.counting import count_model
+    from smca.analysis.report import parts_table
+
+    cfg = host.read(args.config_file, args.opts)
+    size = args.size
+    counts = count_model(host.build(cfg, "cpu"), size=size, batch=args.batch)
+    print(f"{args.config_file}: {args.batch} x 3 x {size[0]} x {size[1]}, engine {host.name}\n")
+    print(parts_table(counts, args.depth))
+    if args.no_memory:
+        return
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    print(f"\nPeak memory beyond the resting model, on {cfg.MODEL.DEVICE}:")
+    for name, training in (("evaluation", False), ("forward and backward pass", True)):
+        peak = peak_memory(host, cfg, size=size, batch=args.batch, training=training)
+        found = "more than there is" if peak is None else f"{peak / 2**30:.2f} GiB"
+        print(f"  {name:<27}{found}", flush=True)
+    if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.SMCA.ATTENTION_DROPOUT and not needs_detectron2(cfg):
+        print("  (with attention dropout 0: no attention kernel of a CPU is fused with it)")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
