@@ -27,8 +27,8 @@ setup(
     packages=find_packages(SOURCE),
     package_data={"smca": ["analysis/*.yaml"]},
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.5",
+        "torchvision>=0.20",
         "numpy",
         "scipy",
         "Pillow",

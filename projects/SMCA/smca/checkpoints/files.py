@@ -58,6 +58,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, of another kind, or asks to run code.
     """
+    content = read_tensors(path)
+    return {**content, "model": detectron2_names(content["model"])}
+
+
+def read_tensors(path: str | os.PathLike) -> dict:
+    """:func:`read_checkpoint`, with the names as they are in the file."""
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path!r} does not exist")
@@ -71,6 +77,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # Damaged files fail in too many ways to list.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if refused := re.search(r"\bGLOBAL (\S+)", str(error)):
+            reason = f"refused to load {refused[1]}, only tensors are read"
+            if refused[1] == "argparse.Namespace":
+                reason += " (if it is one that others released, tools/convert_checkpoint.py can)"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -84,11 +94,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     if not isinstance(model, Mapping) or not model:
         raise CheckpointError(f"{path} holds no tensors under 'model'")
     tensors = {name: _tensor(value, name, path) for name, value in model.items()}
-    model = detectron2_names(tensors)
-    return {**content, "model": model} if "model" in content else {"model": model}
+    return {**content, "model": tensors} if "model" in content else {"model": tensors}
 
 
-def _tensor(value: object, name: str, path: str) -> Tensor:
+def _tensor(value: object, name: object, path: str) -> Tensor:
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path}: {name!r} is not a tensor's name")
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         return torch.from_numpy(np.array(value))
     if isinstance(value, Tensor):

@@ -70,7 +70,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, wh
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     missing = [n for n in own if n not in state and n not in wrong]
     if len(missing) == len(own):
-        raise CheckpointError(f"{source} holds none of the model's tensors, but {_some(unknown)}")
+        remedy = ""
+        if _has(state, "transformer."):
+            remedy = "; tools/convert_checkpoint.py reads what others released"
+        raise CheckpointError(
+            f"{source} holds none of the model's tensors, but {_some(unknown)}{remedy}"
+        )
     if missing and whole:
         raise CheckpointError(f"{source} lacks {_some(missing)}")
     if all(name.startswith(resnet) for name in state):

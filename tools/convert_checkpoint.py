@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Convert a file that others released to a checkpoint of this project.
+
+It reads the files of DETR, Conditional DETR, single-scale SMCA and SMCA with the depthwise encoder
+from their authors' PyTorch programs, and torchvision's ResNets. It writes every tensor, or nothing
+and says which one does not fit, and prints the config that goes with the checkpoint.
+
+Example:
+    python tools/convert_checkpoint.py --from auto detr-r50-e632da11.pth detr_R50.pth
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from smca import build_detector, get_cfg
+from smca.checkpoints import CheckpointError, write_checkpoint
+from smca.checkpoints.released import (
+    COCO_IDS,
+    convert,
+    matching_configs,
+    read_options,
+    read_released,
+    recognise,
+)
+from smca.checkpoints.released_names import KINDS
+from smca.config import flatten, load_cfg
+from smca.launching import guarded
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--from",
+        dest="kind",
+        choices=("auto", *KINDS),
+        default="auto",
+        help="what the file is; auto tells it from the names of its tensors",
+    )
+    parser.add_argument(
+        "--config-file",
+        help="the config to convert for (default: the matching one of configs/); one with "
+        "LOSS.CLASSIFICATION softmax keeps the no-object column, one with focal drops it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("input", metavar="IN", help="the file as it was released")
+    parser.add_argument("output", metavar="OUT", help="the checkpoint to write, a .pth file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    check_output(args)
+    released = read_released(args.input)
+    kind = recognise(released) if args.kind == "auto" else args.kind
+    configs = [args.config_file] if args.config_file else files_of(matching_configs(released, kind))
+    found = read_options(released, kind)
+    configured = flatten(load_cfg(get_cfg(), configs[0]))
+    options = {key: value for key, value in found.items() if configured.get(key) != value}
+    options = [part for pair in options.items() for part in pair]
+    with torch.device("meta"):
+        detector = build_detector(load_cfg(get_cfg(), configs[0], options))
+    model, left_out = convert(released, kind, detector.state_dict())
+
+    content = {"model": model, "__author__": KINDS[kind].title}
+    try:
+        write_checkpoint({**content, "config_file": configs[0], "options": options}, args.output)
+    except OSError as error:
+        raise CheckpointError(f"{args.output} cannot be written: {error}") from error
+    print(f"{args.input}: {KINDS[kind].title}")
+    for key, value in found.items():
+        print(f"  {key} {value}")
+    if left_out:
+        counters = [name for name in left_out if name.endswith(".num_batches_tracked")]
+        others = [name for name in left_out if name not in counters]
+        print("left out on purpose:", *others, f"and {len(counters)} num_batches_tracked")
+    print(f"{args.output}: {len(model)} tensors for {' or '.join(configs)}")
+    if len(configs) > 1:
+        print("the file does not show whether it was trained with DC5 (res5 at stride 16)")
+    if len(model.get("heads.class_head.bias", ())) > len(COCO_IDS):
+        print("softmax scores are exact as far as training left ids without a class no probability")
+    texts = [part if isinstance(part, str) else json.dumps(part) for part in options]
+    arguments = ["MODEL.WEIGHTS", args.output, *texts]
+    purpose = [] if kind == "torchvision_resnet" else ["--eval-only"]
+    for config in configs:
+        print(shlex.join(["python", "train_net.py", "--config-file", config, *purpose, *arguments]))
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse, before anything is read, to lose a file or to write where nothing can be."""
+    output = Path(args.output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise CheckpointError(f"{output} is no file that can be written: give a path in a folder")
+    if output.suffix == ".pkl":
+        raise CheckpointError(f"{output}: a .pkl file is read as a pickle; name it .pth")
+    if output.exists() and not args.overwrite:
+        raise CheckpointError(f"{output} exists; give --overwrite to replace it")
+    if output.exists() and Path(args.input).exists() and output.samefile(args.input):
+        raise CheckpointError(f"{output} is the file to convert itself; name another")
+
+
+def files_of(names: list[str]) -> list[str]:
+    return [os.path.relpath(CONFIGS / f"{name}.yaml") for name in names]
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
