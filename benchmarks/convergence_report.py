@@ -23,13 +23,11 @@ class Run:
 
     Attributes:
         evaluations: iterations done -> ``{"AP": percent, ...}``; what cannot be measured is absent.
-        seconds: of an iteration, the median; None before the first is told.
     """
 
     system: str
     seed: int
     evaluations: dict[int, dict[str, float]]
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ def read_run(output: Path, system: str, seed: int, iterations: int) -> Run:
         for iteration, value in zip(*series.get(f"bbox/{name}", ([], [])), strict=True):
             # A host may give its last evaluation the number of the iteration after the last.
             evaluations.setdefault(min(iteration + 1, iterations), {})[name] = value
-    times = series.get("time", ([], []))[1]
-    return Run(system, seed, evaluations, statistics.median(times) if times else None)
+    return Run(system, seed, evaluations)
 
 
 def read_race(output: Path, systems: Sequence[str], iterations: int) -> list[Run]:
@@ -150,11 +147,10 @@ def _comparison(
     baseline = drawn.get(BASELINE)
     needed, level = baseline.best if baseline else (None, None)
     reach = f"iterations to DETR's best AP{f' ({level:.1f})' if baseline else ''}"
-    rows = [["", "seeds", "best AP", "at", "mean AP", reach, "times sooner", "s / iteration"]]
+    rows = [["", "seeds", "best AP", "at", "mean AP", reach, "times sooner"]]
     for system, curve in drawn.items():
         at, best = curve.best
         reached = iterations_to_reach(curve, level) if baseline else None
-        times = [r.seconds for r in runs if r.system == system and r.seconds is not None]
         rows.append(
             [
                 titles[system],
@@ -164,7 +160,6 @@ def _comparison(
                 f"{statistics.fmean(curve.mean):.1f}",
                 f"{reached:,}" if reached else "not reached" if baseline else "",
                 f"{needed / reached:.1f}" if reached else "",
-                f"{statistics.median(times):.3f}" if times else "",
             ]
         )
     return rows

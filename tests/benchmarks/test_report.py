@@ -20,20 +20,20 @@ def report(monkeypatch):
     return convergence_report
 
 
-def write_run(output: Path, system: str, seed: int, ap: dict[int, float], **more) -> None:
+def write_run(output: Path, system: str, seed: int, ap: dict[int, float]) -> None:
     """``metrics.json`` of a run with AP after so many iterations."""
     folder = output / system / f"seed{seed}"
     folder.mkdir(parents=True)
-    lines = [{"iteration": i - 1, "bbox/AP": value} | more for i, value in ap.items()]
+    lines = [{"iteration": i - 1, "bbox/AP": value} for i, value in ap.items()]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.fixture
 def race(tmp_path):
     """Two seeds of a fast system and of DETR, one of them unfinished; one run without a number."""
-    write_run(tmp_path, "fast", 0, {10: 20.0, 20: 41.0, 30: 50.0, 40: 49.0}, time=0.5)
-    write_run(tmp_path, "fast", 1, {10: 10.0, 20: 39.0, 30: 52.0, 40: 49.0}, time=0.25)
-    write_run(tmp_path, "detr", 0, {10: 0.0, 20: 2.0, 30: 10.0, 40: 40.0}, time=1.0)
+    write_run(tmp_path, "fast", 0, {10: 20.0, 20: 41.0, 30: 50.0, 40: 49.0})
+    write_run(tmp_path, "fast", 1, {10: 10.0, 20: 39.0, 30: 52.0, 40: 49.0})
+    write_run(tmp_path, "detr", 0, {10: 0.0, 20: 2.0, 30: 10.0, 40: 40.0})
     write_run(tmp_path, "detr", 1, {10: 2.0, 20: 4.0, 30: 20.0})
     (tmp_path / "idle" / "seed0").mkdir(parents=True)
     return tmp_path
@@ -68,8 +68,8 @@ def test_the_tables_compare_with_the_baseline_at_its_best(report, race):
     assert ["AP after iterations", "10", "20", "30", "40"] in rows
     assert rows[3][:4] == ["DETR", "1.0 (0.0-2.0)", "3.0 (2.0-4.0)", "15.0 (10.0-20.0)"]
     assert "iterations to DETR's best AP (15.0)" in rows[5]
-    assert rows[7] == ["Fast", "2", "51.0", "30", "38.8", "10", "3.0", "0.375"]
-    assert rows[8] == ["DETR", "2", "15.0", "30", "6.3", "30", "1.0", "1.000"]
+    assert rows[7] == ["Fast", "2", "51.0", "30", "38.8", "10", "3.0"]
+    assert rows[8] == ["DETR", "2", "15.0", "30", "6.3", "30", "1.0"]
 
 
 def test_what_is_never_as_good_as_the_baseline_is_said(report, tmp_path):
@@ -77,8 +77,8 @@ def test_what_is_never_as_good_as_the_baseline_is_said(report, tmp_path):
     assert "DETR" not in report.markdown(report.read_race(tmp_path, ["fast"], 20), TITLES)[:100]
     write_run(tmp_path, "detr", 0, {10: 3.0, 20: 3.0})
     text = report.markdown(report.read_race(tmp_path, list(TITLES), 20), TITLES)
-    assert "| Fast | 1 | 2.0 | 20 | 1.5 | not reached |  |  |" in text
-    assert "| DETR | 1 | 3.0 | 10 | 3.0 | 10 | 1.0 |  |" in text
+    assert "| Fast | 1 | 2.0 | 20 | 1.5 | not reached |  |" in text
+    assert "| DETR | 1 | 3.0 | 10 | 3.0 | 10 | 1.0 |" in text
     assert report.markdown([], TITLES) == "Nothing has been evaluated yet.\n"
 
 
