@@ -6,26 +6,28 @@ from smca.modeling import build_detector
 from smca.training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
 
 
-def test_groups_have_the_papers_rates(config):
-    cfg = config("smca_R50_50ep")
+def trained(cfg):
+    """A detector without numbers, its optimizer, and the learning rate of each parameter."""
     with torch.device("meta"):
         detector = build_detector(cfg)
     optimizer = build_optimizer(cfg, detector)
-    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: rates.get(id(p)) for name, p in detector.named_parameters()}
+    return detector, optimizer, by_name
+
+
+def test_groups_have_the_papers_rates(config):
+    detector, optimizer, rates = trained(config("smca_R50_50ep"))
     assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
     for name, parameter in detector.named_parameters():
         expected = 1e-5 if name.startswith("backbone.") else 1e-4
-        assert rates.get(id(parameter)) == (expected if parameter.requires_grad else None)
+        assert rates[name] == (expected if parameter.requires_grad else None)
     assert len(optimizer.param_groups) == 2
 
 
 def test_deformable_sampling_has_a_rate_of_its_own(config):
-    cfg = config("baselines/deformable_detr_R50_50ep")
-    with torch.device("meta"):
-        detector = build_detector(cfg)
-    optimizer = build_optimizer(cfg, detector)
-    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
-    slow = [n for n, p in detector.named_parameters() if rates.get(id(p)) == pytest.approx(2e-5)]
+    _, _, rates = trained(config("baselines/deformable_detr_R50_50ep"))
+    slow = [name for name, rate in rates.items() if rate == pytest.approx(2e-5)]
     slow = [name for name in slow if not name.startswith("backbone.")]
     # Weight and bias of 6 encoder blocks, 6 decoder layers and the reference points.
     assert len(slow) == 26
