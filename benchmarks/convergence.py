@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from convergence_origin import origin, record_start
 from convergence_report import (
     Run,
     markdown,
@@ -33,6 +32,7 @@ from convergence_report import (
     write_csv,
 )
 from fvcore.common.config import CfgNode
+from origin import record_start, recorded
 
 from smca import get_cfg
 from smca.config import ConfigError, flatten, load_cfg
@@ -241,7 +241,7 @@ def report(args: argparse.Namespace, iterations: int) -> str:
     runs = read_race(args.output, list(SYSTEMS), iterations)
     tables = markdown(runs, TITLES)
     write_csv(runs, args.output / "convergence.csv")
-    (args.output / "convergence.md").write_text(f"{tables}\n{origin(folders(args.output, runs))}")
+    (args.output / "convergence.md").write_text(f"{tables}\n{recorded(folders(args.output, runs))}")
     plot(runs, TITLES, args.output / "convergence.png")
     return tables
 
@@ -260,7 +260,7 @@ def write_docs(args: argparse.Namespace, iterations: int) -> None:
     runs = read_race(args.output, list(SYSTEMS), iterations)
     plot(runs, TITLES, page.with_name(picture))
     part = f"![AP over iterations]({picture})\n\n{markdown(runs, TITLES)}\n"
-    part += origin(folders(args.output, runs))
+    part += recorded(folders(args.output, runs))
     page.write_text(f"{text.split(begin)[0]}{begin}{part}{end}{text.split(end)[1]}")
 
 

@@ -7,7 +7,7 @@ PROGRAM = """
 import torch
 from smca import get_cfg
 from smca.analysis.host import Host, Subject
-from smca.analysis.memory import peak_memory
+from smca.analysis.memory import peak_above_rest, peak_memory
 
 def use(megabytes):
     return torch.ones(megabytes << 18)
@@ -20,6 +20,10 @@ def build(cfg, device):
         return model(use(300)[:, None][:1]).sum()
     return Subject(model=model, infer=infer, loss=loss)
 
+def prepare(megabytes):
+    use(600)
+    return lambda: use(megabytes)
+
 if __name__ == "__main__":
     held = use(800)
     cfg = get_cfg()
@@ -27,12 +31,15 @@ if __name__ == "__main__":
     host = Host(name="stub", read=None, build=build)
     for training in (False, True):
         print(peak_memory(host, cfg, size=(9, 99), training=training))
+    print(peak_above_rest(prepare, 250))
 """
 
 
 def test_peak_is_what_the_pass_takes(train_net, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    infer, loss = map(int, train_net(script=script).split()[-2:])
+    infer, loss, work = map(int, train_net(script=script).split()[-3:])
     assert infer / 2**20 == pytest.approx(200, abs=20)
     assert loss / 2**20 == pytest.approx(300, abs=20)
+    # What was needed to prepare it, and is free again, hides nothing of it.
+    assert work / 2**20 == pytest.approx(250, abs=20)

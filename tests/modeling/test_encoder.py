@@ -118,6 +118,37 @@ def test_a_multi_block_without_sharing_projects_each_scale_by_itself():
     assert_close(attention(memory)[inside], expected[inside], atol=1e-5, rtol=1e-4)
 
 
+def test_recomputing_keeps_less_and_changes_nothing():
+    """With dropout: what is computed again draws the same numbers."""
+    kept, gradients = {}, {}
+    for recompute in ("none", "multi", "all"):
+        memory = make_memory()
+        memory.tokens.requires_grad = True
+        encoder = IntraMultiEncoder(
+            blocks=["intra", "multi"],
+            num_scales=S,
+            dim=C,
+            num_heads=H,
+            ffn_dim=48,
+            recompute=recompute,
+        )
+        sizes = []
+
+        def pack(x, sizes=sizes):
+            sizes.append(x.numel())
+            return x
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = encoder.train()(memory).tokens
+        kept[recompute] = sum(sizes)
+        out.square().sum().backward()
+        gradients[recompute] = memory.tokens.grad
+    assert kept["all"] < 0.3 * kept["none"] and kept["multi"] < 0.7 * kept["none"]
+    assert_close(gradients["multi"], gradients["none"], rtol=0, atol=0)
+    assert_close(gradients["all"], gradients["none"], rtol=0, atol=0)
+
+
 def test_neck_makes_the_papers_three_scales():
     torch.manual_seed(0)
     neck = Neck(

@@ -57,6 +57,9 @@ def add_smca_config(cfg: CN) -> None:
     # One set of weights for all scales, or one a scale (Table 3).
     smca.ENCODER.SHARE_ATTENTION = True
     smca.ENCODER.SHARE_FFN = True
+    # Of the IntraMultiEncoder: "multi" or "all" blocks keep no activations in training and compute
+    # them again in the backward pass, which takes less memory and more time; or "none".
+    smca.ENCODER.RECOMPUTE = "none"
     # Blocks of the other two encoders.
     smca.ENCODER.NUM_LAYERS = 6
     # Of the DepthwiseEncoder's convolutions; odd.

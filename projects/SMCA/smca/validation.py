@@ -12,6 +12,7 @@ _CHOICES = {
     "MODEL.SMCA.MODULATION.HEADS": ("multi", "shared"),
     "MODEL.SMCA.MODULATION.SCALE": tuple(PRECISION_CHANNELS),
     "MODEL.SMCA.NECK.NORM": ("", "GN"),
+    "MODEL.SMCA.ENCODER.RECOMPUTE": ("none", "multi", "all"),
     "MODEL.SMCA.CONDITIONAL.SPATIAL_QUERY": ("CSQ", "CSQ-C", "CSQ-T", "CSQ-P", "CSQ-I"),
     "MODEL.SMCA.CONDITIONAL.REFERENCE": ("query", "parameter"),
     "MODEL.SMCA.LOSS.CLASSIFICATION": ("focal", "softmax"),

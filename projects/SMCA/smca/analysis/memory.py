@@ -1,12 +1,14 @@
-"""Peak memory of an evaluation and of a training step, each measured in a process of its own."""
+"""Peak memory of a piece of work, measured in a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 import resource
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,13 +22,35 @@ from .host import Host
 _WARM_UP = (64, 64)
 
 
+def peak_above_rest(prepare: Callable[..., Callable[[], object]], *args: object) -> int | None:
+    """Bytes that a piece of work needs at its peak, beyond what its process rests with.
+
+    Where CUDA is used it is what tensors take there; else the growth of the process, which the
+    allocator lets vary by a tenth or so.
+
+    Args:
+        prepare: a function that can be found by name. A fresh process calls it; it returns the
+            work. Whatever it has made by then is at rest.
+        args: for ``prepare``.
+
+    Returns:
+        None where memory did not suffice and the system ended the process.
+    """
+    # What this process has freed may be what that one needs.
+    torch.cuda.empty_cache()
+    spawn = multiprocessing.get_context("spawn")
+    threads = torch.get_num_threads()
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(_measure, prepare, args, threads).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError):
+            return None
+
+
 def peak_memory(
     host: Host, cfg: CfgNode, *, size: tuple[int, int], batch: int = 1, training: bool
 ) -> int | None:
-    """Bytes that a forward pass needs beyond the resting model, at its peak.
-
-    On CUDA it is what tensors take; on a CPU the growth of the process, which the allocator lets
-    vary by a tenth or so.
+    """Bytes that a forward pass needs beyond the resting model; see :func:`peak_above_rest`.
 
     Args:
         host: builds the model.
@@ -35,19 +59,13 @@ def peak_memory(
         size: (h, w) of the images in pixels.
         batch: images.
         training: with gradients and the backward pass, without an optimizer.
-
-    Returns:
-        None where memory did not suffice and the system ended the process.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        try:
-            return pool.submit(_measure, host, cfg, size, batch, training).result()
-        except (BrokenProcessPool, torch.OutOfMemoryError):
-            return None
+    return peak_above_rest(_prepare_pass, host, cfg, size, batch, training)
 
 
-def _measure(host: Host, cfg: CfgNode, size: tuple[int, int], batch: int, training: bool) -> int:
+def _prepare_pass(
+    host: Host, cfg: CfgNode, size: tuple[int, int], batch: int, training: bool
+) -> Callable[[], object]:
     warnings.simplefilter("ignore")
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type == "cpu":
@@ -56,27 +74,40 @@ def _measure(host: Host, cfg: CfgNode, size: tuple[int, int], batch: int, traini
         cfg.MODEL.SMCA.ATTENTION_DROPOUT = 0.0
     subject = host.build(cfg, str(device))
     images = torch.rand(batch, 3, *size, device=device)
-    with torch.no_grad():
-        subject.model.eval()
-        subject.infer(torch.rand(batch, 3, *_WARM_UP, device=device))
-    resting = _peak(device, reset=True)
-    if training:
-        subject.model.train()
-        subject.loss(images).backward()
-    else:
-        with torch.no_grad():
-            subject.infer(images)
-    return _peak(device) - resting
+    infer = torch.no_grad()(subject.infer)
+    subject.model.eval()
+    infer(torch.rand(batch, 3, *_WARM_UP, device=device))
+    subject.model.train(training)
+    return lambda: subject.loss(images).backward() if training else infer(images)
 
 
-def _peak(device: torch.device, *, reset: bool = False) -> int:
-    """Bytes at the peak so far; with ``reset``, on CUDA, what is in use, and the peak from now."""
-    if device.type == "cuda":
-        if reset:
+def _measure(prepare: Callable[..., Callable[[], object]], args: tuple, threads: int) -> int:
+    torch.set_num_threads(threads)
+    work = prepare(*args)
+    peak = _cuda_peak if torch.cuda.is_initialized() else _process_peak
+    resting = peak(reset=True)
+    work()
+    return peak() - resting
+
+
+def _cuda_peak(*, reset: bool = False) -> int:
+    """Bytes at the peak so far; with ``reset`` what is in use, where the peak starts from now."""
+    devices = range(torch.cuda.device_count())
+    if reset:
+        for device in devices:
             torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
+    return sum(map(torch.cuda.max_memory_allocated, devices))
+
+
+def _process_peak(*, reset: bool = False) -> int:
+    """The same of the process."""
+    process = Path("/proc/self")
+    if reset:
+        # Where this may not be done, growth counts from the peak so far.
+        with contextlib.suppress(OSError):
+            (process / "clear_refs").write_text("5")
     # On Linux a process inherits its parent's ru_maxrss, but not this.
-    status = Path("/proc/self/status")
+    status = process / "status"
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

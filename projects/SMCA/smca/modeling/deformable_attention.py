@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import linear
-from .memory import Memory, Size, valid_cells
+from .memory import Memory, Size, numbers_on, valid_cells
 
 
 def valid_extent(memory: Memory) -> Tensor:
@@ -24,7 +24,7 @@ def valid_extent(memory: Memory) -> Tensor:
     extents = [
         [valid_cells(size, stride)[::-1] for stride in memory.strides] for size in memory.sizes
     ]
-    return torch.tensor(extents, dtype=torch.float32, device=memory.tokens.device)
+    return numbers_on(memory.tokens.device, extents)
 
 
 def sampling_points(reference: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:

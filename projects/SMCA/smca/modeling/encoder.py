@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, padding_biases
 from .layers import FFN, apply_per_scale, per_scale
@@ -97,6 +98,7 @@ class IntraMultiEncoder(nn.Module):
         attention_dropout: float = 0.1,
         share_attention: bool = True,
         share_ffn: bool = True,
+        recompute: str = "none",
     ):
         """
         Args:
@@ -109,8 +111,11 @@ class IntraMultiEncoder(nn.Module):
             attention_dropout: on attention weights.
             share_attention, share_ffn: one set of weights for all scales, or (multi blocks too)
                 one a scale.
+            recompute: "none", "multi" or "all": blocks of which training keeps no activations,
+                but computes them again in the backward pass.
         """
         super().__init__()
+        self.recomputed = [recompute in ("all", kind) for kind in blocks]
         self.blocks = nn.ModuleList(
             EncoderBlock(
                 kind=kind,
@@ -138,9 +143,13 @@ class IntraMultiEncoder(nn.Module):
             "attention_dropout": smca.ATTENTION_DROPOUT,
             "share_attention": smca.ENCODER.SHARE_ATTENTION,
             "share_ffn": smca.ENCODER.SHARE_FFN,
+            "recompute": smca.ENCODER.RECOMPUTE,
         }
 
     def forward(self, memory: Memory) -> Memory:
-        for block in self.blocks:
-            memory = block(memory)
+        for block, recomputed in zip(self.blocks, self.recomputed, strict=True):
+            if recomputed and self.training:
+                memory = checkpoint(block, memory, use_reentrant=False)
+            else:
+                memory = block(memory)
         return memory

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from .layers import MLP, per_scale
-from .memory import Size
+from .memory import Size, numbers_on
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,6 @@ def detect(
         queries, labels = index // num_classes, index % num_classes
     boxes = box_convert(boxes, "cxcywh", "xyxy")
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    scale = torch.tensor(output_sizes, dtype=boxes.dtype, device=boxes.device).flip(-1)
+    scale = numbers_on(boxes.device, [size[::-1] for size in output_sizes], boxes.dtype)
     boxes = boxes * scale.repeat(1, 2)[:, None]
     return [Detections(*image) for image in zip(boxes, scores, labels, strict=True)]

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 Size = tuple[int, int]
+
+
+def numbers_on(
+    device: torch.device, numbers: Sequence, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A tensor of a few numbers on ``device``, without waiting for what the device does."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def valid_cells(size: Size, stride: int) -> Size:
@@ -38,7 +46,7 @@ def valid_mask(
     cells = [valid_cells(size, stride) for size in sizes]
     if all(cell == tuple(shape) for cell in cells):
         return None
-    rows, columns = torch.tensor(cells, device=device).T[..., None]  # (B, 1) each
+    rows, columns = numbers_on(device, cells, torch.int64).T[..., None]  # (B, 1) each
     inside_rows = torch.arange(shape[0], device=device) < rows
     inside_columns = torch.arange(shape[1], device=device) < columns
     return inside_rows[:, :, None] & inside_columns[:, None, :]
@@ -63,6 +71,13 @@ class Memory:
     strides: tuple[int, ...]
     sizes: tuple[Size, ...]
     padding: Tensor | None
+
+    @cached_property
+    def extent(self) -> Tensor:
+        """Columns and rows of each scale's map that each image has, fractional: (B, S, 2)."""
+        device = self.tokens.device
+        width_height = numbers_on(device, [size[::-1] for size in self.sizes])
+        return width_height[:, None] / numbers_on(device, self.strides)[:, None]
 
     @property
     def lengths(self) -> list[int]:

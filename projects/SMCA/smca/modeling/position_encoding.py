@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .memory import Size
+from .memory import Size, numbers_on
 
 
 def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
@@ -40,7 +40,7 @@ def sine_positions(
     """
     if len(set(cells)) == 1:
         cells = cells[:1]
-    valid = torch.tensor(cells, dtype=torch.float32, device=device)  # (B, 2)
+    valid = numbers_on(device, cells)  # (B, 2)
     axes = []
     for axis, length in enumerate(shape):
         counted = torch.arange(1, length + 1, dtype=torch.float32, device=device)

@@ -10,6 +10,7 @@ xy of the key. Positions are counted from the middle of the map, which keeps the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +38,15 @@ class Gaussians:
     def bias(self, scale: int, shape: Size, *, oriented: bool) -> LogitBias:
         """log G of one scale, less what is constant in the key, on a map of ``shape`` cells."""
         rows, columns = shape
-        middle = torch.tensor([columns // 2, rows // 2], device=self.center.device)
-        cx, cy = (self.center[:, :, scale] - middle).unbind(-1)  # (B, N, G)
+        cx, cy = self.center[:, :, scale].unbind(-1)  # (B, N, G)
+        cx, cy = cx - columns // 2, cy - rows // 2
         xx, yy, xy = (self.precision[:, :, scale] * self.rate[scale]).unbind(-1)
         query = [2 * (xx * cx + xy * cy), -xx, 2 * (yy * cy + xy * cx), -yy]
         if oriented:
             query.append(-2 * xy)
         return LogitBias(
             query=torch.stack(query, dim=-1).transpose(1, 2),  # (B, G, N, E)
-            key=_monomials(shape, middle)[None, None, :, : len(query)],
+            key=_monomials(shape, self.center.device)[..., : len(query)],
             query_parts=(3,) * len(query),
             key_parts=(1, 2, 1, 2, 2)[: len(query)],
         )
@@ -57,13 +58,18 @@ class Gaussians:
         return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
 
 
-def _monomials(shape: Size, middle: Tensor) -> Tensor:
-    """x, x^2, y, y^2, xy of each cell, counted from ``middle``: (L, 5)."""
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _monomials(shape: Size, device: torch.device) -> Tensor:
+    """x, x^2, y, y^2, xy of each cell, counted from the middle of the map: (1, 1, L, 5).
+
+    They are the same for every image, and are kept.
+    """
     rows, columns = shape
-    x = torch.arange(columns, device=middle.device) - middle[0]
-    y = torch.arange(rows, device=middle.device) - middle[1]
+    x = torch.arange(columns, device=device) - columns // 2
+    y = torch.arange(rows, device=device) - rows // 2
     y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((x, x * x, y, y * y, x * y), dim=-1).flatten(0, 1).float()
+    return torch.stack((x, x * x, y, y * y, x * y), dim=-1).flatten(0, 1).float()[None, None]
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,7 @@ class SpatialPrior(nn.Module):
             memory: for the places of the keys.
         """
         by_gaussian = (self.num_scales, self.num_gaussians, -1)
-        # (B, 1, S, 1, 2): fractional size of the unpadded image in cells of each scale.
-        size = torch.tensor(memory.sizes, dtype=torch.float32, device=observed.device).flip(-1)
-        stride = torch.tensor(memory.strides, dtype=torch.float32, device=observed.device)
-        extent = (size[:, None] / stride[:, None])[:, None, :, None]
+        extent = memory.extent[:, None, :, None]  # (B, 1, S, 1, 2)
         center = reference.sigmoid()[:, :, None, None] * extent
         if self.offsets is not None:
             center = center + self.offsets(observed).unflatten(-1, by_gaussian)
@@ -166,7 +169,8 @@ class SpatialPrior(nn.Module):
     def _precision(self, observed: Tensor, by_gaussian: tuple[int, ...], center: Tensor) -> Tensor:
         """(B, N, S, G, 3): xx, yy, xy."""
         if self.scales is None:
-            return center.new_tensor([1.0, 1.0, 0.0]).expand(*center.shape[:-1], 3)
+            ones = torch.ones_like(center)
+            return torch.cat((ones, torch.zeros_like(ones[..., :1])), dim=-1)
         scales = self.scales(observed).unflatten(-1, by_gaussian)
         if self.kind == "oriented":
             # P = L L^T with L = [[x, 0], [slant, y]].

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from ..modeling.heads import Predictions
-from .matcher import HungarianMatcher, Matches, Targets
+from .matcher import HungarianMatcher, Matches, Targets, pairwise_giou
 
 
 class SetCriterion:
@@ -125,9 +125,8 @@ class SetCriterion:
         found = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
         wanted = targets.boxes[matches.image, matches.target]
         l1 = F.l1_loss(found, wanted, reduction="none").sum(-1)
-        giou = generalized_box_iou_loss(
-            box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
-        )
+        # Each pair is a batch of one by one.
+        giou = 1 - pairwise_giou(found[:, None], wanted[:, None]).flatten()
         zeros = boxes.new_zeros(len(boxes))
         return {
             "l1": zeros.index_add(0, matches.layer, l1) / num_boxes,

@@ -63,6 +63,16 @@ class Targets:
         )
 
 
+def pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Generalised IoU of cxcywh boxes, (B, N, 4) and (B, M, 4): (B, N, M).
+
+    Nothing in it waits for the device, as torchvision's elementwise loss does.
+    """
+    return torch.vmap(generalized_box_iou)(
+        box_convert(boxes, "cxcywh", "xyxy"), box_convert(others, "cxcywh", "xyxy")
+    )
+
+
 @dataclass(frozen=True)
 class Matches:
     """Which query found which object: P pairs over all layers and images.
@@ -133,9 +143,7 @@ class HungarianMatcher:
         # An image's layers side by side: (B, Y * N, 4).
         boxes = predictions.boxes.transpose(0, 1).flatten(1, 2)
         l1_cost = torch.cdist(boxes, targets.boxes, p=1)
-        giou = torch.vmap(generalized_box_iou)(
-            box_convert(boxes, "cxcywh", "xyxy"), box_convert(targets.boxes, "cxcywh", "xyxy")
-        )
+        giou = pairwise_giou(boxes, targets.boxes)
         box_cost = self.l1_cost * l1_cost - self.giou_cost * giou
         box_cost = box_cost.unflatten(1, (layers, num_queries)).transpose(0, 1)
         return self.class_cost * class_cost + box_cost

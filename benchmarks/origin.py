@@ -1,4 +1,4 @@
-"""Where, with what and how the runs of a race were trained."""
+"""Where, with what and how a benchmark's numbers came about."""
 
 from __future__ import annotations
 
@@ -10,27 +10,43 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import torchvision
 
 _FILE = "starts.json"
 
 
-def record_start(folder: Path, command: str) -> None:
-    """Add this start of a run to its folder's record: command, commit, machine, software."""
+def describe(command: str, *, threads: str, device: str | None = None) -> dict[str, str]:
+    """What a number needs beside it: command, commit, machine and software.
+
+    Args:
+        command: the program's command line.
+        threads: what is to be said about them.
+        device: where it runs; by default CUDA where there is some.
+    """
     commit = _git("rev-parse", "--short=10", "HEAD") or "unknown"
     if _git("status", "--porcelain", "--untracked-files=no"):
         commit += ", with changes"
-    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    threads = os.getenv("OMP_NUM_THREADS", "not set")
-    start = {
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    software = f"Python {platform.python_version()}, torch {torch.__version__}"
+    processor = _cpu_name()
+    if device.startswith("cuda"):
+        processor = torch.cuda.get_device_name(device)
+        software += f", CUDA {torch.version.cuda}"
+    return {
         "command": f"`{command}`",
         "commit": commit,
-        "machine": f"{processor}, {os.cpu_count()} CPU cores, OMP_NUM_THREADS {threads}",
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "machine": f"{processor}, {os.cpu_count()} CPU cores, {threads}",
+        "software": f"{software}, torchvision {torchvision.__version__}",
     }
+
+
+def record_start(folder: Path, command: str) -> None:
+    """Add this start of a training run to its folder's record."""
+    start = describe(command, threads=f"OMP_NUM_THREADS {os.getenv('OMP_NUM_THREADS', 'not set')}")
     (folder / _FILE).write_text(json.dumps([*_starts(folder), start], indent=1))
 
 
-def origin(folders: Iterable[Path]) -> str:
+def recorded(folders: Iterable[Path]) -> str:
     """What :func:`record_start` wrote for all of these runs, each thing once: a Markdown list."""
     seen: dict[str, list[str]] = {}
     for folder in folders:

@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Time SMCA's modulated co-attention beside two that hold log G, and more, as a dense matrix.
+
+fused: the project's; dense: torch's attention with a dense mask; unfused: plain operations. Each
+makes the bias from centres and scales of its own, forward or forward and backward. Peak memory is
+measured in a process each; errors are the largest absolute ones of the first image, against
+float64. --scaling measures how memory grows with keys and queries instead.
+
+Examples:
+    python benchmarks/attention.py --maps 50x84 --batches 1
+    python benchmarks/attention.py --scaling --batches 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from co_attention import CHANNELS, HEADS, Case, CoAttention
+from measuring import (
+    Bar,
+    Row,
+    add_arguments,
+    chosen_device,
+    quotient,
+    ratio,
+    summary,
+    take_turns,
+    write,
+)
+from references import ATTENDS
+from roofline import HALF, PRECISIONS, Peaks, measured_peaks, precision
+from torch import Tensor
+
+from smca.analysis.memory import peak_above_rest
+from smca.analysis.operations import Operations
+from smca.launching import guarded
+from smca.modeling.memory import Size
+
+PASSES = {"forward": False, "forward+backward": True}
+# How much faster the fused one must be than the unfused, and with how much of its memory.
+BAR_MAP, BAR_SPEED, BAR_MEMORY = "50x84", {"forward": 10.0, "forward+backward": 5.0}, 0.25
+BAR_EXPONENT = 1.1
+
+
+def prepare(case: Case, name: str, backward: bool) -> Callable[[], Tensor]:
+    """A fresh process's work: one call of an attention that has run at a small size."""
+    attend = ATTENDS[name]
+    CoAttention(replace(case, shape=(4, 4), queries=4, batch=1)).work(attend, backward=backward)()
+    return CoAttention(case).work(attend, backward=backward)
+
+
+def mebibytes(case: Case, name: str, backward: bool) -> float | None:
+    return quotient(peak_above_rest(prepare, case, name, backward), 2**20)
+
+
+def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[Row]:
+    """A row a pass and attention; none where memory does not suffice."""
+    numbers = CoAttention(case)
+    exact = numbers.exact()
+    errors = {name: numbers.errors(name, *exact) for name in args.attentions}
+    del exact
+    rows = []
+    for kind, backward in PASSES.items():
+        memory = dict.fromkeys(args.attentions)
+        works = {n: numbers.work(ATTENDS[n], backward=backward) for n in args.attentions}
+        if args.memory:
+            memory = {name: mebibytes(case, name, backward) for name in works}
+            works = {name: work for name, work in works.items() if memory[name] is not None}
+        times = take_turns(
+            works,
+            device=torch.device(case.device),
+            rounds=args.rounds,
+            least_seconds=args.least_seconds,
+        )
+        for name, seconds in times.items():
+            with Operations() as operations:
+                works[name]()
+            row = {
+                "map": "{}x{}".format(*case.shape),
+                "batch": case.batch,
+                "queries": case.queries,
+                "precision": case.precision,
+                "pass": kind,
+                "attention": name,
+                "seconds": summary(seconds),
+                "over_fused": ratio(times, name, "fused"),
+                "peak_mib": memory[name],
+                "of_unfused": quotient(memory[name], memory.get("unfused")),
+                **errors[name],
+                # 1 is a matrix of all queries, keys and heads.
+                "largest_tensor": operations.largest / case.weights,
+                "kernels": " ".join(operations.attention) or "plain operations",
+            }
+            if peaks:
+                row |= roofline(case, backward, row["seconds"].median, peaks)
+            rows.append(row)
+    return rows
+
+
+def roofline(case: Case, backward: bool, seconds: float, peaks: Peaks) -> Row:
+    """What was reached of the device's peaks, by the least an attention must compute and move.
+
+    Forward is two products of queries, keys and channels, backward five. Forward reads queries,
+    keys and values and writes the output; backward reads these and the output's gradient, and
+    writes three gradients.
+    """
+    flops = (7 if backward else 2) * 2 * case.weights * CHANNELS
+    width = 2 if case.precision in HALF else 4
+    moved = (6 if backward else 2) * (case.queries + math.prod(case.shape))
+    return peaks.reached(flops, moved * case.batch * HEADS * CHANNELS * width, seconds)
+
+
+def bars(rows: list[Row]) -> list[Bar]:
+    """The bars of the rows that they are for."""
+    found = []
+    for row in rows:
+        if (row["map"], row["queries"], row["precision"]) != (BAR_MAP, 300, "fp32"):
+            continue
+        case = f"{row['map']}, batch {row['batch']}, {row['pass']}"
+        if row["attention"] == "unfused" and row["over_fused"]:
+            limit = BAR_SPEED[row["pass"]]
+            speed = Bar(f"unfused / fused time, {case}", row["over_fused"], limit, at_least=True)
+            found.append(speed)
+        if row["attention"] == "fused" and row["of_unfused"]:
+            found.append(Bar(f"fused / unfused memory, {case}", row["of_unfused"], BAR_MEMORY))
+    return found
+
+
+def scaling(case: Case, args: argparse.Namespace) -> tuple[list[Row], list[Bar]]:
+    """Peak memory of forward and backward at 4 sizes, and the exponents it grows with.
+
+    By keys or by queries alone an unfused attention grows linearly too; by both it does not.
+    """
+    rows, exponents, limits = [], [], []
+    factors = 1, 2, 4, 8
+    for vary in ("keys", "queries", "keys and queries"):
+        for name in args.attentions:
+            print(f"{vary}, {name}", file=sys.stderr, flush=True)
+            peaks = []
+            for factor in factors:
+                (height, width), queries = case.shape, case.queries
+                height *= factor if "keys" in vary else 1
+                queries *= factor if "queries" in vary else 1
+                larger = replace(case, shape=(height, width), queries=queries)
+                peaks.append(mebibytes(larger, name, True))
+                size = {"batch": case.batch, "keys": height * width, "queries": queries}
+                rows.append({"vary": vary, "attention": name, **size, "peak_mib": peaks[-1]})
+            exponent = None
+            if all(peaks):
+                logs = [[math.log(x) for x in series] for series in (factors, peaks)]
+                exponent = statistics.linear_regression(*logs).slope
+            exponents.append({"vary": vary, "attention": name, "exponent": exponent})
+            if name == "fused":
+                limits.append(Bar(f"growth of fused memory by {vary}", exponent, BAR_EXPONENT))
+    return rows + exponents, limits
+
+
+def map_size(text: str) -> Size:
+    rows, columns = map(int, text.split("x"))
+    return rows, columns
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    maps = ("25x34", "50x68", "50x84", "100x134", "100x168")
+    parser.add_argument(
+        "--maps", nargs="+", type=map_size, default=[*map(map_size, maps)], metavar="ROWSxCOLUMNS"
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
+    parser.add_argument("--attentions", nargs="+", choices=ATTENDS, default=list(ATTENDS))
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="do not measure peak memory"
+    )
+    parser.add_argument(
+        "--roofline",
+        action=argparse.BooleanOptionalAction,
+        help="what is reached of the device's peaks (default: on CUDA)",
+    )
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="memory at 1, 2, 4, 8 times the first map's rows, the queries, and both; the first "
+        "batch and precision",
+    )
+    add_arguments(parser, "attention")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    device = chosen_device(args)
+    if args.roofline is None:
+        args.roofline = device.type == "cuda"
+    cases = [
+        Case(shape, batch, args.queries, name, str(device))
+        for name in args.precisions
+        for shape in args.maps
+        for batch in args.batches
+    ]
+    if args.scaling:
+        rows, limits = scaling(cases[0], args)
+        write("attention", rows, args.output, bars=limits)
+        return 0
+    rows, peaks = [], {}
+    for case in cases:
+        print(case, file=sys.stderr, flush=True)
+        with precision(case.precision) as dtype:
+            if args.roofline and case.precision not in peaks:
+                peaks[case.precision] = measured_peaks(device, dtype)
+            rows += measure(case, args, peaks.get(case.precision))
+        write("attention", rows, args.output, bars=bars(rows), show=case is cases[-1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,112 @@
+"""One of SMCA's co-attentions with made-up numbers: its work, and its errors against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from measuring import Row
+from references import ATTENDS, dense
+from roofline import precision
+from torch import Tensor
+
+from smca.modeling.memory import Size
+from smca.modeling.spatial_prior import Gaussians
+
+HEADS, CHANNELS = 8, 32
+# The largest scale a Gaussian has here, of which the square divides by its squared width.
+MOST = 2.0
+# Rows of the stride-32 map of an image whose short side is 800 pixels.
+ROWS = 25
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batch images, so many queries, a map of ``shape`` cells, and the precision by name."""
+
+    shape: Size
+    batch: int
+    queries: int
+    precision: str
+    device: str
+
+    @property
+    def weights(self) -> int:
+        """Attention weights of all heads and images."""
+        return self.batch * HEADS * self.queries * math.prod(self.shape)
+
+
+class CoAttention:
+    """A case's numbers, of which all that are learned have gradients."""
+
+    def __init__(self, case: Case):
+        torch.manual_seed(0)
+        batch, queries = case.batch, case.queries
+        self.shape = case.shape
+        self.rate = ROWS / case.shape[0] / 8
+        with torch.device(case.device), precision(case.precision) as dtype:
+            tokens = [(batch, n, HEADS, CHANNELS) for n in (queries, *[math.prod(case.shape)] * 2)]
+            self.tokens = [torch.randn(size).to(dtype).requires_grad_() for size in tokens]
+            self.gradient = torch.randn(batch, HEADS, queries, CHANNELS).to(dtype)
+            gaussians = batch, queries, 1, HEADS, 2
+            size = torch.tensor(case.shape[::-1])
+            self.center = (torch.rand(gaussians) * size).requires_grad_()
+            self.scales = (torch.rand(gaussians) * MOST).requires_grad_()
+
+    def gaussians(self) -> Gaussians:
+        squares = F.pad(self.scales.square(), (0, 1))
+        return Gaussians(center=self.center, precision=squares, rate=(self.rate,))
+
+    def work(self, attend: Callable[..., Tensor], *, backward: bool) -> Callable[[], Tensor]:
+        """What is timed; it returns (B, H, N, d)."""
+
+        def forward() -> Tensor:
+            bias = self.gaussians().bias(0, self.shape, oriented=False)
+            return attend(*(x.transpose(1, 2) for x in self.tokens), biases=[bias])
+
+        def forward_backward() -> Tensor:
+            out = forward()
+            torch.autograd.grad(out, (*self.tokens, self.center, self.scales), self.gradient)
+            return out
+
+        return forward_backward if backward else torch.no_grad()(forward)
+
+    @torch.no_grad()
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """Output (H, N, d) and log G (H, N, L) of the first image, in float64."""
+        rows, columns = self.shape
+        middle = self.center.new_tensor([[columns // 2, rows // 2]], dtype=torch.float64)
+        points = torch.cartesian_prod(*(torch.arange(float(n)) for n in self.shape)).flip(-1)
+        first = Gaussians(
+            center=self.center[:1].double(),
+            precision=F.pad(self.scales[:1].double().square(), (0, 1)),
+            rate=(self.rate,),
+        )
+        log_g = first.log_density(0, points.to(middle))[0]
+        # Less what is constant in the key, of which the bias in the middle of the map has none.
+        log_g -= first.log_density(0, middle)[0]
+        query, key, value = (tokens[0].double().transpose(0, 1) for tokens in self.tokens)
+        weights = torch.baddbmm(log_g, query, key.mT, alpha=CHANNELS**-0.5).softmax(-1)
+        return weights @ value, log_g
+
+    @torch.no_grad()
+    def errors(self, name: str, output: Tensor, log_g: Tensor) -> Row:
+        """Largest differences to what :meth:`exact` gives."""
+        found = self.work(ATTENDS[name], backward=False)()[0]
+        bias = self.gaussians().bias(0, self.shape, oriented=False)
+        bias = replace(bias, query=bias.query[:1])
+        if name == "fused":
+            query, key = bias.channels(found.dtype)
+            # Kernels multiply half precision exactly and sum in float32.
+            found_log_g = query.float() @ key.float().mT
+        else:
+            found_log_g = dense([bias])
+            if name == "dense":
+                found_log_g = found_log_g.to(found.dtype)
+        return {
+            "output_error": float((found - output).abs().max()),
+            "log_g_error": float((found_log_g[0] - log_g).abs().max()),
+        }

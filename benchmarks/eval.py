@@ -1,0 +1,300 @@
+#!/usr/bin/env python3
+"""Time COCO's evaluation of made-up detections by each host that can be imported.
+
+There are as many images, objects and classes as in COCO's validation set, and as many detections
+an image as a detector gives: nine of ten objects have one that nearly fits, the others lie
+anywhere. Stages are timed where the hosts call pycocotools, and what is left is mostly that
+detections become lists; memory is above a process that rests with the detections. The error is the
+largest difference of any result in percent to the native host's.
+
+Example:
+    python benchmarks/eval.py --images 500 --rounds 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial, wraps
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from measuring import (
+    Row,
+    add_arguments,
+    chosen_device,
+    quotient,
+    ratio,
+    summary,
+    take_turns,
+    write,
+)
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
+
+from smca.analysis.memory import peak_above_rest
+from smca.config import get_cfg
+from smca.data.coco import CocoDataset, load_coco
+from smca.launching import guarded
+from smca.modeling import Detections
+from smca.native.evaluation import evaluate
+
+HEIGHT, WIDTH = 480, 640
+OBJECTS = 7.4  # of an image, on average
+FOUND = 0.9  # of them
+Results = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images with so many detections each, and so many classes.
+
+    Attributes:
+        folder: holds the annotation file.
+    """
+
+    images: int
+    boxes: int
+    classes: int
+    folder: str
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 4) xywh inside the image; the logarithms of the sides are uniform."""
+    sides = np.exp(rng.uniform(np.log(8), np.log(0.9 * HEIGHT), (count, 2)))
+    corners = rng.random((count, 2)) * (np.array([WIDTH, HEIGHT]) - sides)
+    return np.concatenate([corners, sides], axis=1)
+
+
+def made_up(case: Case) -> tuple[CocoDataset, list[tuple[int, Detections]]]:
+    """The truth, whose file is written where it is not yet, and the detections: of ``case`` alone.
+
+    Classes are uneven, as COCO's are: of 80 the most frequent one has a fifth of all objects.
+    """
+    rng = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, case.classes + 1)
+    frequency /= frequency.sum()
+    annotations, detections = [], []
+    for image_id in range(case.images):
+        count = min(rng.geometric(1 / OBJECTS), case.boxes)
+        boxes = random_boxes(rng, count)
+        labels = rng.choice(case.classes, count, p=frequency)
+        annotations += [
+            {
+                "id": len(annotations) + number,
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for number, (label, box) in enumerate(
+                zip(labels.tolist(), boxes.tolist(), strict=True), start=1
+            )
+        ]
+        found = rng.random(count) < FOUND
+        near = boxes[found] * rng.normal(1, 0.05, (found.sum(), 4))
+        others = case.boxes - len(near)
+        # What is found anywhere is mostly of the classes that the image has.
+        wrong = np.where(
+            rng.random(others) < 0.5,
+            rng.choice(labels, others),
+            rng.choice(case.classes, others, p=frequency),
+        )
+        scores = np.concatenate([rng.beta(4, 3, len(near)), rng.beta(1, 12, others)])
+        order = np.argsort(-scores)
+        found_boxes = torch.from_numpy(np.concatenate([near, random_boxes(rng, others)])[order])
+        found_labels = torch.from_numpy(np.concatenate([labels[found], wrong])[order])
+        image = Detections(
+            boxes=box_convert(found_boxes.float(), "xywh", "xyxy"),
+            scores=torch.from_numpy(scores[order]).float(),
+            labels=found_labels,
+        )
+        detections.append((image_id, image))
+    file = Path(case.folder) / "truth.json"
+    if not file.exists():
+        size = {"width": WIDTH, "height": HEIGHT, "file_name": file.name}
+        content = {
+            "images": [{"id": image_id, **size} for image_id in range(case.images)],
+            "annotations": annotations,
+            "categories": [{"id": i, "name": f"class {i}"} for i in range(case.classes)],
+        }
+        file.write_text(json.dumps(content))
+    return load_coco("made_up", str(file), case.folder), detections
+
+
+def native(case: Case) -> Callable[[], Results]:
+    """The work of the native host's evaluation."""
+    dataset, detections = made_up(case)
+    return lambda: evaluate(detections, dataset, case.folder)["bbox"]
+
+
+def detectron2(case: Case) -> Callable[[], Results]:
+    """That of Detectron2's, of what its models give: instances."""
+    from detectron2.data import DatasetCatalog
+    from detectron2.structures import Boxes, Instances
+
+    from smca.d2.datasets import register_datasets
+    from smca.d2.evaluation import CocoEvaluator
+
+    dataset, detections = made_up(case)
+    cfg = get_cfg()
+    cfg.DATASETS.COCO_FORMAT = [[dataset.name, dataset.json_file, dataset.image_root]]
+    register_datasets(cfg)
+    DatasetCatalog.get(dataset.name)
+    instances = {
+        image_id: Instances(
+            (HEIGHT, WIDTH),
+            pred_boxes=Boxes(found.boxes),
+            scores=found.scores,
+            pred_classes=found.labels,
+        )
+        for image_id, found in detections
+    }
+
+    def work() -> Results:
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator = CocoEvaluator(dataset.name, output_dir=case.folder)
+            evaluator.reset()
+            for image_id, found in instances.items():
+                evaluator.process([{"image_id": image_id}], [{"instances": found}])
+            return evaluator.evaluate()["bbox"]
+
+    return work
+
+
+def hosts() -> dict[str, Callable[[Case], Callable[[], Results]]]:
+    """What prepares the work of each host that can be imported."""
+    found = {"native": native}
+    return found | {"detectron2": detectron2} if find_spec("detectron2") else found
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[dict[str, float]]:
+    """Seconds by stage, of all that is called in this context and not inside of another stage."""
+    evaluations = [COCOeval]
+    if find_spec("detectron2"):
+        from detectron2.evaluation.fast_eval_api import COCOeval_opt
+
+        evaluations.append(COCOeval_opt)
+    calls = {
+        "read": [(json, "load"), (COCO, "createIndex")],
+        "write": [(json, "dump"), (json, "dumps"), (torch, "save")],
+        "index": [(COCO, "loadRes")],
+        **{
+            stage: [(kind, stage) for kind in evaluations]
+            for stage in ("evaluate", "accumulate", "summarize")
+        },
+    }
+    spent = dict.fromkeys(calls, 0.0)
+    inside = False
+
+    def timed(stage: str, function: Callable) -> Callable:
+        @wraps(function)
+        def call(*args: object, **arguments: object) -> object:
+            nonlocal inside
+            if inside:
+                return function(*args, **arguments)
+            inside, begin = True, time.perf_counter()
+            try:
+                return function(*args, **arguments)
+            finally:
+                spent[stage] += time.perf_counter() - begin
+                inside = False
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for stage, places in calls.items():
+            for owner, name in places:
+                wrapper = timed(stage, getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, wrapper))
+        yield spent
+
+
+def measure(case: Case, args: argparse.Namespace) -> list[Row]:
+    """A row for each host's evaluation, and one for each of its stages."""
+    results: dict[str, Results] = {}
+    spent: dict[str, list[dict[str, float]]] = defaultdict(list)
+
+    def run(name: str, work: Callable[[], Results]) -> None:
+        with stages() as seconds:
+            results[name] = work()
+        spent[name].append(seconds)
+
+    prepares = hosts()
+    works = {name: partial(run, name, prepare(case)) for name, prepare in prepares.items()}
+    wholes = take_turns(works, device=torch.device("cpu"), rounds=args.rounds, warm_up=1)
+    rows = []
+    for name, prepare in prepares.items():
+        for stage in ("all", *spent[name][0], "other"):
+            # The first was for warming up.
+            times = {each: _times(stage, wholes[each], spent[each][1:]) for each in wholes}
+            peak = peak_above_rest(prepare, case) if args.memory and stage == "all" else None
+            row = {
+                "host": name,
+                "images": case.images,
+                "boxes": case.boxes,
+                "stage": stage,
+                "seconds": summary(times[name]),
+                "share": ratio({"stage": times[name], "all": wholes[name]}, "stage", "all"),
+                "peak_mib": quotient(peak, 2**20),
+                "AP": results[name]["AP"] if stage == "all" else None,
+                "error": _error(results[name], results["native"]) if stage == "all" else None,
+            }
+            rows.append(row)
+    return rows
+
+
+def _times(stage: str, wholes: list[float], spent: list[dict[str, float]]) -> list[float]:
+    """Seconds of each round in a stage, in "all" of them, or in none of them ("other")."""
+    if stage == "all":
+        return wholes
+    if stage == "other":
+        return [all_ - sum(each.values()) for all_, each in zip(wholes, spent, strict=True)]
+    return [each[stage] for each in spent]
+
+
+def _error(found: Results, wanted: Results) -> float:
+    """Largest difference of any result; nan where only one of them is."""
+    a, b = (np.array([results[name] for name in wanted]) for results in (found, wanted))
+    return float(np.where(np.isnan(a) & np.isnan(b), 0, abs(a - b)).max())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--boxes", type=int, default=300, help="detections an image")
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="do not measure peak memory"
+    )
+    add_arguments(parser, "eval", rounds=3)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    chosen_device(args)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Case(args.images, args.boxes, args.classes, folder), args)
+    write("eval", rows, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

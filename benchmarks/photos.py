@@ -1,0 +1,66 @@
+"""Pictures of drawn shapes, of the sizes and file formats of photographs, in COCO's format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smca.data.coco import CocoDataset, load_coco
+from smca.data.shape_drawing import SHAPES, draw_background, draw_shapes
+from smca.modeling.memory import Size
+
+# How they are written: JPEG files about as large as COCO's, PNG as those of the shapes dataset.
+FORMATS = {"jpg": {"quality": 95}, "png": {"compress_level": 1}}
+# In an image at most; COCO has seven on average.
+OBJECTS = 14
+
+
+def draw_photo(index: int, size: Size) -> tuple[Image.Image, list[tuple[str, list[int]]]]:
+    """A picture of (h, w) pixels, and name and box ``[x, y, w, h]`` of each of its shapes."""
+    rng = np.random.default_rng(index)
+    height, width = size
+    side = max(size)
+    canvas = draw_background(rng, side)
+    # Shapes of large pictures stay small, because large ones take long to draw.
+    sides = {"min_side": min(20, side / 4), "max_side": min(400, side / 2)}
+    shapes = draw_shapes(rng, canvas, names=tuple(SHAPES), max_objects=OBJECTS, **sides)
+    inside = [
+        (name, [x, y, min(w, width - x), min(h, height - y)])
+        for name, (x, y, w, h) in shapes
+        if x < width and y < height
+    ]
+    return Image.fromarray(canvas[:height, :width].round().astype(np.uint8)), inside
+
+
+def write_photos(root: Path, count: int, *, size: Size, kind: str) -> CocoDataset:
+    """Write a dataset; every third picture is turned upright.
+
+    Args:
+        root: a folder; ``KIND.json`` and the folder ``KIND`` are made in it.
+        count: pictures.
+        size: (h, w) in pixels.
+        kind: of ``FORMATS``.
+    """
+    folder = root / kind
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for index in range(count):
+        height, width = size[::-1] if index % 3 == 2 else size
+        photo, objects = draw_photo(index, (height, width))
+        file_name = f"{index:06d}.{kind}"
+        photo.save(folder / file_name, **FORMATS[kind])
+        images.append({"id": index, "file_name": file_name, "width": width, "height": height})
+        annotations += [
+            {"image_id": index, "category_id": SHAPES[name], "bbox": box} for name, box in objects
+        ]
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for name, number in SHAPES.items()],
+    }
+    file = root / f"{kind}.json"
+    file.write_text(json.dumps(content))
+    return load_coco(kind, str(file), str(folder))

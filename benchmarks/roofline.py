@@ -1,0 +1,74 @@
+"""The precisions that benchmarks run in, and what a device can do at its best in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from measuring import Row, take_turns
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "tf32", *HALF)
+
+
+@contextmanager
+def precision(name: str) -> Iterator[torch.dtype]:
+    """What matrix products and convolutions compute in: one of ``PRECISIONS``.
+
+    Yields:
+        the type of numbers, which is also what autocast takes on either kind of device.
+    """
+    dtype = HALF.get(name, torch.float32)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    cast = {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")}
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    for kind in cast:
+        if name in HALF:
+            torch.set_autocast_dtype(kind, dtype)
+    try:
+        yield dtype
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for kind, previous in cast.items():
+            torch.set_autocast_dtype(kind, previous)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device reached at its best, in floating-point operations and bytes a second."""
+
+    flops: float
+    bytes: float
+
+    def reached(self, flops: float, moved: float, seconds: float) -> Row:
+        """Columns of the operations and bytes that something needs at least, and takes so long."""
+        return {
+            "tflops": flops / seconds / 1e12,
+            "of_peak_flops": flops / seconds / self.flops,
+            "gb_per_s": moved / seconds / 1e9,
+            "of_peak_bandwidth": moved / seconds / self.bytes,
+        }
+
+
+def measured_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """A device's peaks, by a product of two large matrices and by a copy of 256 MiB.
+
+    Args:
+        device: to be measured.
+        dtype: of the matrices; see :func:`precision` for tf32.
+    """
+    size = 8192 if device.type == "cuda" else 512  # a CPU may be very slow in float16
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    source, copied = (torch.zeros(1 << 26, device=device) for _ in range(2))
+    functions = {
+        "product": lambda: torch.mm(a, b, out=out),
+        "copy": lambda: copied.copy_(source),
+    }
+    times = take_turns(functions, device=device, rounds=5, least_seconds=0.05)
+    return Peaks(
+        flops=2 * size**3 / min(times["product"]),
+        bytes=2 * source.nbytes / min(times["copy"]),
+    )

@@ -1,0 +1,145 @@
+"""A config's detector at work on made-up images: inference and steps of training, by stages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from fvcore.common.config import CfgNode
+from measuring import Clock
+from roofline import HALF, precision
+from torch import Tensor
+
+from smca.analysis.host import NUM_OBJECTS, made_up_boxes
+from smca.modeling.backbone import BasicBlock, Bottleneck
+from smca.modeling.detector import build_detector, pad_images, pixel_statistics
+from smca.modeling.heads import Detections, detect
+from smca.modeling.memory import Size
+from smca.training import SetCriterion, Targets
+from smca.training.solver import build_optimizer
+from smca.training.step import TrainingStep
+
+# The detector's, in order; "heads" also picks the best detections in inference.
+PARTS = ("backbone", "neck", "encoder", "decoder", "heads")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Batch images of ``size`` (h, w) pixels on a device, and the precision by name."""
+
+    size: Size
+    batch: int
+    precision: str
+    device: str
+
+    @property
+    def half(self) -> bool:
+        return self.precision in HALF
+
+
+class Workload:
+    """What the native host does with a batch, from pixels on the host to boxes or an update."""
+
+    def __init__(self, cfg: CfgNode, setting: Setting):
+        torch.manual_seed(0)
+        self.cfg = cfg
+        self.setting = setting
+        self.device = torch.device(setting.device)
+        self.detector = build_detector(cfg).to(self.device)
+        _tame(self.detector.backbone)
+        self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
+        self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
+        optimizer = build_optimizer(cfg, self.detector)
+        self.step = TrainingStep(optimizer, device=self.device, amp=setting.half)
+        self.enter: Callable[[str], None] = lambda stage: None
+        self.see(setting.size, setting.batch)
+
+    def see(self, size: Size, batch: int) -> None:
+        """Work on other images from now on."""
+        self.images = list(torch.randint(256, (batch, 3, *size), dtype=torch.uint8))
+        labels = torch.arange(NUM_OBJECTS) % self.cfg.MODEL.SMCA.NUM_CLASSES
+        self.objects = [labels] * batch, [made_up_boxes(*size)] * batch
+
+    def _batch(self) -> tuple[Tensor, list[Size]]:
+        self.enter("input")
+        return pad_images(self.images, mean=self.mean, std=self.std)
+
+    @torch.no_grad()
+    def infer(self) -> list[Detections]:
+        """The detections of the batch."""
+        self.detector.eval()
+        images, sizes = self._batch()
+        half = torch.autocast(self.device.type, enabled=self.setting.half)
+        with precision(self.setting.precision), half:
+            return detect(
+                self.detector(images, sizes),
+                sizes,
+                max_detections=self.cfg.TEST.DETECTIONS_PER_IMAGE,
+                softmax=self.cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax",
+            )
+
+    def train(self) -> dict[str, float]:
+        """A step: forward, matcher, loss, backward, clipping and update; returns the losses."""
+        self.detector.train()
+        images, sizes = self._batch()
+        targets = Targets.from_images(*self.objects, sizes, self.device)
+
+        def losses() -> dict[str, Tensor]:
+            predictions = self.detector(images, sizes)
+            self.enter("loss")
+            found = self.criterion(predictions, targets)
+            self.enter("backward")
+            return found
+
+        with precision(self.setting.precision):
+            return self.step(losses, range(len(self.images)))
+
+    def stages(self, work: Callable[[], object]) -> dict[str, float]:
+        """Run ``work``, :meth:`infer` or :meth:`train`, and return the seconds of each stage."""
+        clock, entered = Clock(self.device), []
+
+        def enter(stage: str) -> None:
+            entered.append((stage, clock.now()))
+
+        def within(stage: str, function: Callable, after: str | None = None) -> Callable:
+            def run(*arguments, **options):
+                enter(stage)
+                result = function(*arguments, **options)
+                if after:
+                    enter(after)
+                return result
+
+            return run
+
+        matcher, update = self.criterion.matcher, self.step.optimizer.step
+        with contextlib.ExitStack() as stack:
+            for name in PARTS:
+                part = getattr(self.detector, name)
+                hook = part.register_forward_pre_hook(lambda *_, name=name: enter(name))
+                stack.callback(hook.remove)
+            replaced = (
+                (self, "enter", enter),
+                (self.criterion, "matcher", within("matcher", matcher, after="loss")),
+                (self.step.optimizer, "step", within("optimizer", update)),
+            )
+            for owner, name, function in replaced:
+                stack.enter_context(mock.patch.object(owner, name, function))
+            work()
+        enter("end")
+        names, moments = zip(*entered, strict=True)
+        seconds = dict.fromkeys(names[:-1], 0.0)
+        for name, spent in zip(names[:-1], clock.seconds(moments), strict=True):
+            seconds[name] += spent
+        return seconds
+
+
+def _tame(backbone: torch.nn.Module) -> None:
+    """Keep the numbers of a deep backbone without trained weights within float16."""
+    for module in backbone.modules():
+        if isinstance(module, (BasicBlock, Bottleneck)):
+            *_, last = module.children()
+            if getattr(last.norm, "weight", None) is not None:
+                last.norm.weight.data.mul_(0.25)

@@ -1,0 +1,69 @@
+"""The evaluation's benchmark with a few images."""
+
+import json
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOSTS = ["native", *(["detectron2"] if find_spec("detectron2") else [])]
+STAGES = ["all", "read", "write", "index", "evaluate", "accumulate", "summarize", "other"]
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """The program as a module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import eval as program
+
+    return program
+
+
+@pytest.mark.slow
+def test_stages_make_up_the_whole_and_the_hosts_agree(train_net, tmp_path):
+    output = tmp_path / "eval.json"
+    tiny = ("--images", 4, "--boxes", 20, "--classes", 3, "--rounds", 2, "--threads", 1)
+    train_net(*tiny, "--output", output, script=ROOT / "benchmarks/eval.py")
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["host"], row["stage"]) for row in rows] == [
+        (host, stage) for host in HOSTS for stage in STAGES
+    ]
+    for begin in range(0, len(rows), len(STAGES)):
+        whole, *stages = rows[begin : begin + len(STAGES)]
+        assert whole["share"] == 1 and whole["peak_mib"] > 0
+        assert sum(row["share"] for row in stages) == pytest.approx(1)
+        assert all(row["seconds"]["low"] > 0 for row in stages)
+        assert whole["error"] < 1e-9 and 5 < whole["AP"] < 95
+
+
+def test_detections_are_a_function_of_the_case(program, tmp_path):
+    first, second = (
+        program.made_up(program.Case(6, 30, 5, str(folder)))
+        for folder in (tmp_path / "a", tmp_path / "b")
+        if folder.mkdir() is None
+    )
+    assert first[0].records[0]["annotations"] == second[0].records[0]["annotations"]
+    assert len(first[1]) == 6
+    for (image_id, found), (same_id, same) in zip(first[1], second[1], strict=True):
+        assert image_id == same_id and len(found.scores) == 30
+        assert found.boxes.equal(same.boxes) and found.labels.equal(same.labels)
+        assert found.scores.equal(found.scores.sort(descending=True).values)
+
+
+def test_a_stage_inside_another_is_not_counted_twice(program, monkeypatch):
+    def dumps(*_):
+        time.sleep(0.02)
+
+    def dump(*_):
+        time.sleep(0.02)
+        program.json.dumps()
+
+    monkeypatch.setattr(program.json, "dumps", dumps)
+    monkeypatch.setattr(program.json, "dump", dump)
+    with program.stages() as seconds:
+        program.json.dump()
+    assert 0.04 <= seconds["write"] < 0.08
+    assert sum(seconds.values()) == seconds["write"]
+    assert program.json.dump is dump
