@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from smca.analysis.host import NATIVE, Host, needs_detectron2
+from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory
 from smca.cli import choose_engine
 from smca.launching import guarded
+from smca.validation import is_own_model
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here for
 # the processes that are spawned too; what imports fvcore's analysis is imported after it, in main.
@@ -113,7 +114,7 @@ def analyze(args: argparse.Namespace, host: Host) -> None:
         peak = peak_memory(host, cfg, size=size, batch=args.batch, training=training)
         found = "more than there is" if peak is None else f"{peak / 2**30:.2f} GiB"
         print(f"  {name:<27}{found}", flush=True)
-    if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.SMCA.ATTENTION_DROPOUT and not needs_detectron2(cfg):
+    if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.SMCA.ATTENTION_DROPOUT and is_own_model(cfg):
         print("  (with attention dropout 0: no attention kernel of a CPU is fused with it)")
 
 

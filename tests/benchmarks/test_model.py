@@ -43,8 +43,9 @@ def run(program, config_file, monkeypatch, tmp_path):
 
 
 def test_every_model_of_the_family_is_measured(program):
-    from smca.analysis.host import NATIVE, needs_detectron2
+    from smca.analysis.host import NATIVE
     from smca.analysis.zoo import config_names
+    from smca.validation import is_own_model
 
     def read(name):
         return NATIVE.read(str(ROOT / f"configs/{name}.yaml"))
@@ -53,7 +54,7 @@ def test_every_model_of_the_family_is_measured(program):
     assert len(measured) == len(program.FAMILIES)
     for name in config_names(ROOT / "configs"):
         cfg = read(name)
-        if not needs_detectron2(cfg) and cfg.MODEL.SMCA.DECODER.NAME == "SMCADecoder":
+        if is_own_model(cfg) and cfg.MODEL.SMCA.DECODER.NAME == "SMCADecoder":
             assert cfg.MODEL.dump() in measured or name == "quickstart", name
 
 

@@ -8,7 +8,6 @@ from fvcore.common.config import CfgNode as CN
 from .config import PRECISION_CHANNELS, ConfigError, flatten
 
 _CHOICES = {
-    "MODEL.META_ARCHITECTURE": ("SMCA",),
     "MODEL.SMCA.MODULATION.HEADS": ("multi", "shared"),
     "MODEL.SMCA.MODULATION.SCALE": tuple(PRECISION_CHANNELS),
     "MODEL.SMCA.NECK.NORM": ("", "GN"),
@@ -76,6 +75,11 @@ def validate_model(cfg: CN) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
+    if not is_own_model(cfg):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA', or "
+            "one of Detectron2's with --engine detectron2"
+        )
     _check_table(cfg, _CHOICES, _AT_LEAST)
     smca = cfg.MODEL.SMCA
     _require(

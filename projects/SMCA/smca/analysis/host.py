@@ -9,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import ConfigError, get_cfg, load_cfg
+from ..config import get_cfg, load_cfg
 from ..modeling.detector import Detector, build_detector
 from ..training import SetCriterion, Targets
 
@@ -48,11 +48,6 @@ class Host:
     build: Callable[[CfgNode, str], Subject]
 
 
-def needs_detectron2(cfg: CfgNode) -> bool:
-    """Whether the model is one of Detectron2's own."""
-    return cfg.MODEL.META_ARCHITECTURE != "SMCA"
-
-
 def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config of a file, with changes."""
     return load_cfg(get_cfg(), config_file, opts)
@@ -64,11 +59,6 @@ def build(cfg: CfgNode, device: str) -> Subject:
     Raises:
         ConfigError: a value that cannot work, or a model that only Detectron2 builds.
     """
-    if needs_detectron2(cfg):
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which only Detectron2 "
-            "builds; install it and take --engine detectron2"
-        )
     with torch.device(device):
         detector = build_detector(cfg)
     return detector_subject(detector, cfg)

@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
+from ..validation import is_own_model
 from .counting import count_model, count_parameters
-from .host import Host, needs_detectron2
+from .host import Host
 
 # torchvision's ImageNet weights, by depth.
 WEIGHTS = {50: "resnet50-0676ba61.pth", 101: "resnet101-63fe2227.pth"}
@@ -106,7 +107,7 @@ def count_zoo(
         cfg = host.read(str(folder / f"{name}.yaml"), [])
         key = cfg.MODEL.dump()
         if key not in counted:
-            if needs_detectron2(cfg) and host.name != "detectron2":
+            if not is_own_model(cfg) and host.name != "detectron2":
                 counted[key] = (None, None)
             else:
                 counted[key] = _count(host, cfg, flops)
@@ -124,7 +125,7 @@ def _count(host: Host, cfg: CfgNode, flops: bool) -> tuple[int, int | None]:
 def train_command(name: str, cfg: CfgNode) -> str:
     """The command that trains a config on 8 GPUs."""
     command = ["python", "train_net.py", "--config-file", f"configs/{name}.yaml"]
-    if needs_detectron2(cfg):
+    if not is_own_model(cfg):
         command += ["--engine", "detectron2"]
     if cfg.MODEL.RESNETS.DEPTH in WEIGHTS:
         weights = WEIGHTS[cfg.MODEL.RESNETS.DEPTH]

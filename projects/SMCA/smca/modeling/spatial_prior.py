@@ -10,7 +10,6 @@ xy of the key. Positions are counted from the middle of the map, which keeps the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +57,8 @@ class Gaussians:
         return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def _monomials(shape: Size, device: torch.device) -> Tensor:
-    """x, x^2, y, y^2, xy of each cell, counted from the middle of the map: (1, 1, L, 5).
-
-    They are the same for every image, and are kept.
-    """
+    """x, x^2, y, y^2, xy of each cell, counted from the middle of the map: (1, 1, L, 5)."""
     rows, columns = shape
     x = torch.arange(columns, device=device) - columns // 2
     y = torch.arange(rows, device=device) - rows // 2

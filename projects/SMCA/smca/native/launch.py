@@ -14,10 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
-from ..cli import INSTALL_DETECTRON2
-from ..config import ConfigError, get_cfg, load_cfg
+from ..config import get_cfg, load_cfg
 from ..launching import guarded, prepare, run_processes
-from ..validation import is_own_model
+from ..validation import validate_model
 from .trainer import Trainer, evaluate_only
 
 logger = logging.getLogger(__name__)
@@ -32,11 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """
     world_size = args.num_gpus * args.num_machines
     cfg = load_cfg(get_cfg(), args.config_file, args.opts)
-    if not is_own_model(cfg):
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, a model of Detectron2: "
-            f"it needs --engine detectron2, which {INSTALL_DETECTRON2} installs"
-        )
+    validate_model(cfg)  # those of Detectron2 only run there
     cfg = prepare(cfg, world_size)
     if world_size == 1:
         return _main(0, cfg, args)
