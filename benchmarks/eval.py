@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import sys
 import tempfile
@@ -45,7 +44,6 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
 from smca.analysis.memory import peak_above_rest
-from smca.config import get_cfg
 from smca.data.coco import CocoDataset, load_coco
 from smca.launching import guarded
 from smca.modeling import Detections
@@ -142,37 +140,11 @@ def native(case: Case) -> Callable[[], Results]:
 
 
 def detectron2(case: Case) -> Callable[[], Results]:
-    """That of Detectron2's, of what its models give: instances."""
-    from detectron2.data import DatasetCatalog
-    from detectron2.structures import Boxes, Instances
-
-    from smca.d2.datasets import register_datasets
-    from smca.d2.evaluation import CocoEvaluator
+    """That of Detectron2's, of what its models give."""
+    from smca.d2.analysis import evaluation
 
     dataset, detections = made_up(case)
-    cfg = get_cfg()
-    cfg.DATASETS.COCO_FORMAT = [[dataset.name, dataset.json_file, dataset.image_root]]
-    register_datasets(cfg)
-    DatasetCatalog.get(dataset.name)
-    instances = {
-        image_id: Instances(
-            (HEIGHT, WIDTH),
-            pred_boxes=Boxes(found.boxes),
-            scores=found.scores,
-            pred_classes=found.labels,
-        )
-        for image_id, found in detections
-    }
-
-    def work() -> Results:
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator = CocoEvaluator(dataset.name, output_dir=case.folder)
-            evaluator.reset()
-            for image_id, found in instances.items():
-                evaluator.process([{"image_id": image_id}], [{"instances": found}])
-            return evaluator.evaluate()["bbox"]
-
-    return work
+    return evaluation(detections, dataset, (HEIGHT, WIDTH), case.folder)
 
 
 def hosts() -> dict[str, Callable[[Case], Callable[[], Results]]]:
@@ -186,7 +158,7 @@ def stages() -> Iterator[dict[str, float]]:
     """Seconds by stage, of all that is called in this context and not inside of another stage."""
     evaluations = [COCOeval]
     if find_spec("detectron2"):
-        from detectron2.evaluation.fast_eval_api import COCOeval_opt
+        from smca.d2.analysis import COCOeval_opt
 
         evaluations.append(COCOeval_opt)
     calls = {

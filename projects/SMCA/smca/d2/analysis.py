@@ -1,12 +1,16 @@
-"""Models that Detectron2 builds, for :mod:`smca.analysis`."""
+"""What Detectron2 builds and evaluates, for :mod:`smca.analysis` and the benchmarks."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -14,7 +18,13 @@ from torch import Tensor, nn
 
 from ..analysis.host import Host, Subject, detector_subject, made_up_boxes
 from ..config import add_smca_config, load_cfg
+from ..data.coco import CocoDataset
 from ..modeling.detector import Detector
+from ..modeling.heads import Detections
+from .datasets import register_datasets
+from .evaluation import CocoEvaluator
+
+__all__ = ["DETECTRON2", "COCOeval_opt", "build", "evaluation", "read"]
 
 
 def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -63,6 +73,46 @@ def build(cfg: CfgNode, device: str) -> Subject:
         return sum(losses.values())
 
     return Subject(model=model, infer=infer, loss=loss)
+
+
+def evaluation(
+    detections: Iterable[tuple[int, Detections]],
+    dataset: CocoDataset,
+    size: tuple[int, int],
+    output_dir: str,
+) -> Callable[[], dict[str, float]]:
+    """The work of evaluating detections, which are made what Detectron2's models give before.
+
+    Args:
+        detections: by image id.
+        dataset: the truth.
+        size: (h, w) of all images in pixels.
+        output_dir: for the results.
+    """
+    cfg = get_cfg()
+    add_smca_config(cfg)
+    cfg.DATASETS.COCO_FORMAT = [[dataset.name, dataset.json_file, dataset.image_root]]
+    register_datasets(cfg)
+    DatasetCatalog.get(dataset.name)
+    instances = {
+        image_id: Instances(
+            size,
+            pred_boxes=Boxes(found.boxes),
+            scores=found.scores,
+            pred_classes=found.labels,
+        )
+        for image_id, found in detections
+    }
+
+    def work() -> dict[str, float]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator = CocoEvaluator(dataset.name, output_dir=output_dir)
+            evaluator.reset()
+            for image_id, found in instances.items():
+                evaluator.process([{"image_id": image_id}], [{"instances": found}])
+            return evaluator.evaluate()["bbox"]
+
+    return work
 
 
 DETECTRON2 = Host(name="detectron2", read=read, build=build)
