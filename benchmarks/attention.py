@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Time SMCA's modulated co-attention beside two that hold log G, and more, as a dense matrix.
 
-fused: the project's; dense: torch's attention with a dense mask; unfused: plain operations. Each
-makes the bias from centres and scales of its own, forward or forward and backward. Peak memory is
-measured in a process each; errors are the largest absolute ones of the first image, against
-float64. --scaling measures how memory grows with keys and queries instead.
+fused: the project's; dense: torch's attention with log G as a dense mask; unfused: plain
+operations. Each makes the bias from centres and scales of its own, the latter two as Eq. 4 reads,
+forward or forward and backward. Peak memory is measured in a process each; errors are the largest
+absolute ones of the first image, against float64. --scaling measures how memory grows with keys
+and queries instead.
 
 Examples:
     python benchmarks/attention.py --maps 50x84 --batches 1
@@ -50,9 +51,8 @@ BAR_EXPONENT = 1.1
 
 def prepare(case: Case, name: str, backward: bool) -> Callable[[], Tensor]:
     """A fresh process's work: one call of an attention that has run at a small size."""
-    attend = ATTENDS[name]
-    CoAttention(replace(case, shape=(4, 4), queries=4, batch=1)).work(attend, backward=backward)()
-    return CoAttention(case).work(attend, backward=backward)
+    CoAttention(replace(case, shape=(4, 4), queries=4, batch=1)).work(name, backward=backward)()
+    return CoAttention(case).work(name, backward=backward)
 
 
 def mebibytes(case: Case, name: str, backward: bool) -> float | None:
@@ -68,7 +68,7 @@ def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[R
     rows = []
     for kind, backward in PASSES.items():
         memory = dict.fromkeys(args.attentions)
-        works = {n: numbers.work(ATTENDS[n], backward=backward) for n in args.attentions}
+        works = {n: numbers.work(n, backward=backward) for n in args.attentions}
         if args.memory:
             memory = {name: mebibytes(case, name, backward) for name in works}
             works = {name: work for name, work in works.items() if memory[name] is not None}

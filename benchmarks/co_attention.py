@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from measuring import Row
-from references import ATTENDS, dense
+from references import Matrix, attention_replaced
 from roofline import precision
 from torch import Tensor
 
+from smca.modeling import attention
 from smca.modeling.memory import Size
 from smca.modeling.spatial_prior import Gaussians
 
@@ -60,12 +61,13 @@ class CoAttention:
         squares = F.pad(self.scales.square(), (0, 1))
         return Gaussians(center=self.center, precision=squares, rate=(self.rate,))
 
-    def work(self, attend: Callable[..., Tensor], *, backward: bool) -> Callable[[], Tensor]:
-        """What is timed; it returns (B, H, N, d)."""
+    def work(self, name: str, *, backward: bool) -> Callable[[], Tensor]:
+        """What is timed, with an attention of ``ATTENDS``; it returns (B, H, N, d)."""
 
         def forward() -> Tensor:
-            bias = self.gaussians().bias(0, self.shape, oriented=False)
-            return attend(*(x.transpose(1, 2) for x in self.tokens), biases=[bias])
+            with attention_replaced(name):
+                bias = self.gaussians().bias(0, self.shape, oriented=False)
+                return attention.attend(*(x.transpose(1, 2) for x in self.tokens), biases=[bias])
 
         def forward_backward() -> Tensor:
             out = forward()
@@ -95,18 +97,19 @@ class CoAttention:
     @torch.no_grad()
     def errors(self, name: str, output: Tensor, log_g: Tensor) -> Row:
         """Largest differences to what :meth:`exact` gives."""
-        found = self.work(ATTENDS[name], backward=False)()[0]
-        bias = self.gaussians().bias(0, self.shape, oriented=False)
-        bias = replace(bias, query=bias.query[:1])
-        if name == "fused":
+        found = self.work(name, backward=False)()[0]
+        with attention_replaced(name):
+            bias = self.gaussians().bias(0, self.shape, oriented=False)
+        if isinstance(bias, Matrix):
+            # torch's takes the mask in the precision of queries and keys.
+            logits = bias.logits[0].to(found.dtype if name == "dense" else torch.float32).float()
+            rows, columns = self.shape
+            found_log_g = logits - logits[..., (rows // 2) * columns + columns // 2, None]
+        else:
             query, key = bias.channels(found.dtype)
             # Kernels multiply half precision exactly and sum in float32.
-            found_log_g = query.float() @ key.float().mT
-        else:
-            found_log_g = dense([bias])
-            if name == "dense":
-                found_log_g = found_log_g.to(found.dtype)
+            found_log_g = query[0].float() @ key[0].float().mT
         return {
             "output_error": float((found - output).abs().max()),
-            "log_g_error": float((found_log_g[0] - log_g).abs().max()),
+            "log_g_error": float((found_log_g - log_g).abs().max()),
         }

@@ -80,7 +80,7 @@ def attending(variant: str, function: Callable[[], object]) -> Callable[[], obje
     """``function`` with all attention of a variant."""
 
     def run() -> object:
-        with attention_replaced(ATTENDS[variant]):
+        with attention_replaced(variant):
             return function()
 
     return run

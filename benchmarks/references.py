@@ -1,12 +1,13 @@
 """Attention as others write it, with the signature of :func:`smca.modeling.attention.attend`.
 
-Shapes: B images, N queries, L keys, H heads, d channels a head.
+Shapes: B images, N queries, L keys, H heads, d channels a head, G Gaussians a query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from unittest import mock
 
@@ -16,12 +17,37 @@ from torch import Tensor
 
 from smca.modeling import attention
 from smca.modeling.attention import LogitBias, attend
+from smca.modeling.memory import Size
+from smca.modeling.spatial_prior import Gaussians
 
 
-def dense(biases: Sequence[LogitBias]) -> Tensor:
-    """The sum of biases as a matrix, in float32: (B or 1, H or 1, N or 1, L)."""
-    with torch.autocast(biases[0].query.device.type, enabled=False):
-        return reduce(torch.add, (bias.query @ bias.key.transpose(-2, -1) for bias in biases))
+@dataclass(frozen=True)
+class Matrix:
+    """A bias on attention logits, all of it: (B, G, N, L), in float32."""
+
+    logits: Tensor
+
+
+def log_density(gaussians: Gaussians, scale: int, shape: Size, *, oriented: bool) -> Matrix:
+    """In place of :meth:`Gaussians.bias`: log G of every cell of a map, as Eqs. 4-6 read."""
+    y, x = (torch.arange(float(n), device=gaussians.center.device) for n in shape)
+    y, x = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
+    cx, cy = gaussians.center[:, :, scale].transpose(1, 2)[..., None].unbind(-2)  # (B, G, N, 1)
+    precision = gaussians.precision[:, :, scale].transpose(1, 2) * gaussians.rate[scale]
+    xx, yy, xy = precision[..., None].unbind(-2)
+    dx, dy = x - cx, y - cy  # (B, G, N, L)
+    distance = xx * dx**2 + yy * dy**2
+    return Matrix(-(distance + 2 * xy * dx * dy if oriented else distance))
+
+
+def dense(biases: Sequence[LogitBias | Matrix]) -> Tensor:
+    """The sum of biases as a matrix, in float32: (B or 1, G or 1, N or 1, L)."""
+    matrices = (
+        bias.logits if isinstance(bias, Matrix) else bias.query @ bias.key.transpose(-2, -1)
+        for bias in biases
+    )
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return reduce(torch.add, matrices)
 
 
 def unfused_attend(
@@ -29,7 +55,7 @@ def unfused_attend(
     key: Tensor,
     value: Tensor,
     *,
-    biases: Sequence[LogitBias] = (),
+    biases: Sequence[LogitBias | Matrix] = (),
     dropout: float = 0.0,
 ) -> Tensor:
     """Plain operations, each with a tensor of (B, H, N, L) as its result."""
@@ -45,7 +71,7 @@ def dense_attend(
     key: Tensor,
     value: Tensor,
     *,
-    biases: Sequence[LogitBias] = (),
+    biases: Sequence[LogitBias | Matrix] = (),
     dropout: float = 0.0,
 ) -> Tensor:
     """torch's attention with the biases as a dense mask."""
@@ -60,6 +86,14 @@ ATTENDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def attention_replaced(by: Callable[..., Tensor]) -> AbstractContextManager:
-    """All of the project's attention runs on ``by`` for a while."""
-    return mock.patch.object(attention, "attend", by)
+@contextmanager
+def attention_replaced(name: str) -> Iterator[None]:
+    """The project's attention is one of ``ATTENDS`` for a while, and log G in the form it takes."""
+    if name == "fused":
+        yield
+        return
+    with (
+        mock.patch.object(attention, "attend", ATTENDS[name]),
+        mock.patch.object(Gaussians, "bias", log_density),
+    ):
+        yield
