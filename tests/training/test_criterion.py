@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from torchvision.ops import sigmoid_focal_loss
 
 from smca.modeling import Predictions
 from smca.training import HungarianMatcher, Matches, SetCriterion, Targets
@@ -127,3 +128,38 @@ def test_a_perfect_prediction_has_no_loss():
     predictions = Predictions(logits=logits, boxes=boxes, centers=torch.rand(2, 5, 2))
     losses = SetCriterion(matcher=HungarianMatcher())(predictions, targets)
     assert_close(sum(losses.values()), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.4, 1.5), (0.5, 0.0)])
+def test_the_focal_loss_and_its_gradient_are_torchvisions(alpha, gamma):
+    predictions, targets = example()
+    logits = predictions.logits
+    with torch.no_grad():
+        logits *= 8
+    wanted = torch.zeros_like(logits)
+    for (image, query), found in PAIRS.items():
+        wanted[:, image, query, targets.labels[image, found]] = 1
+    dense = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma).flatten(1).sum(1)
+    criterion = SetCriterion(matcher=FixedMatcher(), class_weight=3.0, alpha=alpha, gamma=gamma)
+    losses = criterion(predictions, targets)
+    found = torch.stack([losses[f"loss_class{suffix}"] for suffix in ("_0", "_1", "")])
+    assert_close(found, dense)
+    gradients = (torch.autograd.grad(x.sum(), logits, retain_graph=True) for x in (found, dense))
+    assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_extreme_logits_have_finite_losses_and_gradients(softmax, dtype):
+    predictions, targets = example()
+    logits = (predictions.logits.detach().sign() * 1e4).to(dtype).requires_grad_()
+    # The heads give float32, whatever they compute in.
+    extreme = Predictions(
+        logits=logits.float(), boxes=predictions.boxes, centers=predictions.centers
+    )
+    for matcher in (FixedMatcher(), HungarianMatcher(softmax=softmax)):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            losses = SetCriterion(matcher=matcher, softmax=softmax)(extreme, targets)
+        (gradient,) = torch.autograd.grad(sum(losses.values()), logits, retain_graph=True)
+        assert all(loss.isfinite() for loss in losses.values())
+        assert gradient.isfinite().all() and gradient.any()

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from torchvision.ops import box_convert, generalized_box_iou
 
 from smca.modeling import Predictions
 from smca.training import HungarianMatcher, Targets
+from smca.training.matcher import generalized_iou
 
 
 def iou_terms(a, b):
@@ -61,6 +63,38 @@ def test_targets_are_normalised_by_the_unpadded_image():
     expected = [(x1 + x2) / 240, (y1 + y2) / 200, (x2 - x1) / 120, (y2 - y1) / 100]
     assert_close(targets.boxes[2, 1], torch.tensor(expected))
     assert targets.counts == (2, 0, 3) and targets.labels.shape == (3, 3)
+
+
+def test_padded_targets_are_those_of_each_image_alone():
+    sizes = [(100, 120), (50, 60), (80, 90)]
+    labels = [torch.arange(count) for count in (2, 0, 3)]
+    boxes = [torch.rand(count, 4) * 40 for count in (2, 0, 3)]
+    images = list(zip(labels, boxes, sizes, strict=True))
+    together = Targets.from_images(*zip(*images, strict=True), torch.device("cpu"))
+    assert together.labels.dtype == torch.int64 and together.boxes.dtype == torch.float32
+    for i, (label, box, size) in enumerate(images):
+        alone = Targets.from_images([label], [box], [size], torch.device("cpu"))
+        assert_close(together.labels[i, : len(label)], alone.labels[0], atol=0, rtol=0)
+        assert_close(together.boxes[i, : len(label)], alone.boxes[0], atol=0, rtol=0)
+    padding = torch.arange(3) >= torch.tensor(together.counts)[:, None]
+    assert not together.labels[padding].any() and not together.boxes[padding].any()
+
+
+def test_generalised_iou_and_its_gradient_are_torchvisions():
+    torch.manual_seed(0)
+    boxes = torch.rand(40, 4) * torch.tensor([1.0, 1, 0.5, 0.5]) + 1e-3
+    others = torch.rand(30, 4) * torch.tensor([1.0, 1, 0.5, 0.5]) + 1e-3
+    # Equal boxes, one inside another, and one far outside.
+    others[0], others[1], others[2] = boxes[0], boxes[1] * torch.tensor([1, 1, 0.5, 0.5]), 9.0
+    boxes.requires_grad_()
+    found = generalized_iou(boxes[:, None], others)
+    corners = (box_convert(each, "cxcywh", "xyxy") for each in (boxes, others))
+    expected = generalized_box_iou(*corners)
+    assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = (torch.autograd.grad((x * weights).sum(), boxes) for x in (found, expected))
+    assert_close(*gradients)
+    assert_close(generalized_iou(boxes[:30], others), expected.diagonal())
 
 
 @pytest.mark.parametrize("softmax", [False, True])

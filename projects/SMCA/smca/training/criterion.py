@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from ..modeling.heads import Predictions
-from .matcher import HungarianMatcher, Matches, Targets, pairwise_giou
+from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
 
 class SetCriterion:
@@ -105,9 +104,9 @@ class SetCriterion:
         found = (matches.layer, matches.image, matches.query)
         labels = targets.labels[matches.image, matches.target]
         if not self.softmax:
-            wanted = torch.zeros_like(logits)
-            wanted[(*found, labels)] = 1
-            loss = sigmoid_focal_loss(logits, wanted, alpha=self.alpha, gamma=self.gamma)
+            loss = _focal(logits, 1 - self.alpha, self.gamma)
+            matched = (*found, labels)
+            loss[matched] = _focal(-logits[matched], self.alpha, self.gamma)
             return loss.flatten(1).sum(1) / num_boxes
         columns = logits.shape[-1]
         wanted = logits.new_full(logits.shape[:3], columns - 1, dtype=torch.int64)
@@ -125,10 +124,17 @@ class SetCriterion:
         found = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
         wanted = targets.boxes[matches.image, matches.target]
         l1 = F.l1_loss(found, wanted, reduction="none").sum(-1)
-        # Each pair is a batch of one by one.
-        giou = 1 - pairwise_giou(found[:, None], wanted[:, None]).flatten()
+        giou = 1 - generalized_iou(found, wanted)
         zeros = boxes.new_zeros(len(boxes))
         return {
             "l1": zeros.index_add(0, matches.layer, l1) / num_boxes,
             "giou": zeros.index_add(0, matches.layer, giou) / num_boxes,
         }
+
+
+def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
+    """Focal loss of logits that are to be low; of those to be high, it is that of ``-logits``.
+
+    Equal to torchvision's, without the dense targets that it weighs both cases by.
+    """
+    return weight * logits.sigmoid() ** gamma * F.softplus(logits)

@@ -9,10 +9,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
 
 from ..modeling.heads import Predictions
 
@@ -25,7 +27,7 @@ class Targets:
 
     Attributes:
         labels: (B, M) contiguous classes; 0 where padded.
-        boxes: (B, M, 4) cxcywh in [0, 1] of the unpadded image; a small box where padded.
+        boxes: (B, M, 4) cxcywh in [0, 1] of the unpadded image; 0 where padded.
         counts: number of objects of each image, on the host.
     """
 
@@ -43,34 +45,51 @@ class Targets:
     ) -> Targets:
         """
         Args:
-            labels: (n,) an image.
-            boxes: (n, 4) xyxy in pixels, an image.
+            labels: (n,) int64 an image, on the host.
+            boxes: (n, 4) float32 xyxy in pixels, an image, on the host.
             sizes: (h, w) an image, in the same pixels.
             device: where the targets are needed.
         """
-        counts = tuple(len(image) for image in labels)
-        most = max(counts, default=0)
-        padded_labels = torch.zeros(len(counts), most, dtype=torch.int64)
-        padded_boxes = torch.full((len(counts), most, 4), 0.5)
-        for i, (label, box, (h, w)) in enumerate(zip(labels, boxes, sizes, strict=True)):
-            padded_labels[i, : counts[i]] = label
-            scale = torch.tensor([w, h, w, h], dtype=torch.float32)
-            padded_boxes[i, : counts[i]] = box_convert(box / scale, "xyxy", "cxcywh")
+        scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
+        padded = pad_sequence(list(boxes), batch_first=True) / scales[:, None]
         return cls(
-            labels=padded_labels.to(device, non_blocking=True),
-            boxes=padded_boxes.to(device, non_blocking=True),
-            counts=counts,
+            labels=_sent(pad_sequence(list(labels), batch_first=True), device),
+            boxes=_sent(box_convert(padded, "xyxy", "cxcywh"), device),
+            counts=tuple(len(image) for image in labels),
         )
 
 
-def pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of cxcywh boxes, (B, N, 4) and (B, M, 4): (B, N, M).
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``, without waiting for what the device does."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
-    Nothing in it waits for the device, as torchvision's elementwise loss does.
+
+def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Generalised IoU of cxcywh boxes (..., 4) that broadcast against each other: (...).
+
+    Coordinate by coordinate: several times faster than torchvision's on pairs of four numbers, and
+    nothing in it waits for the device, as torchvision's elementwise loss does.
     """
-    return torch.vmap(generalized_box_iou)(
-        box_convert(boxes, "cxcywh", "xyxy"), box_convert(others, "cxcywh", "xyxy")
-    )
+    left, top, right, bottom = _edges(boxes)
+    other_left, other_top, other_right, other_bottom = _edges(others)
+    width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
+    height = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
+    inter = width.clamp(min=0) * height.clamp(min=0)
+    area = (right - left) * (bottom - top)
+    other_area = (other_right - other_left) * (other_bottom - other_top)
+    union = area + other_area - inter
+    hull_width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
+    hull_height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
+    hull = hull_width * hull_height
+    return inter / union - (hull - union) / hull
+
+
+def _edges(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Left, top, right and bottom of cxcywh boxes (..., 4): (...) each."""
+    x, y, w, h = boxes.unbind(-1)
+    return x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h
 
 
 @dataclass(frozen=True)
@@ -126,11 +145,11 @@ class HungarianMatcher:
             "softmax": smca.LOSS.CLASSIFICATION == "softmax",
         }
 
-    def _column_costs(self, logits: Tensor) -> Tensor:
-        """Cost of giving a query each class: (..., K)."""
+    def _class_cost(self, logits: Tensor, columns: Tensor) -> Tensor:
+        """(..., M): what the classes ``columns`` (..., M) cost queries with logits (..., K)."""
         if self.softmax:
-            return -logits.softmax(-1)
-        p = logits.sigmoid()
+            return -logits.softmax(-1).gather(-1, columns)
+        p = logits.gather(-1, columns).sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return positive - negative
@@ -139,14 +158,10 @@ class HungarianMatcher:
         """(Y, B, N, M): what it costs to give each object to each query."""
         layers, _, num_queries = predictions.logits.shape[:3]
         columns = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
-        class_cost = self._column_costs(predictions.logits).gather(-1, columns)
-        # An image's layers side by side: (B, Y * N, 4).
-        boxes = predictions.boxes.transpose(0, 1).flatten(1, 2)
-        l1_cost = torch.cdist(boxes, targets.boxes, p=1)
-        giou = pairwise_giou(boxes, targets.boxes)
-        box_cost = self.l1_cost * l1_cost - self.giou_cost * giou
-        box_cost = box_cost.unflatten(1, (layers, num_queries)).transpose(0, 1)
-        return self.class_cost * class_cost + box_cost
+        class_cost = self._class_cost(predictions.logits, columns)
+        l1_cost = torch.cdist(predictions.boxes, targets.boxes[None], p=1)
+        giou = generalized_iou(predictions.boxes[..., None, :], targets.boxes[:, None])
+        return self.class_cost * class_cost + self.l1_cost * l1_cost - self.giou_cost * giou
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: Targets) -> Matches:
@@ -165,20 +180,11 @@ class HungarianMatcher:
             empty = torch.zeros(0, dtype=torch.int64, device=device)
             return Matches(empty, empty, empty, empty)
         # A loss that is not finite is reported by the trainer, not by the solver.
-        costs = self.costs(predictions, targets).nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
+        costs = self.costs(predictions, targets).nan_to_num_(nan=1e6, posinf=1e6, neginf=-1e6)
         costs = costs.float().cpu().numpy()
-        pairs = []
-        for layer in range(layers):
-            for image, count in enumerate(targets.counts):
-                queries, objects = linear_sum_assignment(costs[layer, image, :, :count])
-                pairs.append((layer, image, torch.from_numpy(queries), torch.from_numpy(objects)))
-        sizes = torch.tensor([len(queries) for _, _, queries, _ in pairs])
-        indices = torch.stack(
-            [
-                torch.tensor([layer for layer, *_ in pairs]).repeat_interleave(sizes),
-                torch.tensor([image for _, image, *_ in pairs]).repeat_interleave(sizes),
-                torch.cat([queries for *_, queries, _ in pairs]),
-                torch.cat([objects for *_, objects in pairs]),
-            ]
-        )
-        return Matches(*indices.to(device, non_blocking=True))
+        groups = [(y, b) for y in range(layers) for b in range(len(targets.counts))]
+        found = [linear_sum_assignment(costs[y, b, :, : targets.counts[b]]) for y, b in groups]
+        layer, image = np.repeat(groups, [len(queries) for queries, _ in found], axis=0).T
+        query, target = np.concatenate(found, axis=1)
+        indices = torch.from_numpy(np.stack([layer, image, query, target]))
+        return Matches(*_sent(indices, device))
