@@ -18,6 +18,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+_FUSED = ("cpu", "cuda")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -40,12 +41,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
+    trained = [parameter for group in groups.values() for parameter in group]
+    # One pass over each parameter, where there is a kernel for it.
+    options = {"lr": solver.BASE_LR, "fused": all(p.device.type in _FUSED for p in trained)}
     if solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+        optimizer = torch.optim.SGD(described, momentum=solver.MOMENTUM, **options)
     else:
-        optimizer = torch.optim.AdamW(described, lr=solver.BASE_LR)
+        optimizer = torch.optim.AdamW(described, **options)
     if solver.CLIP_GRADIENTS.ENABLED:
-        trained = [parameter for group in groups.values() for parameter in group]
         clip = solver.CLIP_GRADIENTS
 
         def clip_gradients(*_) -> None:

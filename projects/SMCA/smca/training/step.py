@@ -79,6 +79,8 @@ class TrainingStep:
         if not values.isfinite().all():
             names = [n for n, finite in zip(losses, values.isfinite(), strict=True) if not finite]
             raise NonFiniteLossError(names, _gather(image_ids))
+        # A fused optimizer would unscale inside its step, after the clipping.
+        self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return dict(zip(losses, values.tolist(), strict=True))
