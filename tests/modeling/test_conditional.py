@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from smca.modeling.conditional import ConditionalDecoder
-from smca.modeling.memory import Memory
+from smca.modeling.memory import Memory, extents
 
 N, C, H = 5, 32, 4
 D = C // H
@@ -19,7 +19,7 @@ def make_memory(batch=1):
         positions=torch.randn(1, 12, C),
         shapes=((3, 4),),
         strides=(32,),
-        sizes=((96, 128),) * batch,
+        extent=extents([(96, 128)] * batch, (32,), "cpu"),
         padding=None,
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.modeling.memory import Memory
+from smca.modeling.memory import Memory, extents
 from smca.modeling.smca_decoder import ModulatedCoAttention, SMCADecoder
 from smca.modeling.spatial_prior import SpatialPrior
 
@@ -29,7 +29,7 @@ def make_memory(padded: bool) -> Memory:
         positions=torch.randn(1, length, C),
         shapes=SHAPES,
         strides=STRIDES,
-        sizes=SIZES,
+        extent=extents(SIZES, STRIDES, "cpu"),
         padding=padding,
     )
 

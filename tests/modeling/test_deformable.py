@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from smca.modeling import build_detector
 from smca.modeling.deformable import DeformableDecoder, DeformableEncoder, cell_middles
 from smca.modeling.deformable_attention import DeformableAttention, valid_extent
-from smca.modeling.memory import Memory, valid_cells
+from smca.modeling.memory import Memory, extents, valid_cells
 
 B, N, C, H, K = 2, 5, 16, 4, 3
 STRIDES, SIZES = (16, 32), ((96, 70), (65, 144))
@@ -37,21 +37,21 @@ def make_memory(sizes=SIZES, strides=STRIDES, shapes=SHAPES, dim=C, dtype=torch.
         positions=torch.randn(len(sizes), length, dim, dtype=dtype),
         shapes=tuple(shapes),
         strides=tuple(strides),
-        sizes=tuple(sizes),
+        extent=extents(sizes, strides, "cpu"),
         padding=padding if padding.any() else None,
     )
 
 
 def alone(memory: Memory, image: int) -> Memory:
     """One image of a batch, cut out of its padding."""
-    size = memory.sizes[image]
     inside = ~memory.padding[image]
+    extent = memory.extent[image : image + 1]
     return replace(
         memory,
         tokens=memory.tokens[image, inside][None],
         positions=memory.positions[image, inside][None],
-        shapes=tuple(valid_cells(size, stride) for stride in memory.strides),
-        sizes=(size,),
+        shapes=tuple((int(h), int(w)) for w, h in extent[0].ceil()),
+        extent=extent,
         padding=None,
     )
 

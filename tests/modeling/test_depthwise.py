@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from smca.modeling.depthwise import BidirectionalMixer, DepthwiseEncoder
-from smca.modeling.memory import Memory
+from smca.modeling.memory import Memory, extents
 
 B, C = 2, 8
 SHAPES = ((15, 20), (8, 10), (4, 5), (2, 3))
@@ -22,7 +22,7 @@ def make_memory():
         positions=torch.randn(1, sum(LENGTHS), C),
         shapes=SHAPES,
         strides=(8, 16, 32, 64),
-        sizes=((120, 160), (117, 150)),
+        extent=extents([(120, 160), (117, 150)], (8, 16, 32, 64), "cpu"),
         padding=padding,
     )
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from smca.modeling.encoder import IntraMultiEncoder
-from smca.modeling.memory import Memory
+from smca.modeling.memory import Memory, extents
 from smca.modeling.neck import Neck
 
 B, C, H, S = 2, 32, 4, 3
@@ -67,7 +67,7 @@ def make_memory():
         positions=torch.randn(B, masks.shape[1], C),
         shapes=SHAPES,
         strides=STRIDES,
-        sizes=SIZES,
+        extent=extents(SIZES, STRIDES, "cpu"),
         padding=masks,
     )
 

@@ -16,15 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import linear
-from .memory import Memory, Size, numbers_on, valid_cells
+from .memory import Memory, Size
 
 
 def valid_extent(memory: Memory) -> Tensor:
     """Columns and rows of each scale's map that belong to each image: (B, S, 2) float32."""
-    extents = [
-        [valid_cells(size, stride)[::-1] for stride in memory.strides] for size in memory.sizes
-    ]
-    return numbers_on(memory.tokens.device, extents)
+    return memory.extent.ceil()
 
 
 def sampling_points(reference: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:

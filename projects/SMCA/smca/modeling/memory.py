@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,6 +51,16 @@ def valid_mask(
     return inside_rows[:, :, None] & inside_columns[:, None, :]
 
 
+def extents(sizes: Sequence[Size], strides: Sequence[int], device: torch.device) -> Tensor:
+    """Columns and rows that images of ``sizes`` (h, w) pixels have of maps: (B, S, 2), fractional.
+
+    Args:
+        sizes: (h, w) of each image in pixels, without padding.
+        strides: pixels a cell, of each map.
+    """
+    return numbers_on(device, [[(w / n, h / n) for n in strides] for h, w in sizes])
+
+
 @dataclass(frozen=True)
 class Memory:
     """Tokens of all scales with what is needed to place them.
@@ -61,7 +70,7 @@ class Memory:
         positions: (B or 1, L, C), added to queries and keys.
         shapes: (rows, columns) of each scale's map.
         strides: pixels a cell, of each scale.
-        sizes: (h, w) of each image in pixels, without padding.
+        extent: (B, S, 2), columns and rows of each scale's map that each image has, fractional.
         padding: (B, L), True where a token is padding; None when none is.
     """
 
@@ -69,15 +78,8 @@ class Memory:
     positions: Tensor
     shapes: tuple[Size, ...]
     strides: tuple[int, ...]
-    sizes: tuple[Size, ...]
+    extent: Tensor
     padding: Tensor | None
-
-    @cached_property
-    def extent(self) -> Tensor:
-        """Columns and rows of each scale's map that each image has, fractional: (B, S, 2)."""
-        device = self.tokens.device
-        width_height = numbers_on(device, [size[::-1] for size in self.sizes])
-        return width_height[:, None] / numbers_on(device, self.strides)[:, None]
 
     @property
     def lengths(self) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import NORMS, zero_padding
-from .memory import Memory, Size, valid_cells, valid_mask
+from .memory import Memory, Size, extents, valid_cells, valid_mask
 from .position_encoding import sine_positions
 
 
@@ -62,7 +62,6 @@ class Neck(nn.Module):
             features: maps (B, channels, h, w) by name.
             sizes: (h, w) of each image in pixels, without padding.
         """
-        sizes = tuple(tuple(size) for size in sizes)
         tokens, positions, shapes, masks = [], [], [], []
         source = None
         for scale, (projection, stride) in enumerate(
@@ -95,7 +94,7 @@ class Neck(nn.Module):
             positions=_cat_broadcast(positions),
             shapes=tuple(shapes),
             strides=tuple(self.strides),
-            sizes=sizes,
+            extent=extents(sizes, self.strides, projected.device),
             padding=_padding(masks, tokens),
         )
 
