@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Time COCO's evaluation of made-up detections by each host that can be imported.
+"""Time COCO's evaluation of made-up detections: plainly written, and by each host that is there.
 
 There are as many images, objects and classes as in COCO's validation set, and as many detections
 an image as a detector gives: nine of ten objects have one that nearly fits, the others lie
-anywhere. Stages are timed where the hosts call pycocotools, and what is left is mostly that
-detections become lists; memory is above a process that rests with the detections. The error is the
-largest difference of any result in percent to the native host's.
+anywhere. "plain" makes a dict of every detection, writes them by json.dump and gives them all to
+pycocotools at once. Of each evaluation the stages are timed, and what is left is mostly that
+detections become lists; memory is above a process that rests with the detections. Where the native
+host shares out the classes to processes, that is without theirs: each needs at most what one
+process for all needs. The error is the largest difference of any result in percent to the plain
+one's.
 
 Example:
     python benchmarks/eval.py --images 500 --rounds 2
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -24,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -47,7 +52,7 @@ from smca.analysis.memory import peak_above_rest
 from smca.data.coco import CocoDataset, load_coco
 from smca.launching import guarded
 from smca.modeling import Detections
-from smca.native.evaluation import evaluate
+from smca.native import evaluation
 
 HEIGHT, WIDTH = 480, 640
 OBJECTS = 7.4  # of an image, on average
@@ -133,42 +138,82 @@ def made_up(case: Case) -> tuple[CocoDataset, list[tuple[int, Detections]]]:
     return load_coco("made_up", str(file), case.folder), detections
 
 
+def plain(case: Case) -> Callable[[], Results]:
+    """The work of an evaluation as pycocotools' own examples have it."""
+    dataset, detections = made_up(case)
+
+    def work() -> Results:
+        results = [
+            {
+                "image_id": image_id,
+                "category_id": dataset.category_ids[label],
+                "bbox": box,
+                "score": score,
+            }
+            for image_id, found in detections
+            for box, score, label in zip(
+                box_convert(found.boxes, "xyxy", "xywh").tolist(),
+                found.scores.tolist(),
+                found.labels.tolist(),
+                strict=True,
+            )
+        ]
+        with open(Path(case.folder) / "plain.json", "w") as file:
+            json.dump(results, file)
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(dataset.json_file)
+            scores = COCOeval(truth, truth.loadRes(results), "bbox")
+            scores.evaluate()
+            scores.accumulate()
+            scores.summarize()
+        names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        percent = (100 * scores.stats[:6]).tolist()
+        return {name: x if x >= 0 else np.nan for name, x in zip(names, percent, strict=True)}
+
+    return work
+
+
 def native(case: Case) -> Callable[[], Results]:
     """The work of the native host's evaluation."""
     dataset, detections = made_up(case)
-    return lambda: evaluate(detections, dataset, case.folder)["bbox"]
+    return lambda: evaluation.evaluate(detections, dataset, case.folder)["bbox"]
+
+
+def alone(case: Case) -> Callable[[], Results]:
+    """The same in one process."""
+    return mock.patch.object(evaluation, "_PROCESSES", 1)(native(case))
 
 
 def detectron2(case: Case) -> Callable[[], Results]:
     """That of Detectron2's, of what its models give."""
-    from smca.d2.analysis import evaluation
+    from smca.d2 import analysis
 
     dataset, detections = made_up(case)
-    return evaluation(detections, dataset, (HEIGHT, WIDTH), case.folder)
+    return analysis.evaluation(detections, dataset, (HEIGHT, WIDTH), case.folder)
 
 
-def hosts() -> dict[str, Callable[[Case], Callable[[], Results]]]:
-    """What prepares the work of each host that can be imported."""
-    found = {"native": native}
+def evaluations() -> dict[str, Callable[[Case], Callable[[], Results]]]:
+    """What prepares the plain work, and that of each host that can be imported."""
+    found = {"plain": plain, "native": native, "native, 1 process": alone}
     return found | {"detectron2": detectron2} if find_spec("detectron2") else found
 
 
 @contextlib.contextmanager
 def stages() -> Iterator[dict[str, float]]:
     """Seconds by stage, of all that is called in this context and not inside of another stage."""
-    evaluations = [COCOeval]
+    kinds = [COCOeval]
     if find_spec("detectron2"):
         from smca.d2.analysis import COCOeval_opt
 
-        evaluations.append(COCOeval_opt)
+        kinds.append(COCOeval_opt)
     calls = {
         "read": [(json, "load"), (COCO, "createIndex")],
         "write": [(json, "dump"), (json, "dumps"), (torch, "save")],
-        "index": [(COCO, "loadRes")],
-        **{
-            stage: [(kind, stage) for kind in evaluations]
-            for stage in ("evaluate", "accumulate", "summarize")
-        },
+        "score": [
+            (COCO, "loadRes"),
+            (evaluation, "_score"),
+            *product(kinds, ("evaluate", "accumulate", "summarize")),
+        ],
     }
     spent = dict.fromkeys(calls, 0.0)
     inside = False
@@ -197,7 +242,7 @@ def stages() -> Iterator[dict[str, float]]:
 
 
 def measure(case: Case, args: argparse.Namespace) -> list[Row]:
-    """A row for each host's evaluation, and one for each of its stages."""
+    """A row for each evaluation, and one for each of its stages."""
     results: dict[str, Results] = {}
     spent: dict[str, list[dict[str, float]]] = defaultdict(list)
 
@@ -206,7 +251,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[Row]:
             results[name] = work()
         spent[name].append(seconds)
 
-    prepares = hosts()
+    prepares = evaluations()
     works = {name: partial(run, name, prepare(case)) for name, prepare in prepares.items()}
     wholes = take_turns(works, device=torch.device("cpu"), rounds=args.rounds, warm_up=1)
     rows = []
@@ -216,15 +261,16 @@ def measure(case: Case, args: argparse.Namespace) -> list[Row]:
             times = {each: _times(stage, wholes[each], spent[each][1:]) for each in wholes}
             peak = peak_above_rest(prepare, case) if args.memory and stage == "all" else None
             row = {
-                "host": name,
+                "evaluation": name,
                 "images": case.images,
                 "boxes": case.boxes,
                 "stage": stage,
                 "seconds": summary(times[name]),
                 "share": ratio({"stage": times[name], "all": wholes[name]}, "stage", "all"),
+                "plain_over": ratio(times, "plain", name),
                 "peak_mib": quotient(peak, 2**20),
                 "AP": results[name]["AP"] if stage == "all" else None,
-                "error": _error(results[name], results["native"]) if stage == "all" else None,
+                "error": _error(results[name], results["plain"]) if stage == "all" else None,
             }
             rows.append(row)
     return rows

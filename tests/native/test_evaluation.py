@@ -1,13 +1,18 @@
 import json
 import logging
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from smca.data.coco import DatasetError, load_coco
+from smca.data.coco import DatasetError, complete_annotations, load_coco
 from smca.modeling.heads import Detections
+from smca.native import evaluation
 from smca.native.evaluation import evaluate
 
 BOXES = {  # image id: (x, y, w, h, COCO id)
@@ -98,11 +103,68 @@ def test_precision_is_averaged_as_coco_says(dataset, tmp_path):
     assert scores["AP50"] == pytest.approx(100 / 3)
 
 
+@pytest.mark.parametrize("part", [10_000, 60], ids=["one process", "two processes"])
+def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch, part):
+    """Classes without detections, without objects and without either are among them; so are
+    crowds, and an object of an image that the file does not have.
+    """
+    monkeypatch.setattr(evaluation, "_PART", part)
+    monkeypatch.setattr(evaluation.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    rng = np.random.default_rng(0)
+    names = {3: "a", 5: "b", 7: "c", 8: "no detections", 9: "no objects", 12: "neither"}
+    boxes = {
+        image: [
+            (*rng.uniform(0, 30, 2).tolist(), *rng.uniform(8, 98, 2).tolist(), category)
+            for category in rng.choice([3, 5, 7, 8], rng.integers(4)).tolist()
+        ]
+        for image in range(20)
+    }
+    write(tmp_path, boxes, names)
+    file = tmp_path / "a.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"][::5]:
+        annotation["iscrowd"] = 1
+    content["annotations"].append(dict(content["annotations"][0], image_id=99))
+    file.write_text(json.dumps(content))
+    dataset = load_coco("mine", str(file), str(tmp_path))
+    found = []
+    for image, objects in boxes.items():
+        near = [(*rng.normal(box[:4], 3), rng.choice([0, 1, 2, 4]), 0) for box in objects * 3]
+        rows = np.array(near + [(1, 1, 50, 50, 0, 0)] * (image % 3))
+        if len(rows):
+            rows[:, 5] = rng.random(len(rows)).round(1)  # ties
+            found.append((image, detections(rows)))
+
+    written = tmp_path / evaluation.RESULTS_FILE
+    results = evaluate(found, dataset, str(tmp_path))["bbox"]
+    scores = evaluation._score(
+        evaluation._truth(str(file)), collected := evaluation._collect(found, dataset)
+    )
+    scores.summarize()
+    assert len(collected) > 120
+    if sys.platform == "linux":
+        assert (evaluation._processes(collected) > 1) == (part == 60)
+
+    truth = COCO()
+    truth.dataset = content
+    complete_annotations(content["annotations"])
+    truth.createIndex()
+    rows = json.loads(written.read_text())
+    assert json.dumps(rows) == written.read_text()
+    plain = COCOeval(truth, truth.loadRes(rows), "bbox")
+    plain.evaluate(), plain.accumulate(), plain.summarize()
+    np.testing.assert_array_equal(scores.stats, plain.stats)
+    for name in ("precision", "recall"):
+        np.testing.assert_array_equal(scores.eval[name], plain.eval[name])
+    assert 5 < results["AP"] < 95 and results["AP"] == plain.stats[0] * 100
+
+
 def test_no_detection_at_all_is_nan(dataset, tmp_path, caplog):
     for found in ([], [(1, detections([]))]):
         scores = evaluate(found, dataset, str(tmp_path))["bbox"]
         assert list(scores) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
         assert all(math.isnan(value) for value in scores.values())
+        assert json.loads((tmp_path / evaluation.RESULTS_FILE).read_text()) == []
     assert "no detections" in caplog.text
 
 

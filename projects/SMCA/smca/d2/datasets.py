@@ -39,29 +39,23 @@ def register_datasets(cfg: CfgNode) -> None:
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
         DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
-        _set_metadata(name, json_file=json_file, image_root=image_root, evaluator_type="coco")
+        if name in MetadataCatalog:
+            MetadataCatalog.remove(name)
+        MetadataCatalog.get(name).set(
+            json_file=json_file, image_root=image_root, evaluator_type="coco"
+        )
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     dataset = load_coco(name, json_file, image_root)
-    _set_metadata(
-        name,
-        json_file=json_file,
-        image_root=image_root,
-        evaluator_type="coco",
+    # In place: an evaluator may have asked for the metadata before the file is read.
+    MetadataCatalog.get(name).set(
         thing_classes=list(dataset.class_names),
         thing_dataset_id_to_contiguous_id={
             category: index for index, category in enumerate(dataset.category_ids)
         },
     )
     return dataset.records
-
-
-def _set_metadata(name: str, **metadata: object) -> None:
-    """Metadata refuses changes, so that it is made anew."""
-    if name in MetadataCatalog:
-        MetadataCatalog.remove(name)
-    MetadataCatalog.get(name).set(**metadata)
 
 
 def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]:

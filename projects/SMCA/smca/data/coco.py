@@ -191,6 +191,19 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
     )
 
 
+def complete_annotations(annotations: list[dict]) -> None:
+    """Add, in place, what pycocotools needs and other programs may leave out: ids, areas, crowds.
+
+    Args:
+        annotations: of a file in COCO's format.
+    """
+    for number, annotation in enumerate(annotations, start=1):
+        # pycocotools takes a match with annotation 0 for no match.
+        annotation["id"] = number
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+
+
 def drop_bad_boxes(records: list[dict], name: str) -> list[dict]:
     """``records`` less the boxes without area or wholly outside their image, which are counted.
 
