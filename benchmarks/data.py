@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Time how images are read, augmented and loaded.
 
-The images are drawn, of COCO's size, and saved as JPEG and PNG files. Three tables:
+The images are drawn, of COCO's size, and saved as JPEG and PNG files. Four tables:
 mapper: seconds an image of each step of a host's mapper, which is what the step adds to those
   above it; files are in memory. "crop" is what it costs that half of the images are resized and
-  cropped before their resize.
+  cropped before their resize. Of reading ("decode") and of the whole also how many times longer it
+  takes where reading is written plainly, with a copy for each of Pillow's calls.
+batch: seconds to normalise and pad a batch of the mapper's images on --device, and how many times
+  longer that takes written plainly; the error is the largest difference between the two.
 loader: images a second by number of loader processes, and how many times those of the first. With
   --step-seconds also the share of the time that steps wait for their batch: on a GPU the host
   sleeps during a step, on a CPU the step keeps --threads cores busy.
@@ -22,22 +25,26 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from fvcore.common.config import CfgNode
 from measuring import ROOT, Row, add_arguments, chosen_device, ratio, summary, take_turns, write
 from photos import FORMATS, draw_photo, write_photos
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from smca.analysis.host import NATIVE, Host
 from smca.data.dataset import TrainingDataset, aspect_groups, read_rgb, seeded
 from smca.data.loader import build_loader
-from smca.data.sampler import TrainingBatches
+from smca.data.sampler import Draw, TrainingBatches
 from smca.launching import guarded
+from smca.modeling.detector import pad_images, pixel_statistics
 from smca.modeling.memory import Size
 from smca.native.data import NativeMapper, resized_shape
 
@@ -72,6 +79,22 @@ def importable() -> list[Mappers]:
     return [*found, Mappers(DETECTRON2, lambda cfg: DetrDatasetMapper(cfg, is_train=True))]
 
 
+def read_plainly(file_name: str) -> Image.Image:
+    """An image file as 8-bit RGB, of an 8-bit one."""
+    with Image.open(file_name) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def pad_plainly(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[Tensor, None]:
+    """The batch of :func:`pad_images`."""
+    height, width = (max(sides) for sides in zip(*(i.shape[1:] for i in images), strict=True))
+    batch = torch.zeros(len(images), 3, height, width, device=mean.device)
+    for slot, image in zip(batch, images, strict=True):
+        normalised = (image.to(mean.device) - mean) / std
+        slot[:, : image.shape[1], : image.shape[2]] = normalised
+    return batch, None
+
+
 def mapper_rows(
     mappers: Mappers, kind: str, records: list[dict], args: argparse.Namespace
 ) -> list[Row]:
@@ -87,10 +110,22 @@ def mapper_rows(
         step: mappers.build(mappers.host.read(args.config_file, changes))
         for step, changes in STEPS.items()
     }
+
+    module = sys.modules[type(maps["crop"]).__module__]
+
+    def map_plainly(record: dict) -> object:
+        with mock.patch.object(module, "read_rgb", read_plainly):
+            return maps["crop"](record)
+
+    plain = {
+        "decode": over_all(lambda record: read_plainly(record["file_name"])),
+        "all": over_all(map_plainly),
+    }
     functions = {
         "decode": over_all(lambda record: read_rgb(record["file_name"])),
         "tensor": over_all(lambda record: maps["boxes"]({**record, "annotations": []})),
         **{step: over_all(each) for step, each in maps.items()},
+        **{f"plain {step}": each for step, each in plain.items()},
     }
     times = take_turns(
         functions,
@@ -100,6 +135,7 @@ def mapper_rows(
         least_seconds=args.least_seconds,
     )
     size = sum(os.path.getsize(record["file_name"]) for record in records) / len(records)
+    plainly = {step: times.pop(f"plain {step}") for step in plain}
     same = {"files": kind, "mean_kib": size / 1024, "host": mappers.host.name}
     whole = times["crop"]
     before = [0.0] * len(whole)
@@ -110,7 +146,41 @@ def mapper_rows(
         rows.append({**same, "step": step, "seconds": summary(added), "share": share})
         before = after
     each = [seconds / len(records) for seconds in whole]
-    return [*rows, {**same, "step": "all", "seconds": summary(each), "share": 1.0}]
+    rows.append({**same, "step": "all", "seconds": summary(each), "share": 1.0})
+    times["all"] = whole
+    for row in rows:
+        step = row["step"]
+        both = {"plain": plainly[step], step: times[step]} if step in plain else {}
+        row["plain_over"] = ratio(both, "plain", step)
+    return rows
+
+
+def batch_row(mappers: Mappers, records: list[dict], args: argparse.Namespace) -> Row:
+    device = torch.device(args.device)
+    cfg = mappers.host.read(args.config_file, [])
+    dataset = TrainingDataset(records, mappers.build(cfg))
+    samples = [dataset[Draw(index % len(records), index)] for index in range(args.batch)]
+    images = [sample["image"] if isinstance(sample, dict) else sample.image for sample in samples]
+    if device.type == "cuda":
+        # As loaders give them.
+        images = [image.pin_memory() for image in images]
+    mean, std = (part.to(device) for part in pixel_statistics(cfg))
+    functions = {
+        name: partial(function, images, mean=mean, std=std)
+        for name, function in (("pad", pad_images), ("plain", pad_plainly))
+    }
+    times = take_turns(
+        functions, device=device, rounds=args.rounds, least_seconds=args.least_seconds
+    )
+    found, plain = (function()[0] for function in functions.values())
+    return {
+        "host": mappers.host.name,
+        "batch": text(found.shape),
+        "device": args.device,
+        "seconds": summary(times["pad"]),
+        "plain_over": ratio(times, "plain", "pad"),
+        "error": float((found - plain).abs().max()),
+    }
 
 
 def load(
@@ -220,8 +290,8 @@ def draft_row(folder: Path, size: Size, short: int, args: argparse.Namespace) ->
     }
 
 
-def text(size: Size) -> str:
-    return "{}x{}".format(*size)
+def text(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
 def numbers(size: str) -> Size:
@@ -264,7 +334,7 @@ def main() -> int:
     args = parse()
     chosen_device(args)
     hosts = importable()
-    mapper, loader, draft = [], [], []
+    mapper, batch, loader, draft = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.files:
             records = write_photos(Path(folder), args.images, size=args.size, kind=kind).records
@@ -272,11 +342,13 @@ def main() -> int:
                 print(kind, mappers.host.name, file=sys.stderr, flush=True)
                 mapper += mapper_rows(mappers, kind, records, args)
                 loader += loader_rows(mappers, kind, records, args)
+                if kind == args.files[0]:
+                    batch.append(batch_row(mappers, records, args))
         for size in args.draft_sizes:
             for short in args.draft_short:
                 place = Path(folder) / f"{text(size)}-{short}"
                 draft.append(draft_row(place, size, short, args))
-    write("data", [*mapper, *loader, *draft], args.output)
+    write("data", [*mapper, *batch, *loader, *draft], args.output)
     return 0
 
 

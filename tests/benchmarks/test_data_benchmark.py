@@ -27,7 +27,7 @@ def program(monkeypatch):
 
 
 @pytest.mark.slow
-def test_steps_loaders_and_reduced_decoding(train_net, tmp_path):
+def test_steps_batches_loaders_and_reduced_decoding(train_net, tmp_path):
     output = tmp_path / "data.json"
     flags = (*TINY, *FAST, *DRAFT, "--step-seconds", 0.01, "--output", output)
     train_net(*flags, script=ROOT / "benchmarks/data.py")
@@ -35,7 +35,8 @@ def test_steps_loaders_and_reduced_decoding(train_net, tmp_path):
     mapper = [row for row in rows if "step" in row]
     loader = [row for row in rows if "workers" in row]
     draft = [row for row in rows if "decoded" in row]
-    assert len(mapper) + len(loader) + len(draft) == len(rows)
+    batch = [row for row in rows if "device" in row]
+    assert len(mapper) + len(batch) + len(loader) + len(draft) == len(rows)
 
     found = [(row["files"], row["host"], row["step"]) for row in mapper]
     assert found == list(product(("jpg", "png"), HOSTS, STEPS))
@@ -43,6 +44,12 @@ def test_steps_loaders_and_reduced_decoding(train_net, tmp_path):
         *steps, whole = mapper[begin : begin + len(STEPS)]
         assert sum(row["share"] for row in steps) == pytest.approx(1)
         assert whole["seconds"]["median"] > 0
+        compared = [row["step"] for row in (*steps, whole) if row["plain_over"]]
+        assert compared == ["decode", "all"]
+
+    assert [row["host"] for row in batch] == HOSTS
+    for row in batch:
+        assert row["seconds"]["median"] > 0 and row["plain_over"] > 0 and row["error"] == 0
 
     found = [(row["files"], row["host"], row["workers"]) for row in loader]
     assert found == list(product(("jpg", "png"), HOSTS, (0, 1)))

@@ -113,6 +113,20 @@ def test_pad_images_normalises_and_pads_with_zeros():
     assert_close(batch[1, :, :, 1:], torch.zeros(3, 4, 2))
 
 
+def test_pad_images_takes_channels_last_and_leaves_its_images():
+    """The native mapper's images are pictures' (h, w, 3) bytes, seen as (3, h, w)."""
+    torch.manual_seed(0)
+    images = [torch.randint(256, (7, 5, 3), dtype=torch.uint8).permute(2, 0, 1)]
+    images.append(images[0].float())
+    before = [image.clone() for image in images]
+    mean, std = torch.tensor([123.7, 116.3, 103.5]).view(3, 1, 1), torch.full((3, 1, 1), 57.1)
+    batch, _ = pad_images(images, mean=mean, std=std)
+    assert batch.is_contiguous()
+    for found, image, same in zip(batch, images, before, strict=True):
+        assert_close(found, (image - mean) / std, rtol=0, atol=0)
+        assert_close(image, same, rtol=0, atol=0)
+
+
 def test_detections_are_the_best_scores_of_all_queries_and_classes():
     torch.manual_seed(0)
     logits, boxes = torch.randn(1, 2, 5, 3), torch.rand(1, 2, 5, 4)
