@@ -24,7 +24,7 @@ quickstart: $(INSTALLED)
 	$(PY) tools/draw_run.py --config-file $(OUTPUT)/config.yaml
 
 test: $(INSTALLED)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist loadfile
 	@$(PY) -c "import detectron2" 2>/dev/null || $(PY) -m smca.cli
 
 $(INSTALLED): setup.py pyproject.toml

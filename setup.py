@@ -27,8 +27,8 @@ setup(
     packages=find_packages(SOURCE),
     package_data={"smca": ["analysis/*.yaml"]},
     install_requires=[
-        "torch>=2.5",
-        "torchvision>=0.20",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy",
         "scipy",
         "Pillow",
@@ -40,6 +40,6 @@ setup(
     ],
     extras_require={
         "detectron2": [DETECTRON2],
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6"],
     },
 )

@@ -47,6 +47,7 @@ PASSES = {"forward": False, "forward+backward": True}
 # How much faster the fused one must be than the unfused, and with how much of its memory.
 BAR_MAP, BAR_SPEED, BAR_MEMORY = "50x84", {"forward": 10.0, "forward+backward": 5.0}, 0.25
 BAR_EXPONENT = 1.1
+PLAIN = ["fused", "dense", "unfused"]
 
 
 def prepare(case: Case, name: str, backward: bool) -> Callable[[], Tensor]:
@@ -177,7 +178,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
-    parser.add_argument("--attentions", nargs="+", choices=ATTENDS, default=list(ATTENDS))
+    parser.add_argument("--attentions", nargs="+", choices=ATTENDS, default=PLAIN)
     parser.add_argument(
         "--no-memory", dest="memory", action="store_false", help="do not measure peak memory"
     )

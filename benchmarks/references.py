@@ -20,6 +20,9 @@ from smca.modeling.attention import LogitBias, attend
 from smca.modeling.memory import Size
 from smca.modeling.spatial_prior import Gaussians
 
+# How the public implementations attend in training, with its probability of dropping a weight.
+UNFUSED_RECIPE, RECIPE_DROPOUT = "unfused, dropout", 0.1
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -66,6 +69,12 @@ def unfused_attend(
     return weights.to(value.dtype) @ value
 
 
+def dropping_attend(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
+    """:func:`unfused_attend` with the recipe's dropout in training, whatever is asked for."""
+    options["dropout"] = RECIPE_DROPOUT if torch.is_grad_enabled() else 0.0
+    return unfused_attend(query, key, value, **options)
+
+
 def dense_attend(
     query: Tensor,
     key: Tensor,
@@ -83,6 +92,7 @@ ATTENDS: dict[str, Callable[..., Tensor]] = {
     "fused": attend,
     "dense": dense_attend,
     "unfused": unfused_attend,
+    UNFUSED_RECIPE: dropping_attend,
 }
 
 

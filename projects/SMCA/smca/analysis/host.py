@@ -60,8 +60,16 @@ def build(cfg: CfgNode, device: str) -> Subject:
         ConfigError: a value that cannot work, or a model that only Detectron2 builds.
     """
     with torch.device(device):
-        detector = build_detector(cfg)
+        detector = build_detector(uncompiled(cfg))
     return detector_subject(detector, cfg)
+
+
+def uncompiled(cfg: CfgNode) -> CfgNode:
+    """The config of the same model in plain operations, which alone can be traced."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SMCA.COMPILE = False
+    return cfg
 
 
 def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:

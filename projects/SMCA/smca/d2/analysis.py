@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..analysis.host import Host, Subject, detector_subject, made_up_boxes
+from ..analysis.host import Host, Subject, detector_subject, made_up_boxes, uncompiled
 from ..config import add_smca_config, load_cfg
 from ..data.coco import CocoDataset
 from ..modeling.detector import Detector
@@ -40,8 +40,7 @@ def build(cfg: CfgNode, device: str) -> Subject:
     One with region proposals always has as many as its config allows, as a trained one has:
     untrained weights would propose one box many times over.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
+    cfg = uncompiled(cfg)
     cfg.MODEL.DEVICE = device
     cfg.MODEL.RPN.NMS_THRESH = 1.0
     # That tracing means two things is no news.

@@ -206,6 +206,9 @@ class ResNet(nn.Module):
             groups, width_per_group: of the bottlenecks' 3x3 convolutions in res2.
         """
         super().__init__()
+        # With channels last, oneDNN's strided 1x1 convolutions of fewer than 16 channels write
+        # beyond their memory (uxlfoundation/oneDNN issue 6035).
+        self.narrow = min(stem_channels, res2_channels) < 16
         bottleneck, blocks = DEPTHS[depth]
         self.stem = STEMS[stem](stem_channels, norm=norm)
         self.strides: dict[str, int] = {}
@@ -301,7 +304,7 @@ class ResNet(nn.Module):
             mask = valid_mask(sizes, stride, shape, images.device)
             return None if mask is None else mask[:, None]
 
-        if images.device.type == "cpu":
+        if images.device.type == "cpu" and not self.narrow:
             # Convolutions keep the format they are given, and are faster in this one there.
             images = images.contiguous(memory_format=torch.channels_last)
         half = _halved(images.shape[-2:])

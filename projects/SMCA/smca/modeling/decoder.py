@@ -133,12 +133,17 @@ class Decoder(nn.Module):
             "attention_dropout": smca.ATTENTION_DROPOUT,
         }
 
-    def initial_reference(self, position: Tensor) -> Tensor:
+    def initial_reference(self, position: Tensor) -> Tensor | None:
         """Where each query looks first, from its embedding (B, N, C): (B, N, 2) logits x, y."""
         raise NotImplementedError
 
     def prior(
-        self, number: int, target: Tensor, position: Tensor, reference: Tensor, memory: Memory
+        self,
+        number: int,
+        target: Tensor,
+        position: Tensor,
+        reference: Tensor | None,
+        memory: Memory,
     ) -> object:
         """What layer ``number`` gives its co-attention besides content and query embedding.
 
@@ -152,11 +157,11 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, memory: Memory) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: Memory) -> tuple[Tensor, Tensor | None]:
         """
         Returns:
             the normed outputs of the layers (layers, B, N, C), in evaluation of the last one only,
-            and the initial references (B, N, 2) as logits, x before y.
+            and the initial references (B, N, 2) as logits, x before y, if there are any.
         """
         position = self.query_embed.weight.expand(len(memory.tokens), -1, -1)
         target = torch.zeros_like(position)
@@ -212,9 +217,8 @@ class DETRDecoder(Decoder):
         ]
         super().__init__(num_queries=num_queries, dim=dim, layers=layers)
 
-    def initial_reference(self, position: Tensor) -> Tensor:
-        """Zeros: DETR's boxes start from no place."""
-        return position.new_zeros(*position.shape[:2], 2)
+    def initial_reference(self, position: Tensor) -> None:
+        """DETR's queries and boxes start from no place."""
 
     def prior(self, *_) -> None:
         """Nothing modulates DETR's co-attention."""

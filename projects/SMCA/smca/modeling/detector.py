@@ -90,9 +90,14 @@ def detector_parts(
             "fine to coarse"
         )
     softmax = smca.LOSS.CLASSIFICATION == "softmax"
+    encoder = build_from_registry(
+        SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
+    )
     decoder = build_from_registry(
         SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
     )
+    if smca.COMPILE:
+        compile_layers(encoder, decoder)
     return {
         "backbone": backbone,
         "neck": Neck(
@@ -104,9 +109,7 @@ def detector_parts(
             norm=smca.NECK.NORM,
             position_offset=smca.NECK.POSITION_OFFSET,
         ),
-        "encoder": build_from_registry(
-            SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
-        ),
+        "encoder": encoder,
         "decoder": decoder,
         "heads": DetectionHeads(
             dim=smca.HIDDEN_DIM,
@@ -115,6 +118,19 @@ def detector_parts(
             **getattr(decoder, "head_options", {}),
         ),
     }
+
+
+def compile_layers(*parts: nn.Module) -> None:
+    """Have torch compile the modules in the lists of ``parts`` when they first run.
+
+    One by one, because layers that are alike share what is compiled; for sizes that vary, because
+    images do.
+    """
+    for part in parts:
+        for layers in part.children():
+            if isinstance(layers, nn.ModuleList):
+                for layer in layers:
+                    layer.compile(dynamic=True)
 
 
 def build_detector(cfg: CfgNode) -> Detector:
@@ -142,7 +158,8 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     batch = mean.new_zeros(len(images), 3, height, width)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        slot[:, :h, :w] = (image.to(mean.device, non_blocking=True) - mean) / std
+        place = slot[:, :h, :w].copy_(image.to(mean.device, non_blocking=True))
+        place.sub_(mean).div_(std)
     return batch, sizes
 
 

@@ -23,12 +23,12 @@ class Predictions:
         logits: (layers, B, N, K); in evaluation layers is 1, the last.
         boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.
         centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
-            the unpadded image.
+            the unpadded image; None where boxes start from no place (DETR).
     """
 
     logits: Tensor
     boxes: Tensor
-    centers: Tensor
+    centers: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,19 @@ class DetectionHeads(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return heads[layer if len(heads) > 1 else 0](hidden.float())
 
-    def forward(self, hidden: Tensor, reference: Tensor) -> Predictions:
+    def forward(self, hidden: Tensor, reference: Tensor | None) -> Predictions:
         """
         Args:
             hidden: (layers, B, N, C), of all layers or the last ones.
             reference: (B, N, 2), initial centre x, y as logits, added to the boxes' (Eq. 12);
-                or the boxes that each layer started from, (layers, B, N, 4) logits.
+                or the boxes that each layer started from, (layers, B, N, 4) logits; or None.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             offsets = _apply(self.box_head, hidden)
             logits = _apply(self.class_head, hidden)
+        if reference is None:
+            return Predictions(logits=logits, boxes=offsets.sigmoid(), centers=None)
         boxes = (offsets + F.pad(reference, (0, 4 - reference.shape[-1]))).sigmoid()
         last = reference[-1] if reference.dim() == 4 else reference
         return Predictions(logits=logits, boxes=boxes, centers=last[..., :2].sigmoid())

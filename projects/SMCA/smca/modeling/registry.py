@@ -17,8 +17,8 @@ with a :class:`~smca.modeling.memory.Memory` in and out.
 SMCA_DECODER_REGISTRY = Registry("SMCA_DECODER")
 SMCA_DECODER_REGISTRY.__doc__ = """
 Decoders: ``from_config(cfg) -> dict`` of constructor arguments, and
-``forward(memory) -> (hidden (layers, B, N, C), reference)``, the reference being (B, N, 2) logits
-or (layers, B, N, 4). A decoder with a true attribute ``refines`` is called
+``forward(memory) -> (hidden (layers, B, N, C), reference)``, the reference being (B, N, 2) logits,
+(layers, B, N, 4) or None. A decoder with a true attribute ``refines`` is called
 ``forward(memory, box_offsets)``, with :meth:`~smca.modeling.heads.DetectionHeads.box_offsets`; one
 with ``head_options`` has them as keyword arguments of its
 :class:`~smca.modeling.heads.DetectionHeads`.

@@ -23,7 +23,8 @@ class CoAttentionRecord:
             as the query's scale selection has it. A row of h * w sums up to 1, or for SMCA without
             scale selection to S.
         stride: pixels from one cell to the next.
-        shared_centers: (B, N, 2) x, y in pixels: where the query's box starts from.
+        shared_centers: (B, N, 2) x, y in pixels: where the query's box starts from; None where it
+            starts from no place.
         head_centers: (B, N, H, 2) in pixels, of the scale that counts most; None where nothing
             modulates the co-attention.
         covariances: (B, N, H, 2, 2) of the Gaussians of that scale, in squared pixels; or None.
@@ -32,7 +33,7 @@ class CoAttentionRecord:
 
     maps: Tensor
     stride: int
-    shared_centers: Tensor
+    shared_centers: Tensor | None
     head_centers: Tensor | None
     covariances: Tensor | None
     selection: Tensor | None
@@ -62,7 +63,9 @@ def record_co_attention(
 
     hook = detector.decoder.layers[layer].co_attention.register_forward_pre_hook(capture)
     try:
-        predictions = detector(images, sizes)
+        # What is compiled does not look for hooks.
+        with torch.compiler.set_stance("force_eager"):
+            predictions = detector(images, sizes)
     finally:
         hook.remove()
     memory, prior, weights = (captured[name] for name in ("memory", "prior", "weights"))
@@ -71,11 +74,12 @@ def record_co_attention(
     head_centers = covariances = None
     if modulated:
         head_centers, covariances = _gaussians_in_pixels(prior, memory, weights[0].shape[1])
+    centers = predictions.centers
     size = torch.tensor(sizes, dtype=torch.float32, device=images.device).flip(-1)
     return predictions, CoAttentionRecord(
         maps=_on_finest_map(weights, memory, selection).transpose(1, 2),
         stride=memory.strides[0],
-        shared_centers=predictions.centers * size[:, None],
+        shared_centers=None if centers is None else centers * size[:, None],
         head_centers=head_centers,
         covariances=covariances,
         selection=selection,

@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""What each means of being fast brings: steps and inference with it and without, in turns.
+
+A lever that is "taken" is the default, and is taken away for comparison; another is put in. Ratios
+below 1 say that it pays. Peak memory is that of a process each above its resting model. Attention
+dropout is as in model.py. KEY VALUE pairs after the flags change the config.
+
+Examples:
+    python benchmarks/levers.py --config smca_single_scale_R50_50ep
+    python benchmarks/levers.py --config smca_R50_50ep --levers "all blocks recomputed"
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import torch
+from fvcore.common.config import CfgNode
+from measuring import Row, add_arguments, chosen_device, quotient, ratio, summary, take_turns, write
+from model import add_setting, read
+from torch import Tensor, nn
+from workload import Setting, Workload
+
+from smca.analysis.memory import peak_above_rest
+from smca.launching import guarded
+from smca.modeling import backbone, heads, neck
+from smca.modeling.decoder import Decoder
+from smca.training import SetCriterion, solver
+
+METHODS = {"inference": "infer", "training": "train"}
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A means of being fast, as what is done instead of the project's default.
+
+    Attributes:
+        taken: the default has it, and what follows takes it away; else that puts it in.
+        works: the kinds of work it is for.
+        opts: KEY VALUE pairs of the config.
+        patch: a context that the detector is built and works in.
+    """
+
+    taken: bool
+    works: tuple[str, ...] = tuple(METHODS)
+    opts: tuple = ()
+    patch: Callable[[], AbstractContextManager] = contextlib.nullcontext
+
+
+def norm_apart() -> AbstractContextManager:
+    def forward(self: backbone.ConvNorm, x: Tensor, valid: Tensor | None) -> Tensor:
+        x = nn.Conv2d.forward(self, x)
+        return self.norm(x, valid) if isinstance(self.norm, backbone.GroupNorm) else self.norm(x)
+
+    return mock.patch.object(backbone.ConvNorm, "forward", forward)
+
+
+def always_masked() -> AbstractContextManager:
+    valid_mask = neck.valid_mask
+
+    def mask(sizes, stride, shape, device) -> Tensor:
+        found = valid_mask(sizes, stride, shape, device)
+        if found is not None:
+            return found
+        return torch.ones(len(sizes), *shape, dtype=torch.bool, device=device)
+
+    return mock.patch.object(neck, "valid_mask", mask)
+
+
+def heads_one_by_one() -> AbstractContextManager:
+    def apply(module: nn.Module, hidden: Tensor) -> Tensor:
+        return torch.stack([module(output) for output in hidden])
+
+    return mock.patch.object(heads, "_apply", apply)
+
+
+def losses_one_by_one() -> AbstractContextManager:
+    criterion = SetCriterion.__call__
+
+    def losses(self: SetCriterion, predictions: heads.Predictions, targets) -> dict[str, Tensor]:
+        found = {}
+        for layer in range(len(predictions.logits)):
+            only = slice(layer, layer + 1)
+            one = replace(
+                predictions, logits=predictions.logits[only], boxes=predictions.boxes[only]
+            )
+            found |= {f"{name}_{layer}": x for name, x in criterion(self, one, targets).items()}
+        return found
+
+    return mock.patch.object(SetCriterion, "__call__", losses)
+
+
+def positions_kept() -> AbstractContextManager:
+    sine_positions = neck.sine_positions
+
+    @functools.cache
+    def kept(cells: tuple, *args: object, **options: object) -> Tensor:
+        return sine_positions(cells, *args, **options)
+
+    def positions(cells: list, *args: object, **options: object) -> Tensor:
+        return kept(tuple(cells), *args, **options)
+
+    return mock.patch.object(neck, "sine_positions", positions)
+
+
+def all_layers() -> AbstractContextManager:
+    def train(self: Decoder, mode: bool = True) -> Decoder:
+        nn.Module.train(self, mode)
+        self.training = True
+        return self
+
+    return mock.patch.object(Decoder, "train", train)
+
+
+def inference(function: Callable) -> Callable[[], AbstractContextManager]:
+    return lambda: mock.patch.object(Workload, "infer", function)
+
+
+LEVERS = {
+    "frozen batch norm inside convolutions": Lever(taken=True, patch=norm_apart),
+    "backbone with channels last": Lever(
+        taken=True,
+        patch=lambda: mock.patch.object(torch, "channels_last", torch.contiguous_format),
+    ),
+    "no mask where nothing is padded": Lever(taken=True, patch=always_masked),
+    "heads of all layers at once": Lever(taken=True, works=("training",), patch=heads_one_by_one),
+    "losses of all layers at once": Lever(taken=True, works=("training",), patch=losses_one_by_one),
+    "fused optimizer": Lever(
+        taken=True, works=("training",), patch=lambda: mock.patch.object(solver, "_FUSED", ())
+    ),
+    "no attention dropout": Lever(
+        taken=True, works=("training",), opts=("MODEL.SMCA.ATTENTION_DROPOUT", 0.1)
+    ),
+    "inference without autograd": Lever(
+        taken=True, works=("inference",), patch=inference(Workload.infer.__wrapped__)
+    ),
+    "heads of the last layer alone": Lever(taken=True, works=("inference",), patch=all_layers),
+    "torch.inference_mode": Lever(
+        taken=False, works=("inference",), patch=inference(torch.inference_mode()(Workload.infer))
+    ),
+    "positions kept by size": Lever(taken=False, patch=positions_kept),
+    "foreach clipping": Lever(
+        taken=False,
+        works=("training",),
+        patch=lambda: mock.patch.object(
+            nn.utils,
+            "clip_grad_norm_",
+            functools.partial(nn.utils.clip_grad_norm_, foreach=True),
+        ),
+    ),
+    "no dropout": Lever(taken=False, works=("training",), opts=("MODEL.SMCA.DROPOUT", 0.0)),
+    "multi blocks recomputed": Lever(
+        taken=False, works=("training",), opts=("MODEL.SMCA.ENCODER.RECOMPUTE", "multi")
+    ),
+    "all blocks recomputed": Lever(
+        taken=False, works=("training",), opts=("MODEL.SMCA.ENCODER.RECOMPUTE", "all")
+    ),
+    "compiled": Lever(taken=False, opts=("MODEL.SMCA.COMPILE", True)),
+}
+# What nothing is changed in.
+DEFAULT = Lever(taken=True)
+
+
+class Worker:
+    """A detector at one kind of work, with what a lever says instead of the default."""
+
+    def __init__(self, cfg: CfgNode, setting: Setting, lever: Lever, work: str):
+        self.lever, self.method = lever, METHODS[work]
+        cfg = cfg.clone()
+        cfg.merge_from_list(list(lever.opts))
+        with lever.patch():
+            self.workload = Workload(cfg, setting)
+
+    def __call__(self) -> object:
+        with self.lever.patch():
+            return getattr(self.workload, self.method)()
+
+
+def prepare(cfg: CfgNode, setting: Setting, name: str | None, work: str) -> Callable[[], object]:
+    """A fresh process's work: one that the same detector has done before at a small size."""
+    worker = Worker(cfg, setting, LEVERS.get(name, DEFAULT), work)
+    worker.workload.see((64, 64), 1)
+    worker()
+    worker.workload.see(setting.size, setting.batch)
+    return worker
+
+
+def measure(cfg: CfgNode, setting: Setting, name: str, args: argparse.Namespace) -> list[Row]:
+    """A row for each kind of work that a lever is for."""
+    lever, rows = LEVERS[name], []
+    ours, other = ("with", "without") if lever.taken else ("without", "with")
+    for work in lever.works:
+        functions = {
+            ours: Worker(cfg, setting, DEFAULT, work),
+            other: Worker(cfg, setting, lever, work),
+        }
+        times = take_turns(
+            functions, device=torch.device(setting.device), rounds=args.rounds, warm_up=1
+        )
+        row = {
+            "lever": name,
+            "taken": "yes" if lever.taken else "no",
+            "work": work,
+            "seconds_with": summary(times["with"]),
+            "seconds_without": summary(times["without"]),
+            "time_with_over_without": ratio(times, "with", "without"),
+        }
+        if args.memory:
+            del functions
+            peaks = {
+                ours: peak_above_rest(prepare, cfg, setting, None, work),
+                other: peak_above_rest(prepare, cfg, setting, name, work),
+            }
+            row["mib_with"] = quotient(peaks["with"], 2**20)
+            row["mib_without"] = quotient(peaks["without"], 2**20)
+            row["memory_with_over_without"] = quotient(peaks["with"], peaks["without"])
+        rows.append(row)
+    return rows
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="smca_single_scale_R50_50ep", help="name or file")
+    parser.add_argument("--levers", nargs="+", choices=LEVERS, default=list(LEVERS))
+    add_setting(parser)
+    add_arguments(parser, "levers", rounds=5)
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    device = chosen_device(args)
+    setting = Setting(tuple(args.size), args.batch, args.precision, str(device))
+    cfg = read(args.config, args)
+    rows = []
+    for name in args.levers:
+        print(name, file=sys.stderr, flush=True)
+        rows += measure(cfg, setting, name, args)
+        write("levers", rows, args.output, show=name == args.levers[-1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
