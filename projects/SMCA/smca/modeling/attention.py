@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .layers import linear, per_scale
 
-# Fused kernels want the channels of a head in multiples of this.
+# CUDA's fused kernels want the channels of a head in multiples of this; a CPU's take any number.
 _CHANNEL_MULTIPLE = 8
 
 
@@ -84,7 +84,7 @@ def padding_biases(padding: Tensor | None) -> list[LogitBias]:
 
 
 def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tuple[Tensor, Tensor]:
-    """Scaled queries and keys with the biases' channels, filled up to a multiple."""
+    """Scaled queries and keys with the biases' channels, filled up to what the kernel wants."""
     query = query * query.shape[-1] ** -0.5
     if not biases:
         return query, key
@@ -94,7 +94,7 @@ def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tup
         queries.append(extra_query.expand(*query.shape[:-1], -1))
         keys.append(extra_key.expand(*key.shape[:-1], -1))
     fill = -sum(part.shape[-1] for part in queries) % _CHANNEL_MULTIPLE
-    if fill:
+    if fill and query.device.type != "cpu":
         queries.append(query.new_zeros(1).expand(*query.shape[:-1], fill))
         keys.append(key.new_zeros(1).expand(*key.shape[:-1], fill))
     return torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
