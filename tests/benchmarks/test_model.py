@@ -154,7 +154,7 @@ def test_the_program_measures_memory(train_net, config_file, tmp_path):
     printed = train_net(
         "--configs", config_file(), "--size", 256, 320, *flags, "--batch", 4, script=script
     )
-    assert "memory, of unfused" in printed and str(output) in printed
+    assert "memory, of the recipe's unfused" in printed and str(output) in printed
     rows = [row for row in json.loads(output.read_text())["rows"] if "seconds" in row]
     for row in rows:
         measured = row["attention"] != "DETR"

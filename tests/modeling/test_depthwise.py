@@ -10,6 +10,7 @@ from smca.modeling.depthwise import BidirectionalMixer, DepthwiseEncoder
 from smca.modeling.memory import Memory, extents
 
 B, C = 2, 8
+SIZES = ((120, 160), (117, 150))
 SHAPES = ((15, 20), (8, 10), (4, 5), (2, 3))
 LENGTHS = [rows * columns for rows, columns in SHAPES]
 
@@ -22,7 +23,7 @@ def make_memory():
         positions=torch.randn(1, sum(LENGTHS), C),
         shapes=SHAPES,
         strides=(8, 16, 32, 64),
-        extent=extents([(120, 160), (117, 150)], (8, 16, 32, 64), "cpu"),
+        extent=extents(SIZES, (8, 16, 32, 64), "cpu"),
         padding=padding,
     )
 
@@ -58,6 +59,7 @@ def test_the_decoder_gets_the_finest_scale_halved():
     encoder = DepthwiseEncoder(num_layers=1, num_scales=4, dim=C, ffn_dim=16, dropout=0)
     encoded = encoder(memory)
     assert encoded.shapes == (SHAPES[1], *SHAPES[1:]) and encoded.strides == (16, 16, 32, 64)
+    torch.testing.assert_close(encoded.extent, extents(SIZES, encoded.strides, "cpu"))
     first, second, *_ = encoded.positions.split(encoded.lengths, dim=1)
     assert_close(first, second)
     assert_close(second, memory.positions.split(LENGTHS, dim=1)[1])

@@ -142,5 +142,6 @@ class DepthwiseEncoder(nn.Module):
             positions=halve(memory.positions),
             shapes=memory.shapes[1:2] + memory.shapes[1:],
             strides=memory.strides[1:2] + memory.strides[1:],
+            extent=torch.cat((memory.extent[:, 1:2], memory.extent[:, 1:]), dim=1),
             padding=None if memory.padding is None else halve(memory.padding),
         )
