@@ -38,6 +38,14 @@ def test_modulated_attention_by_hand(config):
     assert multi.multiply_adds == 3 * (4 * tokens * C * C + 2 * tokens * tokens * C)
 
 
+def test_a_model_that_is_to_be_compiled_is_counted_too(config):
+    plain, compiled = (
+        count(config("smca_R50_50ep", *SMALL, "MODEL.SMCA.COMPILE", value))
+        for value in (False, True)
+    )
+    assert plain == compiled
+
+
 def test_conditional_attention_by_hand(config):
     """Queries and keys of twice the values' channels, which the kernel wants to be as many."""
     counts = count(config("baselines/conditional_detr_R50_50ep", *SMALL))

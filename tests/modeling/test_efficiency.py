@@ -9,6 +9,7 @@ from smca.analysis.host import detector_subject
 from smca.analysis.operations import Operations
 from smca.modeling import build_detector
 from smca.modeling.memory import Memory, extents
+from smca.visualization.recording import record_co_attention
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 FUSED = ("MODEL.SMCA.ATTENTION_DROPOUT", 0.0)
@@ -114,3 +115,8 @@ def test_a_compiled_detector_is_the_same_and_compiles_once_for_all_sizes(tiny_co
         for one, other in zip(detector.parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
     assert 0 < graphs[0] == graphs[-1]
+    # Pictures read the layers by hooks.
+    maps = [
+        record_co_attention(model.eval(), images, [size])[1].maps for model in (detector, compiled)
+    ]
+    torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-5)

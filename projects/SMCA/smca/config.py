@@ -37,8 +37,8 @@ def add_smca_config(cfg: CN) -> None:
     smca.DROPOUT = 0.1
     # Dropout on attention weights. CPU kernels are fused only without it.
     smca.ATTENTION_DROPOUT = 0.1
-    # Compile the encoder's blocks and the decoder's layers (torch.compile), once for all sizes of
-    # images: the first iteration then takes minutes, and later ones less (docs/PERFORMANCE.md).
+    # Compile the encoder's blocks and the decoder's layers (torch.compile) in the first iteration,
+    # for all sizes of images. On a CPU it gained nothing (docs/PERFORMANCE.md).
     smca.COMPILE = False
     # Backbone maps the neck projects, fine to coarse.
     smca.IN_FEATURES = ["res4", "res5"]
