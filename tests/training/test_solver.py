@@ -35,6 +35,17 @@ def test_deformable_sampling_has_a_rate_of_its_own(config):
     assert 2e-4 in rates.values()
 
 
+def test_a_run_that_began_with_other_kernels_goes_on_with_fused_ones(tiny_config):
+    detector = build_detector(tiny_config())
+    optimizer = build_optimizer(tiny_config(), detector)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = None
+    optimizer.load_state_dict(state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert all(group["fused"] is None for group in state["param_groups"])
+
+
 def test_sgd(tiny_config):
     cfg = tiny_config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.8)
     optimizer = build_optimizer(cfg, build_detector(cfg))

@@ -48,6 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(described, momentum=solver.MOMENTUM, **options)
     else:
         optimizer = torch.optim.AdamW(described, **options)
+    optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
     if solver.CLIP_GRADIENTS.ENABLED:
         clip = solver.CLIP_GRADIENTS
 
@@ -56,6 +57,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
         optimizer.register_step_pre_hook(clip_gradients)
     return optimizer
+
+
+def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A checkpoint's state, with the kernels of this run instead of those it was written by."""
+    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 def _rate_multiplier(solver: CfgNode, path: list[str]) -> float:
