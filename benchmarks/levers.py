@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -119,6 +120,23 @@ def all_layers() -> AbstractContextManager:
     return mock.patch.object(Decoder, "train", train)
 
 
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """The GNU C library gives no freed memory back to the system, nor asks it for large blocks."""
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        # What the library comes to by itself where large blocks are freed.
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(mmap_threshold, 2**25)
+        libc.mallopt(trim_threshold, 2**26)
+        libc.malloc_trim(0)
+
+
 def inference(function: Callable) -> Callable[[], AbstractContextManager]:
     return lambda: mock.patch.object(Workload, "infer", function)
 
@@ -163,6 +181,7 @@ LEVERS = {
         taken=False, works=("training",), opts=("MODEL.SMCA.ENCODER.RECOMPUTE", "all")
     ),
     "compiled": Lever(taken=False, opts=("MODEL.SMCA.COMPILE", True)),
+    "freed memory kept": Lever(taken=False, patch=freed_memory_kept),
 }
 # What nothing is changed in.
 DEFAULT = Lever(taken=True)
