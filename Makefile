@@ -10,22 +10,31 @@ endif
 PY := $(ENV)/bin/python
 # In the environment, so that both go together; its name tells clones apart.
 INSTALLED := $(ENV)/.installed$(subst /,_,$(CURDIR))
+LINTERS := $(INSTALLED).lint
 export PYTHONPATH := $(CURDIR)/projects/SMCA
 # Threads that wait must not keep others from working: the machine may have other things to do.
 export OMP_WAIT_POLICY ?= passive
 
 OUTPUT := output/quickstart
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test lint clean
 
 quickstart: $(INSTALLED)
-	$(PY) tools/make_shapes_dataset.py --output datasets/shapes
 	$(PY) train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
 	$(PY) tools/draw_run.py --config-file $(OUTPUT)/config.yaml
 
 test: $(INSTALLED)
 	$(PY) -m pytest -q -n auto --dist loadfile
 	@$(PY) -c "import detectron2" 2>/dev/null || $(PY) -m smca.cli
+
+lint: $(LINTERS)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+$(LINTERS): $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
 
 $(INSTALLED): setup.py pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(ENV)

@@ -1,9 +1,11 @@
 """Packaging: the importable package `smca` lives in projects/SMCA, as Detectron2's projects do."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 SOURCE = "projects/SMCA"
@@ -14,6 +16,21 @@ DETECTRON2 = (
     "detectron2 @ git+https://github.com/facebookresearch/detectron2.git"
     "@02b5c4e295e990042a714712c21dc79b731e8833"
 )
+EXPORT = ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"]
+VIDEO = ["opencv-python-headless>=4.8"]
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the wheel's package; an editable install reads them where they are."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "smca", "configs")
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        shutil.copytree(HERE / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="smca",
@@ -25,7 +42,9 @@ setup(
     python_requires=">=3.10",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
-    package_data={"smca": ["analysis/*.yaml"]},
+    package_data={"smca": ["**/*.yaml", "**/*.json"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["smca-train = smca.train:main"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -37,9 +56,21 @@ setup(
         "pycocotools>=2.0.7",
         "matplotlib",
         "tensorboard",
+        "tqdm",
     ],
     extras_require={
         "detectron2": [DETECTRON2],
-        "test": ["pytest>=8", "pytest-xdist>=3.6"],
+        "export": EXPORT,
+        "video": VIDEO,
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "setuptools>=64",
+            "wheel",
+            *EXPORT,
+            *VIDEO,
+        ],
+        "dev": ["ruff", "mypy", "pre-commit", "build"],
     },
 )

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from smca.visualization.curves import read_metrics
+from smca.analysis.markdown import markdown_table
+from smca.analysis.runs import read_metrics
+from smca.visualization.curves import finish_axes
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 BASELINE = "detr"
@@ -125,7 +127,8 @@ def markdown(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
         return "Nothing has been evaluated yet.\n"
     columns = budgets(sorted({i for curve in drawn.values() for i in curve.iterations}))
     several = {s for s in drawn if sum(run.system == s for run in runs) > 1}
-    table = [["AP after iterations", *(f"{i:,}" for i in columns)]]
+    head = ["AP after iterations", *(f"{i:,}" for i in columns)]
+    rows = []
     for system, curve in drawn.items():
         cells = dict(
             zip(
@@ -137,17 +140,16 @@ def markdown(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
                 strict=True,
             )
         )
-        table.append([titles[system], *(cells.get(i, "") for i in columns)])
-    return _table(table) + "\n" + _table(_comparison(runs, drawn, titles))
+        rows.append([titles[system], *(cells.get(i, "") for i in columns)])
+    return markdown_table(head, rows) + "\n" + _comparison(runs, drawn, titles)
 
 
-def _comparison(
-    runs: Sequence[Run], drawn: Mapping[str, Curve], titles: Mapping[str, str]
-) -> list[list[str]]:
+def _comparison(runs: Sequence[Run], drawn: Mapping[str, Curve], titles: Mapping[str, str]) -> str:
     baseline = drawn.get(BASELINE)
     needed, level = baseline.best if baseline else (None, None)
     reach = f"iterations to DETR's best AP{f' ({level:.1f})' if baseline else ''}"
-    rows = [["", "seeds", "best AP", "at", "mean AP", reach, "times sooner"]]
+    head = ["", "seeds", "best AP", "at", "mean AP", reach, "times sooner"]
+    rows = []
     for system, curve in drawn.items():
         at, best = curve.best
         reached = iterations_to_reach(curve, level) if baseline else None
@@ -162,13 +164,7 @@ def _comparison(
                 f"{needed / reached:.1f}" if reached else "",
             ]
         )
-    return rows
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(head, rows)
 
 
 def plot(runs: Sequence[Run], titles: Mapping[str, str], path: Path) -> None:
@@ -189,11 +185,8 @@ def plot(runs: Sequence[Run], titles: Mapping[str, str], path: Path) -> None:
         axes.fill_between(curve.iterations, curve.low, curve.high, color=color, alpha=0.2, lw=0)
         if baseline:
             axes.axhline(curve.best[1], color=color, lw=0.8, ls=":")
-    axes.set(xlabel="iteration", ylabel="AP (%)")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("AP (%)")
+    finish_axes(axes, "iteration")
     if axes.lines:
         axes.legend(loc="best")
     figure.savefig(path)

@@ -7,7 +7,8 @@ import pytest
 
 import smca
 from smca.config import ConfigError, flatten, load_cfg
-from smca.validation import validate
+from smca.launching import prepare
+from smca.validation import validate, validate_model
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
@@ -76,11 +77,28 @@ def test_wrong_options_are_named(opts, message):
         ("DATASETS.COCO_FORMAT", [["a", "b.json"]]),
         ("MODEL.SMCA.LOSS.L1_WEIGHT", -1.0),
         ("MODEL.PIXEL_MEAN", [1.0]),
+        ("MODEL.EMA.DECAY", 1.0),
+        ("VIS_PERIOD", -1),
     ],
 )
 def test_impossible_values_are_named(config, key, value):
     with pytest.raises(ConfigError, match=re.escape(key)):
         validate(config("smca_R50_50ep", key, value))
+
+
+def test_classes_are_counted_where_a_run_starts_and_nowhere_else(config, tmp_path, capsys):
+    output = ("OUTPUT_DIR", str(tmp_path))
+    cfg = config("smca_R50_50ep", "MODEL.SMCA.NUM_CLASSES", 0, *output)
+    validate(cfg)
+    with pytest.raises(ConfigError, match=r"MODEL\.SMCA\.NUM_CLASSES is 0.* at least 1 to build"):
+        validate_model(cfg)
+    assert prepare(cfg).MODEL.SMCA.NUM_CLASSES == 80
+    told = "MODEL.SMCA.NUM_CLASSES: 80, as in dataset 'coco_2017_train'\n"
+    assert capsys.readouterr().err.count(told) == 1
+    validate_model(cfg)
+    cfg = config("smca_R50_50ep", "MODEL.SMCA.NUM_CLASSES", -1)
+    with pytest.raises(ConfigError, match=r"MODEL\.SMCA\.NUM_CLASSES is -1"):
+        validate(cfg)
 
 
 def test_yaml_runs_no_code(tmp_path):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -86,18 +85,6 @@ def test_evaluation_only(engine, one_process, config_file, train_net):
     assert float(re.findall(pattern, output)[-1]) == pytest.approx(expected, abs=0.006)
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_with_the_whole_batch(
-    engine, one_process, config_file, train_net, tmp_path
-):
-    file = config_file(*EXACT)
-    train_net("--engine", engine, "--config-file", file, "--num-gpus", 2)
-    expected, found = metrics(one_process["folder"])[5], metrics(tmp_path / "out")[5]
-    assert losses(found) == pytest.approx(losses(expected), abs=1e-4)
-    models = [checkpoint(folder)["model"] for folder in (one_process["folder"], tmp_path / "out")]
-    torch.testing.assert_close(*models, rtol=0, atol=1e-4)
-
-
 def wait_for(process, condition):
     end = time.monotonic() + 120
     while not condition():
@@ -142,26 +129,6 @@ def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_pa
     torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
     states = [content["trainer"]["_trainer"]["optimizer"]["state"] for content in (found, expected)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_two_machines_meet(engine, config_file, train_net, tmp_path):
-    """Two programs on one machine, each its own "machine", train as one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    file = config_file("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ())
-    run = ("--engine", engine, "--config-file", file, "--num-machines", 2)
-    run += ("--dist-url", f"tcp://127.0.0.1:{port}")
-    programs = [
-        train_net(*run, "--machine-rank", rank, "OUTPUT_DIR", tmp_path / str(rank), wait=False)
-        for rank in range(2)
-    ]
-    for program in programs:
-        output = program.printed()
-        assert program.returncode == 0, output[-3000:]
-    assert (tmp_path / "0/model_final.pth").exists()
-    assert not (tmp_path / "1/model_final.pth").exists()
 
 
 def test_mixed_precision_trains(engine, config_file, train_net, tmp_path):
@@ -236,6 +203,25 @@ def test_what_cannot_work_is_said_in_one_line(engine, opts, message, config_file
     assert process.returncode == 2, output[-3000:]
     assert message in output.splitlines()[-1]
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "quickstrat"], "quickstart"),
+        (["--config", "configs/quickstart.yaml"], "--config-file takes a file"),
+        (
+            ["--config", "quickstart", "--config-file", "configs/quickstart.yaml"],
+            "not allowed with",
+        ),
+        ([], "one of the arguments --config-file --config is required"),
+    ],
+)
+def test_one_config_is_named_and_known(arguments, message, train_net):
+    process = train_net(*arguments, wait=False)
+    output = process.printed()
+    assert process.returncode == 2
+    assert message in output.splitlines()[-1]
 
 
 def test_bad_images_and_boxes(engine, config_file, train_net, shapes, tmp_path):

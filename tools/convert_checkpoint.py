@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from smca import build_detector, get_cfg
+from smca import build_detector, get_cfg, model_zoo
 from smca.checkpoints import CheckpointError, write_checkpoint
 from smca.checkpoints.released import (
     COCO_IDS,
+    coco_class_names,
     convert,
     matching_configs,
     read_options,
@@ -31,8 +32,6 @@ from smca.checkpoints.released import (
 from smca.checkpoints.released_names import KINDS
 from smca.config import flatten, load_cfg
 from smca.launching import guarded
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def parse() -> argparse.Namespace:
@@ -72,8 +71,11 @@ def main() -> None:
     model, left_out = convert(released, kind, detector.state_dict())
 
     content = {"model": model, "__author__": KINDS[kind].title}
+    content |= {"config_file": configs[0], "options": options}
+    if any(name.startswith("heads.class_head.") for name in model):
+        content["class_names"] = list(coco_class_names())
     try:
-        write_checkpoint({**content, "config_file": configs[0], "options": options}, args.output)
+        write_checkpoint(content, args.output)
     except OSError as error:
         raise CheckpointError(f"{args.output} cannot be written: {error}") from error
     print(f"{args.input}: {KINDS[kind].title}")
@@ -109,7 +111,7 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def files_of(names: list[str]) -> list[str]:
-    return [os.path.relpath(CONFIGS / f"{name}.yaml") for name in names]
+    return [os.path.relpath(model_zoo.config_file(name)) for name in names]
 
 
 if __name__ == "__main__":

@@ -7,33 +7,11 @@ Examples:
 """
 
 import argparse
-import json
-from collections import Counter
 
+from smca.data.coco import load_coco
 from smca.data.shape_drawing import MIN_SIDE, SHAPES
-from smca.data.shapes import write_shapes_dataset
-
-
-def coco_size(area: float) -> str:
-    """COCO's name of an object's size, for its area in pixels."""
-    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
-
-
-def summary(json_file: str) -> str:
-    """Images and objects of an annotation file in words, by class and by COCO's sizes."""
-    with open(json_file) as file:
-        content = json.load(file)
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    objects = content["annotations"]
-    empty = len(content["images"]) - len({item["image_id"] for item in objects})
-    classes = Counter(names[item["category_id"]] for item in objects)
-    sizes = Counter(coco_size(item["area"]) for item in objects)
-    return (
-        f"{len(content['images'])} images ({empty} without objects), {len(objects)} objects: "
-        + ", ".join(f"{classes[name]} {name}" for name in names.values())
-        + "; "
-        + ", ".join(f"{sizes[size]} {size}" for size in ("small", "medium", "large"))
-    )
+from smca.data.shapes import QUICKSTART, write_shapes_dataset
+from smca.data.summary import in_words, summarise
 
 
 def main() -> None:
@@ -42,8 +20,10 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", default="datasets/shapes", help="folder to write")
-    parser.add_argument("--train", type=int, default=4000, help="training images")
-    parser.add_argument("--val", type=int, default=400, help="validation images")
+    parser.add_argument(
+        "--train", type=int, default=QUICKSTART["num_train"], help="training images"
+    )
+    parser.add_argument("--val", type=int, default=QUICKSTART["num_val"], help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, default=3, help=f"at most {len(SHAPES)}")
     parser.add_argument("--max-objects", type=int, default=5, help="most objects in an image")
@@ -69,8 +49,9 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    for json_file, _ in files.values():
-        print(f"{json_file}: {summary(json_file)}")
+    for split, paths in files.items():
+        dataset = load_coco(split, *paths)
+        print(f"{dataset.json_file}: {in_words(summarise(dataset.records, dataset.class_names))}")
 
 
 if __name__ == "__main__":

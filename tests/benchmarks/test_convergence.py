@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from smca.analysis.runs import read_metrics
 from smca.config import ConfigError
-from smca.visualization.curves import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = ("smca-independent", "detr")

@@ -10,7 +10,13 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from smca.checkpoints import CheckpointError, load, read_checkpoint, write_checkpoint
+from smca.checkpoints import (
+    CheckpointError,
+    SafeCheckpointing,
+    load,
+    read_checkpoint,
+    write_checkpoint,
+)
 from smca.modeling import build_detector
 
 
@@ -186,3 +192,54 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         write_checkpoint({"model": OrderedDict(a=lambda: None)}, path)
     assert_close(torch.load(path)["model"]["a"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def averaged_file(path, detector):
+    """A checkpoint whose averaged weights are twice those of training; returns both."""
+    state = detector.state_dict()
+    average = {name: 2 * tensor for name, tensor in state.items()}
+    write_checkpoint({"model": state, "ema": average, "iteration": 7}, path)
+    return state, average
+
+
+def test_who_only_reads_weights_takes_the_averaged_ones(tmp_path, detector, tiny_config):
+    _, average = averaged_file(tmp_path / "a.pth", detector)
+    other = build_detector(tiny_config())
+    assert load(other, tmp_path / "a.pth", whole=True) == {"iteration": 7}
+    assert_close(other.state_dict(), average, rtol=0, atol=0)
+    # A new run that starts from them, too.
+    other = build_detector(tiny_config())
+    checkpointer = SafeCheckpointing(other, str(tmp_path / "new"))
+    assert "ema" not in checkpointer.resume_or_load(str(tmp_path / "a.pth"), resume=True)
+    assert_close(other.state_dict(), average, rtol=0, atol=0)
+
+
+def test_a_resumed_run_takes_both(tmp_path, detector, tiny_config):
+    state, average = averaged_file(tmp_path / "a.pth", detector)
+    (tmp_path / "last_checkpoint").write_text("a.pth")
+    other = build_detector(tiny_config())
+    checkpointer = SafeCheckpointing(other, str(tmp_path))
+    rest = checkpointer.resume_or_load("", resume=True)
+    assert_close(other.state_dict(), state, rtol=0, atol=0)
+    assert_close(rest["ema"], average, rtol=0, atol=0)
+    # An evaluation of the same file does not.
+    evaluated = build_detector(tiny_config())
+    SafeCheckpointing(evaluated, str(tmp_path)).load_to_evaluate("", resume=True)
+    assert_close(evaluated.state_dict(), average, rtol=0, atol=0)
+
+
+def test_averaged_weights_that_are_none_are_refused(tmp_path, detector):
+    path = tmp_path / "a.pth"
+    write_checkpoint({"model": detector.state_dict(), "ema": {"decay": 0.9}}, path)
+    with pytest.raises(CheckpointError, match=r"a\.pth: 'decay' is a float, not a tensor"):
+        load(detector, path)
+
+
+def test_class_names_are_saved_where_they_are_known(tmp_path, detector):
+    checkpointer = SafeCheckpointing(detector, str(tmp_path))
+    checkpointer.save("without")
+    checkpointer.class_names = ("circle", "square", "triangle")
+    checkpointer.save("with", iteration=3)
+    assert "class_names" not in load(detector, tmp_path / "without.pth")
+    extra = load(detector, tmp_path / "with.pth")
+    assert extra == {"class_names": ["circle", "square", "triangle"], "iteration": 3}

@@ -47,7 +47,12 @@ def converted(convert_checkpoint, tmp_path):
             assert evaluate == "--eval-only" and options[:2] == ["MODEL.WEIGHTS", str(output)]
             cfg = load_cfg(smca.get_cfg(), config, options)
             detector = smca.build_detector(cfg).eval()
-            load(detector, output, whole=True)
+            names = load(detector, output, whole=True)["class_names"]
+            assert len(set(names)) == 80 and "N/A" not in names
+            by_id = dict(zip(IDS, names, strict=True))
+            assert [by_id[i] for i in (1, 13, 44, 90)] == [
+                *("person", "stop sign", "bottle", "toothbrush")
+            ]
             models.append((detector, cfg))
         return models, printed
 
@@ -216,7 +221,7 @@ def test_torchvision_resnets(convert_checkpoint, tmp_path, depth):
     assert command[2:4] == ["--config-file", "configs/smca_R50_50ep.yaml"]
     assert ("MODEL.RESNETS.DEPTH" in command) == (depth != 50)
     detector = smca.build_detector(load_cfg(smca.get_cfg(), command[3], command[4:])).eval()
-    load(detector, tmp_path / "out.pth")
+    assert "class_names" not in load(detector, tmp_path / "out.pth")
     image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     resnet, backbone = resnet.double(), detector.backbone.double()
     with torch.no_grad():

@@ -17,6 +17,7 @@ from smca.d2.trainer import Trainer  # noqa: E402
 
 RANDOM = ["MODEL.SMCA.DROPOUT", 0.1, "MODEL.SMCA.ATTENTION_DROPOUT", 0.1]
 RANDOM += ["INPUT.MIN_SIZE_TRAIN", (64, 96)]
+AVERAGE = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
 
 
 class Recorder(hooks.HookBase):
@@ -82,12 +83,37 @@ def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(d2_config, tmp_path
     assert found["trainer"]["hooks"] == expected["trainer"]["hooks"]
 
 
+def test_a_resumed_average_is_that_of_an_uninterrupted_run(d2_config, tmp_path):
+    train(d2_config(*RANDOM, *AVERAGE, "OUTPUT_DIR", str(tmp_path / "whole")))
+    cfg = d2_config(*RANDOM, *AVERAGE, "OUTPUT_DIR", str(tmp_path / "parts"))
+    train(cfg, interrupt_after=2, interrupt=crash)
+    _, trainer = train(cfg, resume=True)
+    expected, found = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
+    for key in ("model", "ema"):
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+    assert expected["ema"].keys() == expected["model"].keys()
+    name = "neck.projections.0.weight"
+    assert not torch.equal(expected["ema"][name], expected["model"][name])
+    assert trainer._trainer.clock.iterations == 6
+
+
+def test_pictures_change_nothing_and_norms_are_read_for_lines_alone(d2_config, tmp_path):
+    without, trainer = train(d2_config(*RANDOM, "OUTPUT_DIR", str(tmp_path / "without")))
+    shown = d2_config(*RANDOM, "VIS_PERIOD", 1, "OUTPUT_DIR", str(tmp_path / "with"))
+    assert train(shown)[0] == without
+    found, expected = (final_state(tmp_path / name) for name in ("with", "without"))
+    torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
+    ((norm, iteration),) = trainer.storage.history("grad_norm").values()
+    assert norm > 0 and iteration == 5
+
+
 def test_layout_of_a_checkpoint(d2_config, tmp_path):
     train(d2_config("SOLVER.MAX_ITER", 2))
     content = final_state(tmp_path / "out")
-    assert set(content) == {"model", "trainer", "iteration"}
+    assert set(content) == {"model", "trainer", "iteration", "class_names"}
     trainer = content["trainer"]
-    assert set(trainer) == {"iteration", "hooks", "_trainer", "seed"}
+    assert set(trainer) == {"iteration", "hooks", "_trainer", "seed", "clock"}
+    assert trainer["clock"]["iterations"] == 2 and trainer["clock"]["seconds"] > 0
     assert set(trainer["_trainer"]) == {"iteration", "optimizer", "grad_scaler"}
     assert set(trainer["hooks"]) == {"LRScheduler", "BestCheckpointer"}
     assert trainer["iteration"] == trainer["_trainer"]["iteration"] == content["iteration"] == 1

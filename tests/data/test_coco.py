@@ -8,6 +8,7 @@ from PIL import Image
 import smca
 from smca.data.coco import (
     DatasetError,
+    count_classes,
     dataset_files,
     drop_bad_boxes,
     drop_empty,
@@ -144,6 +145,7 @@ def test_dataset_names(monkeypatch):
     )
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
     assert dataset_files(cfg, "coco_2017_train")[1] == "/data/coco/train2017"
+    assert dataset_files(cfg, "shapes_val")[0] == "/data/shapes/annotations/val.json"
     with pytest.raises(DatasetError) as error:
         dataset_files(cfg, "coco_2071_val")
     for word in ("coco_2071_val", "mine", "coco_2017_val", "DATASETS.COCO_FORMAT"):
@@ -193,5 +195,25 @@ def test_classes_must_fit_the_model_and_each_other(write):
     with pytest.raises(DatasetError, match="'one' and 'two' have different classes"):
         load_datasets(cfg, cfg.DATASETS.TRAIN)
     cfg.MODEL.SMCA.NUM_CLASSES = 80
-    with pytest.raises(DatasetError, match=r"NUM_CLASSES is 80, .*2 classes \(cross, star\)"):
+    told = r"NUM_CLASSES is 80, .*2 classes \(cross, star\); set it to 2, or to 0"
+    with pytest.raises(DatasetError, match=told):
         load_datasets(cfg, ["one"])
+
+
+def test_classes_are_counted_in_the_data(write, monkeypatch):
+    cfg = config(mine=write(CONTENT))
+    assert count_classes(cfg) == (2, "dataset 'mine': cross, star")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("mine",)
+    assert count_classes(cfg)[0] == 2
+    # Without reading a file, which is not there.
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
+    cfg.DATASETS.TRAIN = ("coco_2017_train",)
+    assert count_classes(cfg) == (80, "dataset 'coco_2017_train'")
+    cfg.DATASETS.COCO_FORMAT = [["coco_2017_train", *write(CONTENT)]]
+    assert count_classes(cfg)[0] == 2
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    with pytest.raises(DatasetError, match=r"NUM_CLASSES is 0.*DATASETS\.TRAIN and"):
+        count_classes(cfg)
+    cfg = config(mine=write(changed(["categories", 1, "name"], None)))
+    with pytest.raises(DatasetError, match=r"'mine'.*categories\[1\] has no 'name'"):
+        count_classes(cfg)

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from scipy.ndimage import binary_erosion, binary_fill_holes
 from smca.data.coco import DatasetError
 from smca.data.shape_drawing import SHAPES, draw_background, draw_shapes
 from smca.data.shapes import write_shapes_dataset
+from smca.launching import prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,6 +233,60 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert (tmp_path / "train/000001.png").is_file()
 
 
+def test_a_faster_process_has_drawn_it(tmp_path, monkeypatch):
+    arguments = {"num_train": 2, "num_val": 1, "image_size": 64}
+    write_shapes_dataset(tmp_path / "first", **arguments)
+    rename = Path.rename
+
+    def late(path, target):
+        shutil.copytree(tmp_path / "first", target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    write_shapes_dataset(tmp_path / "shapes", **arguments)
+    assert contents(tmp_path / "shapes") == contents(tmp_path / "first")
+    with pytest.raises(OSError):
+        write_shapes_dataset(tmp_path / "other", **arguments, seed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "other", "shapes"]
+
+
+@pytest.fixture
+def quickstart(config, tmp_path, monkeypatch, capsys):
+    """``quickstart("KEY", value, ...)``: prepares a run in an empty folder; what is printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    monkeypatch.setattr("smca.launching.QUICKSTART", {"num_train": 2, "num_val": 1})
+
+    def start(*opts):
+        prepare(config("quickstart", *opts))
+        return capsys.readouterr().err
+
+    return start
+
+
+def test_the_quickstart_draws_its_dataset_once(quickstart, tmp_path, monkeypatch):
+    assert quickstart() == "Drawing 3 images of shapes in datasets/shapes, once\n"
+    drawn = contents(tmp_path / "datasets/shapes")
+    assert {"annotations/train.json", "train/000002.png", "val/000001.png"} < drawn.keys()
+    assert not quickstart() and contents(tmp_path / "datasets/shapes") == drawn
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "else where"))
+    assert str(tmp_path / "else where/shapes") in quickstart("DATASETS.TRAIN", ())
+    assert contents(tmp_path / "else where/shapes") == drawn
+
+
+def test_only_what_is_missing_and_used_is_drawn(quickstart, tmp_path):
+    own = [["shapes_train", "mine.json", "mine"], ["shapes_val", "mine.json", "mine"]]
+    for opts in (
+        ("DATASETS.COCO_FORMAT", own),
+        ("DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", ("coco_2017_val",)),
+    ):
+        assert not quickstart(*opts)
+        assert not (tmp_path / "datasets").exists()
+    (tmp_path / "datasets/shapes").mkdir(parents=True)
+    assert not quickstart()
+    assert not any((tmp_path / "datasets/shapes").iterdir())
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError("disk full")])
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, interruption):
     save, calls = Image.Image.save, []
@@ -271,9 +327,9 @@ def test_the_program(tmp_path):
     command += ["--size", "64", "--output", tmp_path / "shapes"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     objects = json.loads((tmp_path / "shapes/annotations/train.json").read_text())["annotations"]
-    assert f"30 images (0 without objects), {len(objects)} objects:" in result.stdout
     small = sum(item["area"] < 32**2 for item in objects)
-    assert f"; {small} small, " in result.stdout
+    counts = f"30 images (0 without objects), {len(objects)} objects: {small} small, "
+    assert counts in result.stdout
     (tmp_path / "shapes/val/000001.png").unlink()
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -104,6 +104,36 @@ def test_padding_never_changes_a_prediction(tiny_config, opts):
             assert_close(together.logits[:, i : i + 1], alone.logits, atol=1e-4, rtol=1e-4)
 
 
+ONE_SIZE = [
+    [],
+    ["MODEL.RESNETS.NORM", "GN", "MODEL.SMCA.NECK.NORM", "GN"],
+    ["MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder"],
+    ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"],
+    [
+        *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder"),
+        *("MODEL.SMCA.DECODER.NAME", "DeformableDecoder"),
+    ],
+]
+
+
+@pytest.mark.parametrize("opts", ONE_SIZE, ids=lambda opts: " ".join(opts) or "default")
+@pytest.mark.parametrize("size", [(96, 128), (64, 90)], ids=["whole", "padded"])
+def test_one_size_may_stand_for_all_images(tiny_config, opts, size):
+    torch.manual_seed(0)
+    detector = build_detector(tiny_config(*opts)).eval()
+    images = torch.randn(3, 3, 96, 128)
+    images[:, :, size[0] :], images[..., size[1] :] = 0, 0
+    with torch.no_grad():
+        expected, found = detector(images, [size] * 3), detector(images, [size])
+    assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
+    assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-6)
+    each, of_one = (
+        detect(expected, sizes, max_detections=5) for sizes in ([(50, 70)] * 3, [(50, 70)])
+    )
+    for image, other in zip(each, of_one, strict=True):
+        assert_close(image.boxes, other.boxes, rtol=0, atol=0)
+
+
 def test_pad_images_normalises_and_pads_with_zeros():
     images = [torch.full((3, 2, 3), 100, dtype=torch.uint8), torch.full((3, 4, 1), 50)]
     mean, std = torch.tensor([10.0, 20, 30]).view(3, 1, 1), torch.full((3, 1, 1), 2.0)

@@ -72,6 +72,12 @@ def test_perfect_detections_have_ap_100(dataset, tmp_path):
         assert value == pytest.approx(100)
 
 
+def test_classes_may_be_left_out(dataset, tmp_path):
+    scores = evaluate(perfect(), dataset, str(tmp_path / "out"), by_class=False)["bbox"]
+    assert list(scores) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert scores["AP"] == pytest.approx(100)
+
+
 def test_the_results_file_has_coco_ids_and_boxes(dataset, tmp_path):
     evaluate(perfect(), dataset, str(tmp_path / "out"))
     rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())

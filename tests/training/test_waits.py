@@ -1,7 +1,7 @@
 """A training step has the host wait for a GPU once, for the matcher's costs.
 
 The losses, which are checked and logged, are copied while the backward pass is queued; reading them
-is what the step does besides.
+is what the step does besides. The moving average of the weights is part of it.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import smca
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
 from smca.training import SetCriterion, Targets
+from smca.training.ema import MovingAverage
 from smca.training.solver import build_optimizer
 from smca.training.step import TrainingStep
 
@@ -87,6 +88,7 @@ def training_step(cfg, device: str, *, amp: bool = False):
     criterion = SetCriterion(**SetCriterion.from_config(cfg))
     optimizer = build_optimizer(cfg, detector)
     step = TrainingStep(optimizer, device=device, amp=amp)
+    average = MovingAverage(detector, decay=0.9)
     mean, std = (part.to(device) for part in pixel_statistics(cfg))
     pixels = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((64, 64), (48, 60))]
     boxes = [torch.tensor([[5.0, 9, 20, 30], [8, 8, 40, 44]]), torch.tensor([[1.0, 2, 30, 40]])]
@@ -95,7 +97,9 @@ def training_step(cfg, device: str, *, amp: bool = False):
     def run() -> dict[str, float]:
         images, sizes = pad_images(pixels, mean=mean, std=std)
         targets = Targets.from_images(labels, boxes, sizes, device)
-        return step(lambda: criterion(detector(images, sizes), targets), [0, 1])
+        losses = step(lambda: criterion(detector(images, sizes), targets), [0, 1])
+        average.update(0)
+        return losses
 
     return optimizer, run
 

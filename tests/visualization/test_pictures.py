@@ -1,4 +1,4 @@
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from smca.visualization.attention import draw_co_attention, gaussian_ellipse
-from smca.visualization.curves import plot_ap, read_metrics
+from smca.visualization.attention_queries import Detection
 from smca.visualization.detections import class_color, draw_detections, save_grid
+from smca.visualization.recording import Look
 
 GREY = np.full((400, 400, 3), 128, dtype=np.uint8)
 
@@ -89,43 +90,53 @@ def test_the_ellipse_lies_where_the_gaussian_is_exp_minus_half():
     assert_allclose(np.abs(offsets).max(axis=0), np.sqrt([40.0, 9.0]), rtol=2e-3)
 
 
+def render(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+
+
+def panels(figure, label):
+    return [axes for axes in figure.axes if axes.get_label().startswith(label)]
+
+
 class TestCoAttention:
-    def draw(self, **changes):
-        """One query and two heads, each a Gaussian sampled at keys (j, i) * 8 of a black image."""
-        self.centers = np.array([[[40.0, 24.0], [88.0, 72.0]]])
-        self.covariances = np.array([[[[90.0, 0.0], [0.0, 90.0]], [[200.0, 90.0], [90.0, 80.0]]]])
-        keys = np.stack(np.meshgrid(np.arange(16) * 8, np.arange(12) * 8), axis=-1)
-        offsets = keys - self.centers[:, :, None, None]
+    def cell(self, **changes):
+        """Two heads, each a Gaussian sampled at keys (j, i) * (8, 6) of an image of 128x72."""
+        self.centers = np.array([[40.0, 24.0], [88.0, 52.0]])
+        self.covariances = np.array([[[90.0, 0.0], [0.0, 90.0]], [[200.0, 90.0], [90.0, 80.0]]])
+        keys = np.stack(np.meshgrid(np.arange(16) * 8, np.arange(12) * 6), axis=-1)
+        offsets = keys - self.centers[:, None, None]
         precision = np.linalg.inv(self.covariances)
-        maps = np.exp(-0.5 * np.einsum("qhyxi,qhij,qhyxj->qhyx", offsets, precision, offsets))
-        arguments = {
-            "shared_centers": np.array([[64.0, 48.0]]),
+        look = {
+            "layer": 5,
+            "maps": np.exp(-0.5 * np.einsum("hyxi,hij,hyxj->hyx", offsets, precision, offsets)),
+            "steps": np.array([8.0, 6.0]),
+            "strides": (16, 32, 64),
+            "shared_center": np.array([64.0, 48.0]),
             "head_centers": self.centers,
             "covariances": self.covariances,
-            "boxes": np.array([[32.0, 16.0, 96.0, 80.0]]),
-            "scale_weights": np.array([[0.5, 0.3, 0.2]]),
-        } | changes
-        image = np.zeros((96, 128, 3), dtype=np.uint8)
-        return draw_co_attention(image, maps, **arguments)
+            "scale_weights": np.array([0.5, 0.3, 0.2]),
+        }
+        found = Detection(
+            query=7, class_name="circle", score=0.93, box=np.array([32.0, 16.0, 96.0, 60.0])
+        )
+        return found, Look(**look | changes)
 
-    def render(self, figure):
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+    def draw(self, rows, width=128, height=72, **options):
+        return draw_co_attention(np.zeros((height, width, 3), dtype=np.uint8), rows, **options)
 
     def test_the_heat_lies_on_its_gaussian_in_the_image(self):
-        figure = self.draw()
-        detection, mean, *heads = figure.axes
+        figure = self.draw([[self.cell()]])
+        heads = panels(figure, "head")
         assert len(heads) == 2
         for axes in figure.axes:
             for line in axes.lines:
                 line.set_visible(False)  # markers would hide the heat
-        pixels = self.render(figure)
-        for axes, center, covariance in zip(
-            heads, self.centers[0], self.covariances[0], strict=True
-        ):
-            assert (axes.get_xlim(), axes.get_ylim()) == ((0, 128), (96, 0))
-            grid = np.stack(np.meshgrid(np.arange(2, 127), np.arange(2, 95)), axis=-1)
+        pixels = render(figure)
+        for axes, center, covariance in zip(heads, self.centers, self.covariances, strict=True):
+            assert (axes.get_xlim(), axes.get_ylim()) == ((0, 128), (72, 0))
+            grid = np.stack(np.meshgrid(np.arange(2, 127), np.arange(2, 71)), axis=-1)
             x, y = axes.transData.transform(grid.reshape(-1, 2)).T
             heat = pixels[(len(pixels) - y).astype(int), x.astype(int)].sum(axis=1)
             weights = heat / heat.sum()
@@ -137,70 +148,86 @@ class TestCoAttention:
             expected = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
             assert_allclose(correlation, expected, atol=0.12)
 
+    @pytest.mark.parametrize("key", [(0, 0), (2, 3), (3, 5), (0, 5)])
+    def test_the_brightest_place_is_that_of_the_key_with_the_largest_weight(self, key):
+        """Also where the image is no multiple of the stride: 4x6 keys of stride 32 on 170x100."""
+        maps = np.random.default_rng(0).uniform(0, 0.7, (1, 4, 6))
+        maps[0][key] = 1
+        cell = self.cell(
+            maps=maps, steps=np.array([32.0, 32.0]), shared_center=None, head_centers=None
+        )
+        figure = self.draw([[cell]], width=170, height=100)
+        pixels = render(figure)
+        for axes in panels(figure, "head"):
+            box = axes.get_window_extent()
+            top, left = round(len(pixels) - box.y1), round(box.x0)
+            panel = pixels[top + 1 : top + int(box.height), left + 1 : left + int(box.width)]
+            heat = panel.sum(axis=2)
+            y, x = np.argwhere(heat > 0.995 * heat.max()).mean(axis=0)
+            scale = 170 / box.width
+            expected = np.array([key[1], key[0]]) * 32
+            # Keys on an edge are bright as far as the edge.
+            assert_allclose([x * scale, y * scale], expected, atol=7)
+
     def test_marks_are_where_they_were_put(self):
-        figure = self.draw(titles=["circle 0.93"])
-        detection, mean, *heads = figure.axes
-        assert detection.get_title() == "circle 0.93"
-        assert all(p.get_bbox().bounds == (32, 16, 64, 64) for p in detection.patches)
+        figure = self.draw([[self.cell()]], row_titles=["a circle"])
+        [image], [mean] = panels(figure, "image"), panels(figure, "mean")
+        assert {text.get_text() for text in figure.texts} >= {"a circle", "mean of the heads"}
+        assert all(p.get_bbox().bounds == (32, 16, 64, 44) for p in image.patches)
         assert_allclose(np.array(mean.lines[0].get_xydata()), [[64, 48]])
-        for index, axes in enumerate(heads):
-            square, ring, ellipse = (line.get_xydata() for line in axes.lines)
-            assert_allclose(square, [[64, 48]])
-            assert_allclose(ring, [self.centers[0, index]])
-            assert_allclose(
-                ellipse, gaussian_ellipse(self.centers[0, index], self.covariances[0, index])
-            )
+        for index, axes in enumerate(panels(figure, "head")):
+            ellipse, circle, square = axes.lines
+            assert (circle.get_marker(), square.get_marker()) == ("o", "s")
+            assert_allclose(np.array(square.get_xydata()), [[64, 48]])
+            assert_allclose(np.array(circle.get_xydata()), [self.centers[index]])
+            expected = gaussian_ellipse(self.centers[index], self.covariances[index])
+            assert_allclose(ellipse.get_xydata(), expected)
 
     def test_scale_weights_divide_their_bar(self):
-        [bar] = self.draw().axes[0].child_axes
+        [bar] = panels(self.draw([[self.cell()]]), "scales")
         assert_allclose([patch.get_x() for patch in bar.patches], [0, 0.5, 0.8])
         assert_allclose([patch.get_width() for patch in bar.patches], [0.5, 0.3, 0.2])
+        assert [text.get_text() for text in bar.texts][:2] == ["1/16: 50%", "1/32: 30%"]
+        assert (bar.get_xlim(), bar.get_window_extent().height > 10) == ((0, 1), True)
 
-    def test_it_is_saved_and_the_options_are_optional(self, tmp_path):
-        self.draw(
-            covariances=None, boxes=None, scale_weights=None, out_png=tmp_path / "a" / "b.png"
-        )
-        self.draw(shared_centers=None, head_centers=None)
+    def test_it_is_saved_and_what_a_model_lacks_is_left_out(self, tmp_path):
+        absent = ("shared_center", "head_centers", "covariances", "scale_weights")
+        figure = self.draw([[self.cell(**dict.fromkeys(absent))]], out_png=tmp_path / "a" / "b.png")
+        assert not any(axes.lines for axes in figure.axes) and not panels(figure, "scales")
+        assert {text.get_text() for text in figure.texts} >= {"circle 93%"}
         with Image.open(tmp_path / "a" / "b.png") as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
 
+    def test_models_side_by_side_and_one_that_has_nothing(self):
+        detr = self.cell(head_centers=None, shared_center=None, scale_weights=None)
+        rows = [[self.cell(), detr, "no circle here"], [self.cell(), "none", self.cell()]]
+        figure = self.draw(rows, column_titles=["SMCA", "DETR", "another"])
+        texts = [text.get_text() for text in figure.texts]
+        assert {"SMCA", "DETR", "another", "no circle here", "none"} <= set(texts)
+        assert len(panels(figure, "mean")) == 4 and len(panels(figure, "head")) == 8
+        assert len(panels(figure, "scales")) == 3 and len(panels(figure, "image")) == 2
 
-class TestCurves:
-    def write(self, path, last_line=""):
-        entries = [
-            {"iteration": 20, "total_loss": 9.0, "data_time": 0.1},
-            {"iteration": 40, "total_loss": 7.0, "bbox/AP": 12.0, "bbox/AP50": 30.0},
-            {"iteration": 60, "total_loss": float("nan"), "bbox/APs": float("nan")},
-            {"iteration": 40, "total_loss": 6.5},
-            {"iteration": 80, "bbox/AP": 20.0, "note": "text"},
-        ]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + last_line)
-        return path
-
-    @pytest.mark.parametrize("last_line", ["", '{"iteration": 100, "total_l', "1"])
-    def test_metrics_of_a_file_that_may_be_cut_short(self, tmp_path, last_line):
-        assert read_metrics(self.write(tmp_path / "metrics.json", last_line)) == {
-            "total_loss": ([20, 40], [9.0, 6.5]),
-            "data_time": ([20], [0.1]),
-            "bbox/AP": ([40, 80], [12.0, 20.0]),
-            "bbox/AP50": ([40], [30.0]),
-        }
-
-    def test_a_broken_line_in_the_middle_is_named(self, tmp_path):
-        path = tmp_path / "metrics.json"
-        path.write_text('{"iteration": 1}\nnonsense\n{"iteration": 2}\n')
-        with pytest.raises(ValueError, match=r"metrics.json, line 2 is not a JSON object"):
-            read_metrics(path)
-
-    def test_curves_are_drawn_with_and_without_evaluations(self, tmp_path):
-        self.write(tmp_path / "metrics.json")
-        plot_ap(tmp_path / "metrics.json", tmp_path / "plots" / "ap.png")
-        (tmp_path / "young.json").write_text("")
-        plot_ap(tmp_path / "young.json", tmp_path / "young.png")
-        with Image.open(tmp_path / "plots" / "ap.png") as full:
-            with_curves = np.asarray(full.convert("RGB"))
-        with Image.open(tmp_path / "young.png") as empty:
-            without = np.asarray(empty.convert("RGB"))
-        for blue in ((31, 119, 180), (214, 39, 40)):
-            assert (with_curves == blue).all(axis=2).sum() > 20
-            assert not (without == blue).all(axis=2).any()
+    @pytest.mark.parametrize("size", [(128, 72), (900, 300), (300, 900)])
+    @pytest.mark.parametrize(("models", "num_heads"), [(1, 1), (1, 8), (1, 16), (2, 1), (2, 12)])
+    def test_nothing_covers_anything_else(self, size, models, num_heads):
+        repeated = np.arange(num_heads) % 2
+        names = ("maps", "head_centers", "covariances")
+        many = {name: getattr(self.cell()[1], name)[repeated] for name in names}
+        found, look = self.cell(**many)
+        found = replace(found, class_name="a class whose name is as long as they come")
+        rows = [[(found, look)] * models] * 2
+        titles = ["a model with a name that is longer than what it shows"] * models
+        figure = self.draw(rows, *size, column_titles=titles, row_titles=["first", "second"])
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [axes.get_window_extent() for axes in figure.axes]
+        for axes, box in zip(figure.axes, boxes, strict=True):
+            if axes.get_label() != "scales":
+                assert_allclose(box.width / box.height, size[0] / size[1])
+        boxes += [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
+        edges = np.array([box.extents for box in boxes])
+        assert edges.min() >= 0
+        assert (edges[:, 2:] <= figure.bbox.size).all()
+        common = np.minimum(edges[:, None, 2:], edges[None, :, 2:])
+        common -= np.maximum(edges[:, None, :2], edges[None, :, :2])
+        overlap = common.clip(0).prod(axis=2)
+        assert overlap[~np.eye(len(edges), dtype=bool)].max() < 1

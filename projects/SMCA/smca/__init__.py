@@ -1,8 +1,30 @@
 """SMCA: fast convergence of DETR with spatially modulated co-attention (ICCV 2021)."""
 
+from typing import TYPE_CHECKING
+
+from . import model_zoo
 from .config import add_smca_config, get_cfg
 from .modeling import build_detector
 
+if TYPE_CHECKING:
+    from .predictor import Predictor
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "add_smca_config", "build_detector", "get_cfg"]
+__all__ = [
+    "Predictor",
+    "__version__",
+    "add_smca_config",
+    "build_detector",
+    "get_cfg",
+    "model_zoo",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Reading and resizing images is nothing that a model alone needs.
+    if name == "Predictor":
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

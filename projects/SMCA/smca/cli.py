@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
+from .config import ConfigError
+
 # The commit the Detectron2 host is tested with.
 DETECTRON2 = (
     "git+https://github.com/facebookresearch/detectron2.git"
@@ -19,8 +21,14 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         description=description,
         epilog="KEY VALUE pairs after the flags change the config: SOLVER.BASE_LR 0.0002",
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="a YAML file of configs/"
+    config = parser.add_mutually_exclusive_group(required=True)
+    config.add_argument("--config-file", metavar="FILE", help="a YAML file, such as configs/*.yaml")
+    config.add_argument(
+        "--config",
+        dest="config_file",
+        type=_zoo_file,
+        metavar="NAME",
+        help="a config of the model zoo, from any folder: quickstart, smca_R50_50ep, ...",
     )
     parser.add_argument(
         "--engine",
@@ -38,11 +46,11 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-gpus",
         type=_count,
-        default=1,
-        help="processes on this machine: one a GPU, or so many on the CPU where there is none",
+        help="processes on this machine: one a GPU, or so many on the CPU where there is none "
+        "(default: 1, or as many as torchrun has started)",
     )
-    parser.add_argument("--num-machines", type=_count, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    parser.add_argument("--num-machines", type=_count, help="number of machines (default: 1)")
+    parser.add_argument("--machine-rank", type=int, help="number of this machine, from 0")
     parser.add_argument(
         "--dist-url",
         default="auto",
@@ -53,6 +61,15 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
     )
     return parser
+
+
+def _zoo_file(name: str) -> str:
+    from .model_zoo import config_file
+
+    try:
+        return config_file(name)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{error}; --config-file takes a file") from error
 
 
 def _count(text: str) -> int:

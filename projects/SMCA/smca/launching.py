@@ -1,26 +1,23 @@
-"""What starting a run needs in both hosts: the config, one message an error, signals passed on."""
+"""What starting a run needs in both hosts: a config that can work, and one message an error."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
-import multiprocessing
+import json
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 
 import torch
-import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
 from .checkpoints import CheckpointError
 from .config import ConfigError
-from .data.coco import DatasetError
+from .data.coco import DatasetError, count_classes
+from .data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
 from .training.solver import scale_to_workers
-from .validation import validate
+from .validation import is_own_model, validate
 
 # What a user can mend, by the exit code it ends with.
 _EXPLAINED = {
@@ -42,12 +39,23 @@ def guarded(program: Callable[..., int | None], *args: object) -> int:
         message = str(error)
         if "Original Traceback" in message:  # of a loader process, by torch
             message = message.strip().splitlines()[-1].partition(": ")[2]
-        print(f"{type(error).__name__}: {message}", file=sys.stderr, flush=True)
+        message = f"{type(error).__name__}: {message}"
+        print(message, file=sys.stderr, flush=True)
+        _tell_torchrun(message)
         return next(code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds))
 
 
+def _tell_torchrun(message: str) -> None:
+    """Give torchrun, where it has started this process, the error that its report will show."""
+    if path := os.getenv("TORCHELASTIC_ERROR_FILE"):
+        report = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with open(path, "w") as file:
+            json.dump({"message": report}, file)
+
+
 def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
-    """Check a merged config, choose the device that exists, make OUTPUT_DIR; returns it frozen.
+    """Check a merged config, draw the dataset of shapes where it is wanted and missing, count
+    classes, choose the device that exists, make OUTPUT_DIR; returns the config frozen.
 
     Args:
         cfg: the configuration, which is changed.
@@ -55,15 +63,27 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
 
     Raises:
         ConfigError: a value that cannot work, or an OUTPUT_DIR that cannot be written.
+        DatasetError: classes to be counted in a dataset that cannot be read.
     """
+
+    def say(text: str) -> None:
+        if os.getenv("RANK", "0") == "0":  # of torchrun's processes, the first
+            print(text, file=sys.stderr, flush=True)
+
     validate(cfg)
     batch = scale_to_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
     if batch % world_size:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {batch}; it must be a multiple of the {world_size} processes"
         )
+    if folder := missing_shapes(cfg):
+        say(f"Drawing {sum(QUICKSTART.values())} images of shapes in {folder}, once")
+        write_shapes_dataset(folder, **QUICKSTART)
+    if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
+        cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
+        say(f"MODEL.SMCA.NUM_CLASSES: {cfg.MODEL.SMCA.NUM_CLASSES}, as in {source}")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        print("MODEL.DEVICE: there is no GPU, the CPU is used", file=sys.stderr, flush=True)
+        say("MODEL.DEVICE: there is no GPU, the CPU is used")
         cfg.MODEL.DEVICE = "cpu"
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -73,59 +93,3 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written: {error}") from error
     cfg.freeze()
     return cfg
-
-
-def run_processes(start: Callable[[], None], cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Start ``args.num_gpus`` processes, wait for them, and return the first exit code not 0.
-
-    Args:
-        start: starts the processes and waits for them, as Detectron2's ``launch`` does.
-        cfg: the configuration.
-        args: what :func:`smca.cli.argument_parser` read.
-
-    Raises:
-        ConfigError: there are not so many GPUs, or the machines have no address to meet at.
-    """
-    if cfg.MODEL.DEVICE.startswith("cuda"):
-        if args.num_gpus > torch.cuda.device_count():
-            raise ConfigError(
-                f"--num-gpus is {args.num_gpus}; there are {torch.cuda.device_count()}"
-            )
-    else:
-        # Where a GPU is seen, Detectron2 takes NCCL.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # Each process has its share of the cores.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.num_gpus)))
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise ConfigError(
-            f"--machine-rank is {args.machine_rank}; the machines are 0 to {args.num_machines - 1}"
-        )
-    if args.dist_url == "auto" and args.num_machines > 1:
-        raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
-    # That it ends the other processes after one has failed is no news.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    with _signals_to_children():
-        try:
-            start()
-        except mp.ProcessExitedException as error:
-            if error.exit_code >= 0:
-                return error.exit_code
-            print(error, file=sys.stderr, flush=True)
-            return 128 - error.exit_code
-    return 0
-
-
-@contextlib.contextmanager
-def _signals_to_children() -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to the worker processes and wait for them, instead of dying."""
-
-    def forward(number: int, _frame) -> None:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
-
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

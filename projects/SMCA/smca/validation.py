@@ -28,7 +28,7 @@ _SOLVER_CHOICES = {
     "SOLVER.OPTIMIZER": ("AdamW", "SGD"),
 }
 _AT_LEAST = {
-    "MODEL.SMCA.NUM_CLASSES": 1,
+    "MODEL.SMCA.NUM_CLASSES": 0,
     "MODEL.SMCA.NUM_QUERIES": 1,
     "MODEL.SMCA.HIDDEN_DIM": 4,
     "MODEL.SMCA.NHEADS": 1,
@@ -61,6 +61,7 @@ _SOLVER_AT_LEAST = {
     "SOLVER.BACKBONE_MULTIPLIER": 0,
     "SOLVER.SAMPLING_MULTIPLIER": 0,
     "SOLVER.BASE_LR_END": 0,
+    "VIS_PERIOD": 0,
 }
 
 
@@ -69,17 +70,36 @@ def is_own_model(cfg: CN) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "SMCA"
 
 
-def validate_model(cfg: CN) -> None:
-    """Refuse model values that cannot work, before anything is built.
-
+def require_own_model(cfg: CN) -> None:
+    """
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: the config is for a model of Detectron2.
     """
     if not is_own_model(cfg):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA', or "
             "one of Detectron2's with --engine detectron2"
         )
+
+
+def validate_model(cfg: CN) -> None:
+    """Refuse model values that cannot work, before anything is built.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    require_own_model(cfg)
+    _check_model(cfg)
+    _require(
+        cfg.MODEL.SMCA.NUM_CLASSES > 0,
+        "MODEL.SMCA.NUM_CLASSES",
+        cfg.MODEL.SMCA.NUM_CLASSES,
+        "at least 1 to build a model; where training or evaluation starts, 0 is replaced by the "
+        "number in the data, which the config.yaml of the run then has",
+    )
+
+
+def _check_model(cfg: CN) -> None:
     _check_table(cfg, _CHOICES, _AT_LEAST)
     smca = cfg.MODEL.SMCA
     _require(
@@ -136,18 +156,21 @@ def validate_model(cfg: CN) -> None:
 
 
 def validate(cfg: CN) -> None:
-    """:func:`validate_model`, and everything that data, solver and evaluation read.
+    """Refuse values that cannot work: the model's, and what data, solver and evaluation read.
 
-    The models of Detectron2 itself are left for Detectron2 to check.
+    MODEL.SMCA.NUM_CLASSES may still be 0. The models of Detectron2 itself are left for Detectron2
+    to check.
 
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
     if is_own_model(cfg):
-        validate_model(cfg)
+        _check_model(cfg)
     _check_table(cfg, _SOLVER_CHOICES, _SOLVER_AT_LEAST)
     for key in ("BASE_LR", "GAMMA"):
         _require(cfg.SOLVER[key] > 0, f"SOLVER.{key}", cfg.SOLVER[key], "positive")
+    decay = cfg.MODEL.EMA.DECAY
+    _require(0 <= decay < 1, "MODEL.EMA.DECAY", decay, "in [0, 1)")
     steps = list(cfg.SOLVER.STEPS)
     _require(steps == sorted(set(steps)), "SOLVER.STEPS", tuple(steps), "in ascending order")
     _require(cfg.SEED < 2**63, "SEED", cfg.SEED, "less than 2 ** 63")

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-adds, activations, memory; and the published tables."""
+"""What models cost, what runs have written, the config's reference; and the published tables."""

@@ -11,9 +11,11 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
+from ..model_zoo import config_names
 from ..validation import is_own_model
 from .counting import count_model, count_parameters
 from .host import Host
+from .markdown import markdown_table
 
 # torchvision's ImageNet weights, by depth.
 WEIGHTS = {50: "resnet50-0676ba61.pth", 101: "resnet101-63fe2227.pth"}
@@ -64,16 +66,6 @@ def _row(cells: dict) -> Row:
     config, note = cells.pop("config"), cells.pop("note", None)
     printed = {column: value for column, value in cells.items() if value is not None}
     return Row(printed=printed, config=config, note=note)
-
-
-def config_names(folder: Path) -> list[str]:
-    """The configs below a folder that are models, as :class:`Row` names them."""
-    files = sorted(folder.rglob("*.yaml"))
-    return [
-        file.relative_to(folder).with_suffix("").as_posix()
-        for file in files
-        if not file.name.startswith("Base-")
-    ]
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,7 @@ def _markdown(rows: list[Row], models: dict[str, Model]) -> str:
     columns = [column for column in _AP if any(column in row.printed for row in rows)]
     header = ["model", "config", "epochs", "params ours", "published"]
     header += ["GFLOPs ours", "published", *(f"published {column}" for column in columns)]
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    lines = []
     for row in rows:
         ours = _our_cells(row, models)
         printed = {key: str(value) for key, value in row.printed.items()}
@@ -196,7 +188,7 @@ def _markdown(rows: list[Row], models: dict[str, Model]) -> str:
                 *(printed.get(column, "") for column in columns),
             ]
         )
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(header, lines, left=2)
 
 
 def _our_cells(row: Row, models: dict[str, Model]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Checkpoint files: read without running code from them, written whole or not at all.
 
-Every file is read into one form: ``{"model": {Detectron2 name: tensor}, ...}``.
+Every file is read into one form: ``{"model": {Detectron2 name: tensor}, ...}``. A run that averages
+its weights adds ``"ema"``, of the same names; one that knows its classes ``"class_names"``, a list.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint of this project, a torchvision ResNet or one of Detectron2's model zoo.
 
     Returns:
-        the file's content, with ``"model"`` a dict of tensors under Detectron2's names.
+        the file's content, with ``"model"`` and, where the file has it, ``"ema"`` dicts of tensors
+        under Detectron2's names.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, of another kind, or asks to run code.
     """
     content = read_tensors(path)
+    if "ema" in content:
+        content["ema"] = _tensors(content["ema"], "ema", os.fspath(path))
     return {**content, "model": detectron2_names(content["model"])}
 
 
@@ -91,10 +95,14 @@ def read_tensors(path: str | os.PathLike) -> dict:
             f"{path} holds Caffe2's ResNet; take a torchvision-layout one, "
             "such as detectron2://ImageNetPretrained/torchvision/R-50.pkl"
         )
-    if not isinstance(model, Mapping) or not model:
-        raise CheckpointError(f"{path} holds no tensors under 'model'")
-    tensors = {name: _tensor(value, name, path) for name, value in model.items()}
+    tensors = _tensors(model, "model", path)
     return {**content, "model": tensors} if "model" in content else {"model": tensors}
+
+
+def _tensors(part: object, key: str, path: str) -> dict[str, Tensor]:
+    if not isinstance(part, Mapping) or not part:
+        raise CheckpointError(f"{path} holds no tensors under {key!r}")
+    return {name: _tensor(value, name, path) for name, value in part.items()}
 
 
 def _tensor(value: object, name: object, path: str) -> Tensor:

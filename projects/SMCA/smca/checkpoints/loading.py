@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ FPN_RESNET = "backbone.bottom_up."
 def load(detector: nn.Module, path: str | os.PathLike, *, whole: bool = False) -> dict:
     """Load any checkpoint file of the project, or a ResNet's, into ``detector``.
 
+    Of a run that averages its weights the averaged ones are taken.
+
     Args:
         detector: the model, of either host.
         path: see :func:`~smca.checkpoints.files.read_checkpoint`.
@@ -39,8 +41,17 @@ def load(detector: nn.Module, path: str | os.PathLike, *, whole: bool = False) -
         CheckpointError: the file does not fit; the message names the tensors.
     """
     content = read_checkpoint(path)
-    load_state(detector, content.pop("model"), source=os.fspath(path), whole=whole)
+    load_state(detector, pop_weights(content), source=os.fspath(path), whole=whole)
     return content
+
+
+def pop_weights(content: dict) -> dict[str, Tensor]:
+    """Take out of a checkpoint the weights that a model is used with.
+
+    They are the averaged ones, ``"ema"``, where there are such, else ``"model"``; both go.
+    """
+    model, averaged = content.pop("model"), content.pop("ema", None)
+    return model if averaged is None else averaged
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, whole: bool) -> None:
@@ -118,9 +129,14 @@ class SafeCheckpointing(Checkpointer):
 
     Attributes:
         whole: every tensor of the model must be in the file that is loaded.
+        resuming: the weights that training goes on with are loaded, and not their average, which
+            stays in what ``load`` returns.
+        class_names: of the model's classes, by contiguous index; saved where they are known.
     """
 
     whole = False
+    resuming = False
+    class_names: Sequence[str] | None = None
 
     def load(self, path: str, *args, **kwargs) -> dict:
         if path and "://" not in path and not os.path.isfile(path):
@@ -130,7 +146,8 @@ class SafeCheckpointing(Checkpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         # A run goes on with all it had; only weights to start from may lack something.
-        self.whole = self.whole or (resume and self.has_checkpoint())
+        self.resuming = resume and self.has_checkpoint()
+        self.whole = self.whole or self.resuming
         return super().resume_or_load(path, resume=resume)
 
     def save(self, name: str, *, resumable: bool = True, **extra: object) -> None:
@@ -139,6 +156,8 @@ class SafeCheckpointing(Checkpointer):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if self.class_names is not None:
+            content["class_names"] = list(self.class_names)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(content | extra, path)
@@ -171,7 +190,9 @@ class SafeCheckpointing(Checkpointer):
                 f"the last one in OUTPUT_DIR ({self.save_dir})"
             )
         self.whole = True
-        self.resume_or_load(weights, resume=resume)
+        if resume and self.has_checkpoint():
+            weights = self.get_checkpoint_file()
+        self.load(weights, checkpointables=[])
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
@@ -185,9 +206,5 @@ class SafeCheckpointing(Checkpointer):
         return {**read_checkpoint(path), "source": path}
 
     def _load_model(self, checkpoint: dict) -> None:
-        load_state(
-            self.model,
-            checkpoint.pop("model"),
-            source=checkpoint.pop("source"),
-            whole=self.whole,
-        )
+        state = checkpoint.pop("model") if self.resuming else pop_weights(checkpoint)
+        load_state(self.model, state, source=checkpoint.pop("source"), whole=self.whole)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ..modeling.backbone import DEPTHS
 from .files import CheckpointError, read_tensors
@@ -28,6 +29,13 @@ _UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = [number for number in range(91) if number not in _UNUSED_IDS]
 _NO_OBJECT = 91
 _SHOWN = 20
+
+
+def coco_class_names() -> tuple[str, ...]:
+    """The names of COCO's 80 classes, in the order of their ids."""
+    # torchvision has them beside weights, one an id from 0 to 90.
+    by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return tuple(by_id[number] for number in COCO_IDS)
 
 
 @dataclass(frozen=True)

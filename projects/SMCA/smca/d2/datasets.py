@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from detectron2.config import CfgNode
@@ -82,14 +82,28 @@ def training_records(cfg: CfgNode) -> list[dict]:
     Raises:
         DatasetError: as :func:`dataset_records`, or nothing is left to train on.
     """
+    records = dataset_records(cfg, cfg.DATASETS.TRAIN)
+    return usable_records(records, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+
+
+def usable_records(datasets: Mapping[str, list[dict]], *, filter_empty: bool) -> list[dict]:
+    """The records of all ``datasets`` together, without boxes that cannot be learned from.
+
+    Args:
+        datasets: records by the dataset's name.
+        filter_empty: leave images without annotations out, too.
+
+    Raises:
+        DatasetError: nothing is left to train on.
+    """
     kept = []
-    for name, records in dataset_records(cfg, cfg.DATASETS.TRAIN).items():
+    for name, records in datasets.items():
         kept += drop_bad_boxes([_plain(record) for record in records], name)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    if filter_empty:
         kept = drop_empty(kept)
     if not kept:
         raise DatasetError(
-            f"DATASETS.TRAIN ({', '.join(cfg.DATASETS.TRAIN) or 'empty'}) has no image to train "
+            f"DATASETS.TRAIN ({', '.join(datasets) or 'empty'}) has no image to train "
             "on; name a dataset with boxes, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
         )
     return kept

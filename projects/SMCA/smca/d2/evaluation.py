@@ -7,6 +7,7 @@ from unittest import mock
 
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from ..data.coco import complete_annotations
 
@@ -26,12 +27,14 @@ class CocoEvaluator(COCOEvaluator):
     ``instances_predictions.pth``, there would be the same.
     """
 
-    def __init__(self, dataset_name: str, *, output_dir: str):
+    def __init__(self, dataset_name: str, *, output_dir: str, by_class: bool = True):
         """
         Args:
             dataset_name: a registered dataset.
             output_dir: where the results go, in COCO's format.
+            by_class: also the AP of each class.
         """
+        self.by_class = by_class
         # The evaluator reads the file itself, and cannot where annotations have no ids.
         with mock.patch.object(coco_evaluation, "COCO", _Truth):
             super().__init__(dataset_name, tasks=("bbox",), output_dir=output_dir)
@@ -42,3 +45,9 @@ class CocoEvaluator(COCOEvaluator):
         self._output_dir = self._results_dir
         super()._eval_predictions(predictions, img_ids)
         self._output_dir = None
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        names = class_names if self.by_class else None
+        return super()._derive_coco_results(coco_eval, iou_type, names)

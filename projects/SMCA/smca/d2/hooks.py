@@ -2,9 +2,79 @@
 
 from __future__ import annotations
 
-from detectron2.engine import HookBase
+from collections.abc import Sequence
+
+import torch
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.evaluator import inference_context
+from torch import nn
 
 from ..checkpoints import BestModel, SafeCheckpointing
+from ..modeling.heads import Detections
+from ..training.scalars import StepScalars, is_logged
+from ..visualization.training import NUM_SHOWN, training_picture
+from .step import StepTrainer
+
+
+class LRScheduler(hooks.LRScheduler):
+    """Detectron2's, which also logs what else there is to know of an iteration.
+
+    Among it are the learning rates, which the iteration had and the next one has no more.
+    """
+
+    def __init__(self, scalars: StepScalars):
+        super().__init__()
+        self.scalars = scalars
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        values = {}
+        if is_logged(trainer.iter, trainer.max_iter):
+            values = self.scalars(trainer.iter)
+        super().after_step()
+        trainer.storage.put_scalars(**values, smoothing_hint=False)
+
+
+class PictureHook(HookBase):
+    """Shows in TensorBoard what the model finds in images it has just learned from."""
+
+    def __init__(
+        self,
+        steps: StepTrainer,
+        model: nn.Module,
+        *,
+        period: int,
+        image_format: str,
+        class_names: Sequence[str] | None,
+    ):
+        """
+        Args:
+            steps: has the batch.
+            model: maps dicts with ``image`` to Detectron2's instances; in no wrapper.
+            period: iterations from one picture to the next.
+            image_format, class_names: see :func:`training_picture`.
+        """
+        self.steps = steps
+        self.model = model
+        self.period = period
+        self.image_format = image_format
+        self.class_names = class_names
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        batch = self.steps.batch[:NUM_SHOWN]
+        with inference_context(self.model), torch.no_grad():
+            outputs = self.model([{"image": sample["image"]} for sample in batch])
+        found = [output["instances"].to("cpu") for output in outputs]
+        picture = training_picture(
+            [sample["image"] for sample in batch],
+            [sample["instances"].gt_boxes.tensor for sample in batch],
+            [Detections(i.pred_boxes.tensor, i.scores, i.pred_classes) for i in found],
+            image_format=self.image_format,
+            class_names=self.class_names,
+        )
+        self.trainer.storage.put_image("detections", picture.transpose(2, 0, 1))
 
 
 class StopHook(HookBase):

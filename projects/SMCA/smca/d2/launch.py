@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_setup, launch
+from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import ConfigError, add_smca_config, load_cfg
-from ..launching import guarded, prepare, run_processes
+from ..workers import Worker, run_workers
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
 from .trainer import Trainer
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = get_cfg()
     add_smca_config(cfg)
-    cfg = prepare(load_cfg(cfg, args.config_file, args.opts), args.num_gpus * args.num_machines)
+    load_cfg(cfg, args.config_file, args.opts)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA' or one "
@@ -39,49 +38,46 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(
                 f"TEST.{key}.ENABLED is True; it must be False, SMCA has no use of it"
             )
+    return run_workers(train_or_evaluate, cfg, args)
+
+
+def train_or_evaluate(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    worker: Worker,
+    *,
+    trainer: type[Trainer] = Trainer,
+    config: object = None,
+) -> None:
+    """What a worker does.
+
+    Args:
+        cfg: a config that is prepared.
+        args: flags, of which ``eval_only`` and ``resume`` count.
+        worker: this process.
+        trainer: builds the parts, and trains them.
+        config: what is written to config.yaml, if it is not ``cfg``.
+    """
+    if dist.is_initialized():
+        # As Detectron2's own launch does it, which knows nothing of torchrun.
+        comm.create_local_process_group(worker.local_world_size)
     register_datasets(cfg)
-    if args.num_gpus * args.num_machines == 1:
-        return _main(cfg, args)
-
-    def start() -> None:
-        launch(
-            _worker,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args),
-        )
-
-    return run_processes(start, cfg, args)
-
-
-def _worker(cfg: CfgNode, args: argparse.Namespace) -> None:
-    code = guarded(_main, cfg, args)
-    if code == 0:
-        dist.destroy_process_group()
-    sys.exit(code)
-
-
-def _main(cfg: CfgNode, args: argparse.Namespace) -> int:
     if args.eval_only:
         # Detectron2's set-up would replace the run's config.yaml by that of the evaluation.
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="fvcore")
     else:
-        default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="smca")
-    register_datasets(cfg)
+        default_setup(cfg if config is None else config, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="smca")
     if args.eval_only:
-        _evaluate(cfg, resume=args.resume)
-        return 0
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    return 0
+        _evaluate(cfg, trainer, resume=args.resume)
+        return
+    training = trainer(cfg)
+    training.resume_or_load(resume=args.resume)
+    training.train()
 
 
-def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
+def _evaluate(cfg: CfgNode, trainer: type[Trainer], *, resume: bool) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR.
 
     Raises:
@@ -90,7 +86,7 @@ def _evaluate(cfg: CfgNode, *, resume: bool) -> dict:
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
-    model = Trainer.build_model(cfg)
+    model = trainer.build_model(cfg)
     checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, save_to_disk=False)
     checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS, resume=resume)
-    return Trainer.test(cfg, model)
+    return trainer.test(cfg, model)

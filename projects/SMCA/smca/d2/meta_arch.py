@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from ..modeling.detector import Detector, detector_parts, pad_images, pixel_statistics
+from ..modeling.detector import Detector, detector_parts, pad_images
 from ..modeling.heads import detect
 from ..training import SetCriterion, Targets
 from ..validation import validate_model
@@ -34,15 +35,16 @@ class SMCA(Detector):
         decoder: nn.Module,
         heads: nn.Module,
         criterion: SetCriterion,
-        pixel_mean: Tensor,
-        pixel_std: Tensor,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
         max_detections: int = 300,
     ):
         """
         Args:
             backbone, neck, encoder, decoder, heads: see :class:`Detector`.
             criterion: the training loss.
-            pixel_mean, pixel_std: (3, 1, 1), in the channel order of the images.
+            pixel_mean, pixel_std: of the three channels, in the order of the images, for pixels in
+                0..255.
             max_detections: at most so many an image.
         """
         super().__init__(
@@ -50,8 +52,9 @@ class SMCA(Detector):
         )
         self.criterion = criterion
         self.max_detections = max_detections
-        self.register_buffer("pixel_mean", pixel_mean, persistent=False)
-        self.register_buffer("pixel_std", pixel_std, persistent=False)
+        for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            per_channel = torch.tensor(list(numbers)).view(3, 1, 1)
+            self.register_buffer(name, per_channel, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -64,7 +67,6 @@ class SMCA(Detector):
             cfg.MODEL.RESNETS.OUT_FEATURES = list(features)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        mean, std = pixel_statistics(cfg)
         return {
             **detector_parts(
                 cfg,
@@ -73,8 +75,8 @@ class SMCA(Detector):
                 channels={name: shape.channels for name, shape in shapes.items()},
             ),
             "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
-            "pixel_mean": mean,
-            "pixel_std": std,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
@@ -95,7 +97,7 @@ class SMCA(Detector):
             ``{"instances": Instances}`` an image, with ``pred_boxes`` (not clipped to the image),
             ``scores`` and ``pred_classes``, best first.
         """
-        images, sizes = self._preprocess(batched_inputs)
+        images, sizes = self.preprocess(batched_inputs)
         predictions = super().forward(images, sizes)
         if self.training:
             instances = [image["instances"] for image in batched_inputs]
@@ -128,7 +130,8 @@ class SMCA(Detector):
             for size, image in zip(output_sizes, detections, strict=True)
         ]
 
-    def _preprocess(self, batched_inputs: Sequence[dict]) -> tuple[Tensor, list[tuple[int, int]]]:
+    def preprocess(self, batched_inputs: Sequence[dict]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The images, normalised and padded (B, 3, H, W), and each one's (h, w)."""
         images, sizes = pad_images(
             [image["image"] for image in batched_inputs], mean=self.pixel_mean, std=self.pixel_std
         )

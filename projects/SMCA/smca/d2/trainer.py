@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 import weakref
+from dataclasses import asdict
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
-from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,64 +20,30 @@ from ..data.coco import results_folder
 from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
+from ..training.ema import MovingAverage
+from ..training.report import Clock, write_results
+from ..training.scalars import LOG_PERIOD, StepScalars
 from ..training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
-from ..training.step import NonFiniteLossError, TrainingStep, seed_step
+from ..training.step import NonFiniteLossError
 from ..training.stop import StopRequest
 from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import dataset_records, training_records
 from .evaluation import CocoEvaluator
-from .hooks import BestCheckpointer, CheckpointBeforeEvaluation, StopHook
-
-
-class StepTrainer(SimpleTrainer):
-    """Runs iterations by :class:`~smca.training.step.TrainingStep`.
-
-    Attributes:
-        seed: of all that is random in an iteration.
-        fetching: an iteration is waiting for its batch, and has changed nothing yet.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: DataLoader,
-        optimizer: torch.optim.Optimizer,
-        *,
-        device: torch.device,
-        amp: bool,
-        seed: int,
-    ):
-        super().__init__(model, data_loader, optimizer)
-        self.step = TrainingStep(optimizer, device=device, amp=amp)
-        self.seed = seed
-        self.fetching = False
-
-    def run_step(self) -> None:
-        begun = time.perf_counter()
-        self.fetching = True
-        batch = next(self._data_loader_iter)
-        self.fetching = False
-        data_time = time.perf_counter() - begun
-        seed_step(self.seed, self.iter, comm.get_rank())
-        losses = self.step(lambda: self.model(batch), [image["image_id"] for image in batch])
-        get_event_storage().put_scalars(
-            total_loss=sum(losses.values()), data_time=data_time, **losses
-        )
-
-    def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.step.scaler.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        if scaler := state.get("grad_scaler"):
-            self.step.scaler.load_state_dict(scaler)
+from .hooks import (
+    BestCheckpointer,
+    CheckpointBeforeEvaluation,
+    LRScheduler,
+    PictureHook,
+    StopHook,
+)
+from .step import StepTrainer
 
 
 class Trainer(DefaultTrainer):
     """Trains SMCA: any number of processes sees the same batches, and ``--resume`` is exact.
 
-    Checkpoints have the layout of Detectron2's own, with ``seed`` added.
+    Checkpoints have the layout of Detectron2's own, with ``seed`` and ``clock`` added.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -106,6 +72,11 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         device = next(model.parameters()).device
         optimizer = self.build_optimizer(cfg, model)
+        average = None
+        if cfg.MODEL.EMA.ENABLED:
+            average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
+        self.evaluated = average.model if average else model
+        self.trained = model
         if comm.get_world_size() > 1:
             model = create_ddp_model(
                 model,
@@ -119,9 +90,18 @@ class Trainer(DefaultTrainer):
             device=device,
             amp=cfg.SOLVER.AMP.ENABLED,
             seed=self.seed,
+            average=average,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = SMCACheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            **({"ema": average} if average else {}),
+        )
+        if cfg.DATASETS.TRAIN:
+            metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+            self.checkpointer.class_names = metadata.get("thing_classes")
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
 
@@ -129,15 +109,31 @@ class Trainer(DefaultTrainer):
         tests = self.cfg.DATASETS.TEST
 
         def evaluate() -> dict:
-            self._last_eval_results = self.test(self.cfg, self.model)
+            self._last_eval_results = self.test(self.cfg, self.evaluated)
             return self._last_eval_results
 
         main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
         metric = f"{tests[0]}/bbox/AP" if len(tests) > 1 else "bbox/AP"
+        scalars = StepScalars(
+            self.optimizer,
+            self.trained,
+            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
+            num_images=self.num_images,
+        )
+        pictures = None
+        if main and self.cfg.VIS_PERIOD:
+            pictures = PictureHook(
+                self._trainer,
+                self.evaluated,
+                period=self.cfg.VIS_PERIOD,
+                image_format=self.cfg.INPUT.FORMAT,
+                class_names=self.checkpointer.class_names,
+            )
         return [
             hooks.IterationTimer(),
-            hooks.LRScheduler(),
+            LRScheduler(scalars),
+            pictures,
             StopHook(),
             hooks.PeriodicCheckpointer(self.checkpointer, period) if main else None,
             CheckpointBeforeEvaluation(
@@ -145,16 +141,28 @@ class Trainer(DefaultTrainer):
             ),
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             BestCheckpointer(self.checkpointer, metric),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+            hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD) if main else None,
         ]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
         super().resume_or_load(resume)
+        if self._trainer.average:
+            self._trainer.average.begin()
         self._trainer.seed = self.seed
-        batches = getattr(self._trainer.data_loader, "batch_sampler", None)
-        if isinstance(batches, TrainingBatches):
+        if batches := self._batches:
             batches.seed, batches.start = self.seed, self.start_iter
+
+    @property
+    def _batches(self) -> TrainingBatches | None:
+        """What the loader draws, unless :meth:`build_train_loader` is another."""
+        batches = getattr(self._trainer.data_loader, "batch_sampler", None)
+        return batches if isinstance(batches, TrainingBatches) else None
+
+    @property
+    def num_images(self) -> int:
+        """Of the training set; 0 where it is not known."""
+        return len(self._batches.groups) if self._batches else 0
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
@@ -168,7 +176,19 @@ class Trainer(DefaultTrainer):
         """
         with self.stop:
             super().train()
-        return self._last_eval_results
+        results = self._last_eval_results
+        if comm.is_main_process():
+            tests = self.cfg.DATASETS.TEST
+            best = [hook.state_dict() for hook in self._hooks if isinstance(hook, BestCheckpointer)]
+            write_results(
+                self.cfg,
+                self.trained,
+                {tests[0]: results} if len(tests) == 1 else results,
+                num_images=self.num_images,
+                clock=self._trainer.clock,
+                best=best[0] if best else {},
+            )
+        return results
 
     def run_step(self) -> None:
         try:
@@ -209,11 +229,12 @@ class Trainer(DefaultTrainer):
                 hook.after_train()
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "seed": self.seed}
+        return {**super().state_dict(), "seed": self.seed, "clock": asdict(self._trainer.clock)}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.seed = state.get("seed", self.seed)
+        self._trainer.clock = Clock(**state.get("clock", {}))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -253,4 +274,5 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:
-        return CocoEvaluator(dataset_name, output_dir=results_folder(cfg, dataset_name))
+        folder = results_folder(cfg, dataset_name)
+        return CocoEvaluator(dataset_name, output_dir=folder, by_class=cfg.TEST.PER_CLASS_AP)

@@ -7,9 +7,7 @@ A record is Detectron2's standard dict: ``file_name`` (absolute), ``image_id``, 
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,21 +16,30 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from ..validation import is_own_model
+from .coco_format import (
+    DatasetError,
+    box_fault,
+    read_annotation_file,
+    read_annotations,
+    read_categories,
+    read_images,
+    refuse,
+)
 
 logger = logging.getLogger(__name__)
 
-XYWH_ABS = 1  # as in detectron2.structures.BoxMode
-
-# name: annotation file and image folder under $DETECTRON2_DATASETS, as in Detectron2.
-_BUILTIN = {
+# name: annotation file and image folder under $DETECTRON2_DATASETS. COCO's are as in Detectron2;
+# the shapes are drawn when a run first uses them (smca.data.shapes).
+COCO = {
     f"coco_2017_{split}": (f"coco/annotations/instances_{split}2017.json", f"coco/{split}2017")
     for split in ("train", "val")
 }
-_NUMBER = (int, float)
-
-
-class DatasetError(ValueError):
-    """A dataset that is missing or cannot be used; the message names the file and the place."""
+DRAWN = {
+    f"shapes_{split}": (f"shapes/annotations/{split}.json", f"shapes/{split}")
+    for split in ("train", "val")
+}
+_BUILTIN = COCO | DRAWN
+_COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,28 @@ class CocoDataset:
     records: list[dict]
 
 
+def own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
+    """Annotation file and image folder of each DATASETS.COCO_FORMAT; they hide built-in ones."""
+    return {name: (json_file, root) for name, json_file, root in cfg.DATASETS.COCO_FORMAT}
+
+
+def datasets_root() -> str:
+    """The folder of the built-in datasets."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
 def dataset_files(cfg: CfgNode, name: str) -> tuple[str, str]:
     """Annotation file and image folder of a dataset, by its name.
 
     Raises:
         DatasetError: a name that is neither in DATASETS.COCO_FORMAT nor built in.
     """
-    own = {entry[0]: (entry[1], entry[2]) for entry in cfg.DATASETS.COCO_FORMAT}
+    own = own_datasets(cfg)
     if name in own:
         json_file, image_root = own[name]
         return os.path.expanduser(json_file), os.path.expanduser(image_root)
     if name in _BUILTIN:
-        root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+        root = datasets_root()
         json_file, image_root = _BUILTIN[name]
         return os.path.join(root, json_file), os.path.join(root, image_root)
     raise DatasetError(
@@ -103,10 +120,10 @@ def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
     num_classes = cfg.MODEL[group].NUM_CLASSES
     for name, names in classes.items():
         if len(names) != num_classes:
-            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            remedy = f"set it to {len(names)}" + ("" if foreign else ", or to 0 to have it counted")
             raise DatasetError(
                 f"MODEL.{group}.NUM_CLASSES is {num_classes}, but dataset {name!r} "
-                f"has {len(names)} classes ({shown})"
+                f"has {len(names)} classes ({shown(names)}); {remedy}"
             )
         if list(names) != list(classes[first]):
             raise DatasetError(
@@ -157,24 +174,19 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
         DatasetError: a path that does not exist; a file that is not JSON or not in COCO's format,
             with the entry that is wrong; a folder with none of the images.
     """
-    for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
-        if not exists(path):
-            raise DatasetError(
-                f"dataset {name!r}: {os.path.abspath(path)} does not exist; correct its entry in "
-                "DATASETS.COCO_FORMAT, or for COCO itself set $DETECTRON2_DATASETS to the folder "
-                "that holds coco/"
-            )
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise DatasetError(f"dataset {name!r}: {json_file} is not JSON: {error}") from error
-    try:
-        categories, records = _parse(content, os.path.abspath(image_root))
-    except _FormatError as error:
-        raise DatasetError(
-            f"dataset {name!r}: {json_file} is not in COCO's format for detection: {error}"
-        ) from None
+    content = read_annotation_file(name, json_file, image_root)
+    report = refuse(name, json_file)
+    categories = read_categories(content, report)
+    by_id = read_images(content, image_root, report)
+    strays = 0
+    for _, image_id, annotation in read_annotations(content, categories, report):
+        if image_id in by_id:
+            by_id[image_id]["annotations"].append(annotation)
+        else:
+            strays += 1
+    if strays:
+        logger.warning("%d annotations are of images that the file does not have", strays)
+    records = list(by_id.values())
     if not any(os.path.exists(record["file_name"]) for record in records):
         raise DatasetError(
             f"dataset {name!r}: none of its {len(records)} images exists, the first would be "
@@ -189,6 +201,33 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
         category_ids=tuple(categories),
         records=records,
     )
+
+
+def count_classes(cfg: CfgNode) -> tuple[int, str]:
+    """How many classes the data has, and which, in words: that of DATASETS.TRAIN, or without one
+    that of DATASETS.TEST.
+
+    Raises:
+        DatasetError: no dataset, or one whose classes cannot be read.
+    """
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not names:
+        raise DatasetError(
+            "MODEL.SMCA.NUM_CLASSES is 0, as many as the data has, but DATASETS.TRAIN and "
+            "DATASETS.TEST are empty; name a dataset, or give the number"
+        )
+    name = names[0]
+    if name in COCO and name not in own_datasets(cfg):
+        return _COCO_CLASSES, f"dataset {name!r}"
+    json_file, image_root = dataset_files(cfg, name)
+    content = read_annotation_file(name, json_file, image_root)
+    classes = list(read_categories(content, refuse(name, json_file)).values())
+    return len(classes), f"dataset {name!r}: {shown(classes)}"
+
+
+def shown(names: Sequence[str], most: int = 20) -> str:
+    """The names, or the first of many."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def complete_annotations(annotations: list[dict]) -> None:
@@ -214,7 +253,7 @@ def drop_bad_boxes(records: list[dict], name: str) -> list[dict]:
     for record in records:
         kept = []
         for annotation in record["annotations"]:
-            reason = _fault(annotation["bbox"], record["height"], record["width"])
+            reason = box_fault(annotation["bbox"], record["height"], record["width"])
             if reason:
                 reasons[reason] += 1
             else:
@@ -232,86 +271,3 @@ def drop_empty(records: list[dict]) -> list[dict]:
     if len(kept) < len(records):
         logger.info("left out %d images without annotations", len(records) - len(kept))
     return kept
-
-
-def _fault(bbox: list[float], height: int, width: int) -> str | None:
-    x, y, w, h = bbox
-    if not all(map(math.isfinite, bbox)):
-        return "not finite"
-    if w <= 0 or h <= 0:
-        return "of zero or negative size"
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "outside their image"
-    return None
-
-
-class _FormatError(Exception):
-    """What is wrong, and in which entry."""
-
-
-def _parse(content: object, image_root: str) -> tuple[dict[int, str], list[dict]]:
-    """Class names by COCO id, in the order of the ids, and the records in that of image ids."""
-    sections = {key: _get(content, key, list, "the file") for key in ("images", "categories")}
-    annotations = _get(content, "annotations", list, "the file")
-    for key, section in sections.items():
-        if not section:
-            raise _FormatError(f"'{key}' is empty")
-
-    categories: dict[int, str] = {}
-    for position, entry in enumerate(sections["categories"]):
-        where = f"categories[{position}]"
-        category = _get(entry, "id", int, where)
-        if category in categories:
-            raise _FormatError(f"{where} has the id {category} of another category")
-        categories[category] = _get(entry, "name", str, where)
-    categories = dict(sorted(categories.items()))
-    contiguous = {category: index for index, category in enumerate(categories)}
-
-    records: dict[int, dict] = {}
-    for position, entry in enumerate(sections["images"]):
-        where = f"images[{position}]"
-        image_id = _get(entry, "id", int, where)
-        if image_id in records:
-            raise _FormatError(f"{where} has the id {image_id} of another image")
-        size = {key: _get(entry, key, int, where) for key in ("height", "width")}
-        if min(size.values()) < 1:
-            raise _FormatError(f"{where} has {size}, in pixels")
-        file_name = os.path.join(image_root, _get(entry, "file_name", str, where))
-        records[image_id] = {"file_name": file_name, "image_id": image_id, **size}
-        records[image_id]["annotations"] = []
-
-    strays = 0
-    for position, entry in enumerate(annotations):
-        where = f"annotations[{position}]"
-        category = _get(entry, "category_id", int, where)
-        if category not in contiguous:
-            raise _FormatError(f"{where} has category_id {category}, which 'categories' lacks")
-        bbox = _get(entry, "bbox", list, where)
-        if len(bbox) != 4 or not all(isinstance(number, _NUMBER) for number in bbox):
-            raise _FormatError(f"{where} has bbox {bbox!r}; it must be four numbers x, y, w, h")
-        record = records.get(_get(entry, "image_id", int, where))
-        if record is None:
-            strays += 1
-            continue
-        record["annotations"].append(
-            {
-                "bbox": bbox,
-                "bbox_mode": XYWH_ABS,
-                "category_id": contiguous[category],
-                "iscrowd": int(bool(entry.get("iscrowd", 0))),
-            }
-        )
-    if strays:
-        logger.warning("%d annotations are of images that the file does not have", strays)
-    return categories, [records[image_id] for image_id in sorted(records)]
-
-
-def _get(entry: object, key: str, kind: type, where: str):
-    """``entry[key]``, which must be of this type."""
-    if not isinstance(entry, dict):
-        raise _FormatError(f"{where} is a {type(entry).__name__}, not an object")
-    if key not in entry:
-        raise _FormatError(f"{where} has no '{key}'")
-    if not isinstance(entry[key], kind):
-        raise _FormatError(f"{where} has {key} {entry[key]!r:.80}; it must be {kind.__name__}")
-    return entry[key]

@@ -39,11 +39,16 @@ def read_rgb(file_name: str) -> Image.Image:
     """
     with Image.open(file_name) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):
-            # Pillow would saturate 16-bit grey values at 255.
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        # As in the transposition, no copy of pixels that are right already.
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright image as 8-bit RGB."""
+    if image.mode.startswith("I"):
+        # Pillow would saturate 16-bit grey values at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    # As in the transposition, no copy of pixels that are right already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def aspect_groups(records: Sequence[dict], enabled: bool) -> list[int]:

@@ -11,24 +11,34 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def build_loader(cfg: CfgNode, dataset: Dataset, **arguments: object) -> DataLoader:
-    """A loader with DATALOADER.NUM_WORKERS processes, whose batches are lists of samples.
+    """:func:`list_loader` with DATALOADER.NUM_WORKERS processes."""
+    on_gpu = cfg.MODEL.DEVICE != "cpu"
+    return list_loader(
+        dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, pin_memory=on_gpu, **arguments
+    )
+
+
+def list_loader(
+    dataset: Dataset, *, num_workers: int, pin_memory: bool = True, **arguments: object
+) -> DataLoader:
+    """A loader whose batches are lists of samples.
 
     Args:
-        cfg: the configuration.
         dataset: of samples.
+        num_workers: loader processes; 0: this process itself.
+        pin_memory: where there is a GPU, samples are put where it fetches them from.
         arguments: what else :class:`DataLoader` takes, such as ``batch_sampler``.
     """
-    workers = cfg.DATALOADER.NUM_WORKERS
-    if workers:
+    if num_workers:
         arguments |= {"worker_init_fn": _init_worker, "persistent_workers": True}
         if sys.platform == "linux":
             # Trainers of several processes are spawned, and spawning loaders from them is slow.
             arguments["multiprocessing_context"] = "fork"
     return DataLoader(
         dataset,
-        num_workers=workers,
+        num_workers=num_workers,
         collate_fn=_as_list,
-        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
+        pin_memory=pin_memory and torch.cuda.is_available(),
         # Else each iterator would draw from the generator that training uses.
         generator=torch.Generator(),
         **arguments,

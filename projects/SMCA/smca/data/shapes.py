@@ -10,17 +10,30 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from fvcore.common.config import CfgNode
 from PIL import Image
 
-from .coco import DatasetError
+from .coco import DRAWN, DatasetError, datasets_root, own_datasets
 from .shape_drawing import MIN_SIDE, SHAPES, draw_background, draw_shapes
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the drawing: a dataset of another version is not reused
 SPLITS = ("train", "val")
+# The images of the built-in shapes_train and shapes_val.
+QUICKSTART = {"num_train": 4000, "num_val": 400}
 
 _EMPTY_IMAGES = 0.02
+
+
+def missing_shapes(cfg: CfgNode) -> str | None:
+    """The folder to draw shapes_train and shapes_val in: ``cfg`` uses one, and there is nothing.
+
+    None where nothing is to be drawn.
+    """
+    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
+    root = os.path.join(datasets_root(), "shapes")
+    return None if used.isdisjoint(DRAWN) or os.path.lexists(root) else root
 
 
 def write_shapes_dataset(
@@ -93,9 +106,14 @@ def write_shapes_dataset(
         for split, count in counts.items():
             content = {"info": info} | _write_split(partial / split, split, count, arguments)
             (partial / "annotations" / f"{split}.json").write_text(json.dumps(content))
-        if root.exists():
-            root.rmdir()
-        partial.rename(root)
+        try:
+            if root.exists():
+                root.rmdir()
+            partial.rename(root)
+        except OSError:
+            # Another process may have been faster.
+            if not _is_complete(files, info, counts):
+                raise
     logger.info("Wrote %d + %d images of drawn shapes to %s", num_train, num_val, root)
     return files
 

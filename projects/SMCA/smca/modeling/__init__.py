@@ -2,7 +2,7 @@
 
 from .backbone import ResNet
 from .detector import Detector, build_detector
-from .heads import Detections, Predictions, detect
+from .heads import Detections, Predictions, detect, detect_batch
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
@@ -19,4 +19,5 @@ __all__ = [
     "ResNet",
     "build_detector",
     "detect",
+    "detect_batch",
 ]

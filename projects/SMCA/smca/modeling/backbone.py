@@ -5,7 +5,8 @@ Checkpoints use these names on disk (``res2.0.conv1.norm.weight``), in both host
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class ConvNorm(nn.Conv2d):
     """A convolution without bias and its normalisation, ``norm``."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, norm: str, **options: int
+        self, in_channels: int, out_channels: int, kernel_size: int, *, norm: str, **options: Any
     ):
         padding = options.get("dilation", 1) * (kernel_size // 2)
         super().__init__(
@@ -245,7 +246,7 @@ class ResNet(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         resnets = cfg.MODEL.RESNETS
-        allowed_values = {
+        allowed_values: dict[str, Collection] = {
             "DEPTH": DEPTHS,
             "NORM": NORMS,
             "STEM_TYPE": STEMS,
@@ -313,7 +314,7 @@ class ResNet(nn.Module):
         x = self.stem(images, valid(half, 2), valid_in)
         maps = {}
         for name, stage in list(self.named_children())[1:]:
-            for block in stage:
+            for block in stage.children():
                 valid_out = valid_in
                 if block.stride == 2:
                     stride, shape = stride * 2, _halved(shape)
@@ -325,5 +326,5 @@ class ResNet(nn.Module):
         return maps
 
 
-def _halved(shape: Size) -> Size:
+def _halved(shape: Sequence[int]) -> Size:
     return (shape[0] + 1) // 2, (shape[1] + 1) // 2

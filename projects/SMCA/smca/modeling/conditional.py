@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class ConditionalCoAttention(Attention):
         if self.q_pos is not None:
             query, key = query + self.q_pos(position), key + place
         spatial = self.q_sine(prior(target))
-        place = place.expand(len(key), -1, -1)
+        place = place.expand(key.shape[0], -1, -1)
         return (
             torch.cat((self.split_heads(query), self.split_heads(spatial)), dim=-1),
             torch.cat((self.split_heads(key), self.split_heads(place)), dim=-1),
@@ -130,7 +131,7 @@ class ConditionalDecoder(Decoder):
             learned_reference: reference points are parameters, instead of predicted from the
                 query embeddings.
         """
-        heads = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+        heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
         layers = [
             DecoderLayer(
                 dim=dim,
@@ -142,12 +143,11 @@ class ConditionalDecoder(Decoder):
             for number in range(num_layers)
         ]
         super().__init__(num_queries=num_queries, dim=dim, layers=layers)
-        self.learned_reference = learned_reference
-        self.reference = (
+        self.reference: nn.Module = (
             nn.Embedding(num_queries, 2) if learned_reference else MLP(dim, dim, 2, 2, make=linear)
         )
         self.kind = spatial_query
-        self.transform = None
+        self.transform: nn.Module = nn.Identity()
         # The first layer has no use of it but in CSQ-T.
         if spatial_query == "CSQ-T" or (spatial_query in ("CSQ", "CSQ-I") and num_layers > 1):
             self.transform = MLP(dim, dim, dim, 2, make=linear)
@@ -163,8 +163,8 @@ class ConditionalDecoder(Decoder):
 
     def initial_reference(self, position: Tensor) -> Tensor:
         """The reference points r."""
-        if self.learned_reference:
-            return self.reference.weight.expand(len(position), -1, -1)
+        if isinstance(self.reference, nn.Embedding):
+            return self.reference.weight.expand(position.shape[0], -1, -1)
         return self.reference(position)
 
     def prior(

@@ -6,12 +6,13 @@ Shapes: B images, N queries, L keys, C channels, H heads, d = C / H.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention, attention_weights, padding_biases
-from .layers import FFN
+from .layers import FFN, full_precision
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY
 
@@ -163,15 +164,14 @@ class Decoder(nn.Module):
             the normed outputs of the layers (layers, B, N, C), in evaluation of the last one only,
             and the initial references (B, N, 2) as logits, x before y, if there are any.
         """
-        position = self.query_embed.weight.expand(len(memory.tokens), -1, -1)
+        position = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
         target = torch.zeros_like(position)
         # Places need float32.
-        full_precision = torch.autocast(position.device.type, enabled=False)
-        with full_precision:
+        with full_precision(position.device):
             reference = self.initial_reference(position)
         hidden = []
         for number, layer in enumerate(self.layers):
-            with full_precision:
+            with full_precision(position.device):
                 prior = self.prior(number, target.float(), position, reference, memory)
             target = layer(target, position, memory, prior)
             hidden.append(target)
@@ -204,7 +204,7 @@ class DETRDecoder(Decoder):
             dropout: after attention, inside and after the FFN.
             attention_dropout: on attention weights.
         """
-        heads = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+        heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
         layers = [
             DecoderLayer(
                 dim=dim,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention
 from .deformable_attention import DeformableAttention, valid_extent
-from .layers import FFN, linear
+from .layers import FFN, full_precision, linear
 from .memory import Memory, Size
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
@@ -232,13 +232,16 @@ class DeformableDecoder(nn.Module):
             their references as logits: (B, N, 2) points of all layers; with refinement
             (layers, B, N, 4) boxes of each, the first one's points filled up with zeros.
         """
-        position, target = self.query_embed.weight.expand(len(memory.tokens), -1, -1).chunk(2, -1)
-        with torch.autocast(position.device.type, enabled=False):  # places need float32
+        embeddings = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
+        position, target = embeddings.chunk(2, -1)
+        with full_precision(position.device):  # places need it
             reference = self.sampling_reference(position)
         extent = valid_extent(memory)
-        hidden, references = [], []
+        hidden: list[Tensor] = []
+        references: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             if self.refines and number > 0:
+                assert box_offsets is not None
                 # Gradients stay within a layer: the next one starts from a given box.
                 reference = (references[-1] + box_offsets(target, number - 1)).detach()
             target = layer(target, position, memory, (reference.sigmoid(), extent))

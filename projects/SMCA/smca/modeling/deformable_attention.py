@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import linear
+from .layers import full_precision, linear
 from .memory import Memory, Size
 
 
@@ -63,7 +63,7 @@ def sample(value: Tensor, shapes: Sequence[Size], points: Tensor, weights: Tenso
     x, y = points.transpose(1, 2).flatten(0, 1).unbind(-1)  # (B*H, N, S, K) each
     weights = weights.transpose(1, 2).flatten(0, 1)
     scales = maps.split([rows * columns for rows, columns in shapes], dim=-1)
-    out = 0
+    out = maps.new_zeros(())
     for s, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):
         # Python numbers, because a tensor of sizes would have to be sent to the device.
         grid = torch.stack((x[:, :, s] * (2 / columns) - 1, y[:, :, s] * (2 / rows) - 1), dim=-1)
@@ -124,7 +124,7 @@ class DeformableAttention(nn.Module):
         if memory.padding is not None:
             value = value.masked_fill(memory.padding[..., None], 0.0)
         # Places need float32 whatever the rest of the model runs in.
-        with torch.autocast(query.device.type, enabled=False):
+        with full_precision(query.device):
             query = query.to(self.sampling_offsets.weight.dtype)
             offsets = self.sampling_offsets(query).unflatten(-1, (*self.layout, 2))
             logits = self.attention_weights(query).unflatten(-1, self.layout)

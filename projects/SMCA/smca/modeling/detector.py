@@ -50,7 +50,7 @@ class Detector(nn.Module):
         """
         Args:
             images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
-            sizes: (h, w) of each image in pixels, without its padding.
+            sizes: (h, w) of each image in pixels, without its padding, or one for all of them.
         """
         padded = any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
         if padded and getattr(self.backbone, "accepts_sizes", False):
@@ -154,7 +154,7 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
     Returns:
         (B, 3, H, W) on the device of ``mean``, and each image's (h, w).
     """
-    sizes = [tuple(image.shape[-2:]) for image in images]
+    sizes: list[Size] = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     batch = mean.new_zeros(len(images), 3, height, width)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):

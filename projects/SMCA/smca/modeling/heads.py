@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from .layers import MLP, per_scale
+from .layers import MLP, full_precision, per_scale
 from .memory import Size, numbers_on
 
 
@@ -33,7 +34,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of one image, best first.
+    """The detections of one image, best first; or of a batch, (B, D, ...) then.
 
     Attributes:
         boxes: (D, 4) xyxy in pixels, not clipped to the image.
@@ -88,7 +89,7 @@ class DetectionHeads(nn.Module):
     def box_offsets(self, hidden: Tensor, layer: int) -> Tensor:
         """Box logits (..., 4) of a decoder layer's output (..., C), less its reference."""
         heads = _sets(self.box_head)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with full_precision(hidden.device):
             return heads[layer if len(heads) > 1 else 0](hidden.float())
 
     def forward(self, hidden: Tensor, reference: Tensor | None) -> Predictions:
@@ -98,7 +99,7 @@ class DetectionHeads(nn.Module):
             reference: (B, N, 2), initial centre x, y as logits, added to the boxes' (Eq. 12);
                 or the boxes that each layer started from, (layers, B, N, 4) logits; or None.
         """
-        with torch.autocast(hidden.device.type, enabled=False):
+        with full_precision(hidden.device):
             hidden = hidden.float()
             offsets = _apply(self.box_head, hidden)
             logits = _apply(self.class_head, hidden)
@@ -109,8 +110,8 @@ class DetectionHeads(nn.Module):
         return Predictions(logits=logits, boxes=boxes, centers=last[..., :2].sigmoid())
 
 
-def _sets(heads: nn.Module) -> Sequence[nn.Module]:
-    return heads if isinstance(heads, nn.ModuleList) else [heads]
+def _sets(heads: nn.Module) -> list[Any]:
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
 
 
 def _apply(heads: nn.Module, hidden: Tensor) -> Tensor:
@@ -128,11 +129,24 @@ def detect(
     max_detections: int,
     softmax: bool = False,
 ) -> list[Detections]:
+    """:func:`detect_batch`, an image each."""
+    found = detect_batch(predictions, output_sizes, max_detections=max_detections, softmax=softmax)
+    images = zip(found.boxes, found.scores, found.labels, strict=True)
+    return [Detections(*image) for image in images]
+
+
+def detect_batch(
+    predictions: Predictions,
+    output_sizes: Sequence[Size],
+    *,
+    max_detections: int,
+    softmax: bool = False,
+) -> Detections:
     """The best detections of each image, without non-maximum suppression (section 1.7).
 
     Args:
         predictions: of which the last layer counts.
-        output_sizes: (h, w) to scale the boxes to, an image each.
+        output_sizes: (h, w) to scale the boxes to, an image each, or one for all of them.
         max_detections: at most so many an image.
         softmax: the last column is no-object, and each query has one class; else every query and
             class with its sigmoid score is a candidate.
@@ -151,5 +165,4 @@ def detect(
     boxes = box_convert(boxes, "cxcywh", "xyxy")
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     scale = numbers_on(boxes.device, [size[::-1] for size in output_sizes], boxes.dtype)
-    boxes = boxes * scale.repeat(1, 2)[:, None]
-    return [Detections(*image) for image in zip(boxes, scores, labels, strict=True)]
+    return Detections(boxes=boxes * scale.repeat(1, 2)[:, None], scores=scores, labels=labels)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast off. Where it is off anyway, an exported graph has no trace of this."""
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Linear:

@@ -17,17 +17,25 @@ Size = tuple[int, int]
 def numbers_on(
     device: torch.device, numbers: Sequence, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A tensor of a few numbers on ``device``, without waiting for what the device does."""
-    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    """A tensor of a few numbers on ``device``, without waiting for what the device does.
+
+    Numbers that are symbols of a graph being captured, such as the sides of images, stay symbols.
+    """
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    if isinstance(numbers, Sequence):
+        return torch.stack([numbers_on(device, number, dtype) for number in numbers])
+    return torch.full((), numbers, dtype=dtype, device=device)
 
 
 def valid_cells(size: Size, stride: int) -> Size:
     """Rows and columns of a map that an unpadded image of ``size`` (h, w) pixels has."""
-    return -(-size[0] // stride), -(-size[1] // stride)
+    # Rounded up in the way convolutions count their cells: as symbols, both are then the same.
+    return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
 
 
 def valid_mask(
-    sizes: Sequence[Size], stride: int, shape: Size, device: torch.device
+    sizes: Sequence[Size], stride: int, shape: Sequence[int], device: torch.device
 ) -> Tensor | None:
     """Which cells of a map belong to the images and not to their padding.
 
@@ -70,7 +78,8 @@ class Memory:
         positions: (B or 1, L, C), added to queries and keys.
         shapes: (rows, columns) of each scale's map.
         strides: pixels a cell, of each scale.
-        extent: (B, S, 2), columns and rows of each scale's map that each image has, fractional.
+        extent: (B or 1, S, 2), columns and rows of each scale's map that each image has,
+            fractional.
         padding: (B, L), True where a token is padding; None when none is.
     """
 

@@ -60,10 +60,10 @@ class Neck(nn.Module):
         """
         Args:
             features: maps (B, channels, h, w) by name.
-            sizes: (h, w) of each image in pixels, without padding.
+            sizes: (h, w) of each image in pixels, without padding, or one for all of them.
         """
         tokens, positions, shapes, masks = [], [], [], []
-        source = None
+        source = features[self.in_features[0]]
         for scale, (projection, stride) in enumerate(
             zip(self.projections, self.strides, strict=True)
         ):
@@ -74,7 +74,7 @@ class Neck(nn.Module):
                 finer = valid_mask(sizes, self.strides[scale - 1], source.shape[-2:], source.device)
                 source = zero_padding(source, None if finer is None else finer[:, None])
                 projected = source = projection(source)
-            shape = tuple(projected.shape[-2:])
+            shape = projected.shape[-2], projected.shape[-1]
             mask = valid_mask(sizes, stride, shape, projected.device)
             if self.norms is not None:
                 valid = None if mask is None else mask[:, None]
@@ -100,7 +100,7 @@ class Neck(nn.Module):
 
 
 def _cat_broadcast(positions: list[Tensor]) -> Tensor:
-    batch = max(len(position) for position in positions)
+    batch = max(position.shape[0] for position in positions)
     return torch.cat([position.expand(batch, -1, -1) for position in positions], dim=1)
 
 
@@ -110,7 +110,9 @@ def _padding(masks: list[Tensor | None], tokens: list[Tensor]) -> Tensor | None:
         return None
     return torch.cat(
         [
-            token.new_zeros(token.shape[:2], dtype=torch.bool) if mask is None else ~mask.flatten(1)
+            token.new_zeros(token.shape[:2], dtype=torch.bool)
+            if mask is None
+            else ~mask.flatten(1).expand(token.shape[0], -1)
             for mask, token in zip(masks, tokens, strict=True)
         ],
         dim=1,

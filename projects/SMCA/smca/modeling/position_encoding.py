@@ -38,7 +38,7 @@ def sine_positions(
     Returns:
         (B, rows * columns, C); (1, ...) when all images have the same valid size.
     """
-    if len(set(cells)) == 1:
+    if all(cell == cells[0] for cell in cells):
         cells = cells[:1]
     valid = numbers_on(device, cells)  # (B, 2)
     axes = []

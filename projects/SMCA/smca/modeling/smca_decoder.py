@@ -5,6 +5,8 @@ Shapes: B images, N queries, L keys, C channels, H heads, S scales.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .attention import LogitBias, attention_weights, padding_biases
@@ -44,7 +46,7 @@ class ModulatedCoAttention(CoAttention):
             _biases(memory, prior),
             strict=True,
         )
-        out = 0
+        out = query.new_zeros(())
         for scale, (key, value, biases) in enumerate(scales):
             attended = self.attend(query, key, value, biases)
             if prior.selection is not None:
@@ -104,7 +106,7 @@ class SMCADecoder(Decoder):
             per_head, scale_kind, beta, scale_selection: see :class:`SpatialPrior`.
             center_layers: linear layers of the MLP that predicts the centre.
         """
-        heads = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+        heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
         layers = []
         for number in range(num_layers):
             layer = DecoderLayer(
@@ -146,11 +148,12 @@ class SMCADecoder(Decoder):
 
     def initial_reference(self, position: Tensor) -> Tensor:
         """The centres, from what the first layer observes: its target is zero (Eq. 3)."""
-        return self.center(self.layers[0].prior.norm(position))
+        first: Any = self.layers[0].prior
+        return self.center(first.norm(position))
 
     def prior(
         self, number: int, target: Tensor, position: Tensor, reference: Tensor, memory: Memory
     ) -> Prior:
         """The Gaussians of a layer's heads and scales (Eqs. 4-7)."""
-        prior = self.layers[number].prior
+        prior: Any = self.layers[number].prior
         return prior(prior.norm(target + position), reference, memory)

@@ -146,9 +146,8 @@ class NativeMapper:
         image, boxes = self._augment(image, boxes)
         boxes = clip_boxes_to_image(boxes.as_subclass(Tensor), (image.height, image.width))
         kept = (boxes[:, 2:] - boxes[:, :2] > 1e-5).all(dim=1)
-        pixels = F.pil_to_tensor(image)
         return Sample(
-            image=pixels.flip(0) if self.image_format == "BGR" else pixels,
+            image=self._pixels(image),
             labels=labels[kept],
             boxes=boxes[kept],
             image_id=record["image_id"],
@@ -156,6 +155,17 @@ class NativeMapper:
             height=height,
             width=width,
         )
+
+    def map_image(self, image: Image.Image) -> Tensor:
+        """An RGB image without a record, mapped as one with: (3, h, w) uint8 as in a sample."""
+        size = (image.height, image.width)
+        nothing = BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
+        image, _ = self._augment(image, nothing)
+        return self._pixels(image)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels = F.pil_to_tensor(image)
+        return pixels.flip(0) if self.image_format == "BGR" else pixels
 
     def _augment(
         self, image: Image.Image, boxes: BoundingBoxes

@@ -37,7 +37,11 @@ _PROCESSES = 4
 
 
 def evaluate(
-    detections: Iterable[tuple[int, Detections]], dataset: CocoDataset, output_dir: str
+    detections: Iterable[tuple[int, Detections]],
+    dataset: CocoDataset,
+    output_dir: str,
+    *,
+    by_class: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Score the detections of a whole dataset, and write them as COCO's results.
 
@@ -45,6 +49,7 @@ def evaluate(
         detections: image id and detections, on the CPU; an image without any may be left out.
         dataset: whose annotation file is the truth.
         output_dir: ``coco_instances_results.json`` is written there.
+        by_class: also the AP of each class.
 
     Returns:
         ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>", ...}}`` in percent;
@@ -73,7 +78,7 @@ def evaluate(
         metric: float(value * 100 if value >= 0 else "nan")
         for metric, value in zip(_METRICS, scores.stats, strict=False)
     }
-    if len(dataset.class_names) > 1:
+    if by_class and len(dataset.class_names) > 1:
         results |= _class_precision(scores, dataset)
     logger.info("%s: %s", dataset.name, "  ".join(f"{k} {v:.2f}" for k, v in results.items()))
     return {"bbox": results}

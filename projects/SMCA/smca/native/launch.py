@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 import warnings
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
 from ..config import get_cfg, load_cfg
-from ..launching import guarded, prepare, run_processes
-from ..validation import validate_model
+from ..validation import require_own_model
+from ..workers import Worker, run_workers
 from .trainer import Trainer, evaluate_only
 
 logger = logging.getLogger(__name__)
@@ -29,55 +26,23 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
         FloatingPointError: a loss that is not finite.
     """
-    world_size = args.num_gpus * args.num_machines
     cfg = load_cfg(get_cfg(), args.config_file, args.opts)
-    validate_model(cfg)  # those of Detectron2 only run there
-    cfg = prepare(cfg, world_size)
-    if world_size == 1:
-        return _main(0, cfg, args)
-
-    def start() -> None:
-        url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
-        mp.start_processes(_worker, (cfg, args, url, world_size), nprocs=args.num_gpus)
-
-    return run_processes(start, cfg, args)
+    require_own_model(cfg)  # those of Detectron2 only run there
+    return run_workers(_main, cfg, args)
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _worker(
-    local_rank: int, cfg: CfgNode, args: argparse.Namespace, url: str, world_size: int
-) -> None:
-    rank = args.machine_rank * args.num_gpus + local_rank
-    cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", init_method=url, world_size=world_size, rank=rank
-    )
-    code = guarded(_main, rank, cfg, args)
-    if code == 0:
-        dist.destroy_process_group()
-    sys.exit(code)
-
-
-def _main(rank: int, cfg: CfgNode, args: argparse.Namespace) -> int:
-    _setup_logging(cfg.OUTPUT_DIR if rank == 0 else None)
+def _main(cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
+    _setup_logging(cfg.OUTPUT_DIR if worker.rank == 0 else None)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     if args.eval_only:
         evaluate_only(cfg, resume=args.resume)
-    else:
-        if rank == 0:
-            with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-                file.write(cfg.dump())
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        trainer.train()
-    return 0
+        return
+    if worker.rank == 0:
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            file.write(cfg.dump())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
 
 
 def _setup_logging(output_dir: str | None) -> None:

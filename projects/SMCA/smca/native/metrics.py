@@ -10,23 +10,26 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+
+from ..training.scalars import StepScalars, is_logged
 
 logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Collects numbers of each iteration and writes their means every ``period`` iterations."""
+    """Collects numbers of each iteration and writes their means every so many iterations."""
 
-    def __init__(self, output_dir: str, *, start: int, max_iter: int, period: int = 20):
+    def __init__(self, output_dir: str, *, start: int, max_iter: int, scalars: StepScalars):
         """
         Args:
             output_dir: where `metrics.json` and TensorBoard's files go.
             start, max_iter: first iteration, and the number of iterations of the whole run.
-            period: iterations from one line to the next.
+            scalars: what is written beside the means.
         """
         self.max_iter = max_iter
-        self.period = period
+        self.scalars = scalars
         self._json = open(os.path.join(output_dir, "metrics.json"), "a")  # noqa: SIM115
         self._tensorboard = SummaryWriter(output_dir)
         self._sums: dict[str, float] = defaultdict(float)
@@ -35,32 +38,34 @@ class Metrics:
         self._paused = 0.0
         self._first = start
 
-    def add(self, iteration: int, values: Mapping[str, float], *, lr: float) -> None:
+    def add(self, iteration: int, values: Mapping[str, float]) -> None:
         """Take the numbers of one iteration; write when it is time."""
         for name, value in values.items():
             self._sums[name] += value
         self._count += 1
-        if (iteration + 1) % self.period == 0 or iteration + 1 == self.max_iter:
-            self._write_means(iteration, lr)
+        if is_logged(iteration, self.max_iter):
+            self._write_means(iteration)
 
-    def _write_means(self, iteration: int, lr: float) -> None:
+    def _write_means(self, iteration: int) -> None:
         means = {name: total / self._count for name, total in self._sums.items()}
         self._sums.clear()
         self._count = 0
         done = iteration + 1 - self._first
         seconds = (time.perf_counter() - self._begun - self._paused) / done
         left = (self.max_iter - iteration - 1) * seconds
-        self.write(iteration, {**means, "lr": lr, "eta_seconds": left})
+        scalars = self.scalars(iteration)
+        self.write(iteration, {**means, **scalars, "eta_seconds": left})
         logger.info(
-            "iter %d/%d  loss %.3f (class %.3f  l1 %.3f  giou %.3f)  %.2f it/s  data %.3f s"
-            "  lr %.2g  eta %s",
+            "iter %d/%d  epoch %.2f  loss %.3f (class %.3f  l1 %.3f  giou %.3f)  %.2f it/s"
+            "  data %.3f s  lr %.2g  eta %s",
             iteration + 1,
             self.max_iter,
+            scalars["epoch"],
             means["total_loss"],
             *(means[f"loss_{name}"] for name in ("class", "l1", "giou")),
             1 / seconds,
             means["data_time"],
-            lr,
+            scalars["lr"],
             datetime.timedelta(seconds=round(left)),
         )
 
@@ -71,8 +76,12 @@ class Metrics:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, iteration)
 
+    def show(self, iteration: int, name: str, picture: np.ndarray) -> None:
+        """Write a picture (H, W, 3), RGB uint8, to TensorBoard."""
+        self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
+
     def pause(self, seconds: float) -> None:
-        """Leave ``seconds``, those of an evaluation, out of the speed."""
+        """Leave ``seconds``, those of an evaluation or a picture, out of the speed."""
         self._paused += seconds
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Training and evaluation on PyPI packages alone, with Detectron2's keys, files and counting."""
+"""Training on PyPI packages alone, with Detectron2's keys, files and counting."""
 
 from __future__ import annotations
 
@@ -6,93 +6,30 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..config import ConfigError
-from ..data.coco import CocoDataset, load_datasets, results_folder
+from ..data.coco import load_datasets
 from ..modeling.detector import build_detector, pad_images, pixel_statistics
-from ..modeling.heads import Detections, detect
 from ..training import SetCriterion, Targets
+from ..training.ema import MovingAverage
+from ..training.report import Clock, results_tables, write_results
+from ..training.scalars import StepScalars
 from ..training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
 from ..training.step import NonFiniteLossError, TrainingStep, seed_step
 from ..training.stop import StopRequest
-from .data import Sample, build_test_loader, build_train_loader
-from .evaluation import evaluate
+from ..visualization.training import NUM_SHOWN, training_picture
+from .data import Sample, build_train_loader
+from .distributed import rank, shared_seed, synchronize, world_size
+from .evaluator import Evaluator, model_device
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _synchronize() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _device(cfg: CfgNode) -> torch.device:
-    if cfg.MODEL.DEVICE == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(cfg.MODEL.DEVICE)
-
-
-class Evaluator:
-    """Runs a detector over the datasets of DATASETS.TEST."""
-
-    def __init__(self, cfg: CfgNode, detector: nn.Module):
-        self.cfg = cfg
-        self.detector = detector
-        self.device = _device(cfg)
-        self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
-        self.datasets = load_datasets(cfg, cfg.DATASETS.TEST)
-
-    def __call__(self) -> dict[str, dict[str, float]]:
-        """AP of each dataset, ``{dataset: {"bbox": {...}}}``; empty on all but the first worker."""
-        training = self.detector.training
-        self.detector.eval()
-        results = {dataset.name: self._evaluate(dataset) for dataset in self.datasets}
-        self.detector.train(training)
-        return {name: result for name, result in results.items() if result}
-
-    def _evaluate(self, dataset: CocoDataset) -> dict:
-        found = self._detections(dataset)
-        if _world_size() > 1:
-            gathered = [None] * _world_size() if _rank() == 0 else None
-            dist.gather_object(list(found), gathered)
-            if _rank() > 0:
-                return {}
-            found = [detection for worker in gathered for detection in worker]
-        return evaluate(found, dataset, results_folder(self.cfg, dataset.name))
-
-    @torch.no_grad()
-    def _detections(self, dataset: CocoDataset) -> Iterator[tuple[int, Detections]]:
-        smca = self.cfg.MODEL.SMCA
-        loader = build_test_loader(self.cfg, dataset, rank=_rank(), world_size=_world_size())
-        for batch in loader:
-            images, sizes = pad_images([s.image for s in batch], mean=self.mean, std=self.std)
-            detections = detect(
-                self.detector(images, sizes),
-                [(sample.height, sample.width) for sample in batch],
-                max_detections=self.cfg.TEST.DETECTIONS_PER_IMAGE,
-                softmax=smca.LOSS.CLASSIFICATION == "softmax",
-            )
-            for sample, found in zip(batch, detections, strict=True):
-                yield (
-                    sample.image_id,
-                    Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()),
-                )
 
 
 class Trainer:
@@ -103,15 +40,19 @@ class Trainer:
     """
 
     def __init__(self, cfg: CfgNode):
-        self.cfg = cfg = scale_to_workers(cfg, _world_size())
-        self.device = _device(cfg)
+        self.cfg = cfg = scale_to_workers(cfg, world_size())
+        self.device = model_device(cfg)
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.seed = _shared_seed(cfg.SEED)
+        self.seed = shared_seed(cfg.SEED)
         self.iteration = -1
+        self.clock = Clock()
         torch.manual_seed(self.seed)
         self.detector = build_detector(cfg).to(self.device).train()
+        self.average = None
+        if cfg.MODEL.EMA.ENABLED:
+            self.average = MovingAverage(self.detector, decay=cfg.MODEL.EMA.DECAY)
         self.model = self.detector
-        if _world_size() > 1:
+        if world_size() > 1:
             self.model = DistributedDataParallel(self.detector)
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.optimizer = build_optimizer(cfg, self.detector)
@@ -121,10 +62,17 @@ class Trainer:
         )
         self.step = TrainingStep(self.optimizer, device=self.device, amp=cfg.SOLVER.AMP.ENABLED)
         self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
-        self.evaluator = Evaluator(cfg, self.detector)
+        self.evaluator = Evaluator(cfg, self.average.model if self.average else self.detector)
         self.checkpointer = SafeCheckpointing(
-            self.detector, cfg.OUTPUT_DIR, save_to_disk=_rank() == 0, trainer=self
+            self.detector,
+            cfg.OUTPUT_DIR,
+            save_to_disk=rank() == 0,
+            trainer=self,
+            **({"ema": self.average} if self.average else {}),
         )
+        # Those of training are the same as those of evaluation, or refused.
+        datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
+        self.checkpointer.class_names = datasets[0].class_names if datasets else None
         self.best = BestModel(self.checkpointer)
 
     def state_dict(self) -> dict:
@@ -132,6 +80,7 @@ class Trainer:
         return {
             "iteration": self.iteration,
             "seed": self.seed,
+            "clock": asdict(self.clock),
             "hooks": {
                 "LRScheduler": {
                     "base_lrs": self.scheduler.base_lrs,
@@ -149,6 +98,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         self.iteration = state["iteration"]
         self.seed = state.get("seed", self.seed)
+        self.clock = Clock(**state.get("clock", {}))
         if best := state.get("hooks", {}).get("BestCheckpointer"):
             self.best.load_state_dict(best)
         if schedule := state.get("hooks", {}).get("LRScheduler"):
@@ -161,6 +111,8 @@ class Trainer:
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.average:
+            self.average.begin()
         self.best.recall(self.iteration + 1)
 
     def train(self) -> dict:
@@ -176,18 +128,16 @@ class Trainer:
         start = self.iteration + 1
         loader = build_train_loader(
             self.cfg,
-            rank=_rank(),
-            world_size=_world_size(),
+            rank=rank(),
+            world_size=world_size(),
             seed=self.seed,
             start=start,
             like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
         )
+        num_images = len(loader.dataset)
         period = self.cfg.TEST.EVAL_PERIOD
         results: dict = {}
-        metrics = None
-        if _rank() == 0:
-            metrics = Metrics(self.cfg.OUTPUT_DIR, start=start, max_iter=self.max_iter)
-            logger.info("training from iteration %d to %d", start, self.max_iter)
+        metrics = self._metrics(start, num_images) if rank() == 0 else None
         with StopRequest() as stop:
             if start >= self.max_iter:
                 # The run had ended, perhaps in its last evaluation.
@@ -195,23 +145,7 @@ class Trainer:
                 results = self._evaluate(metrics)
             batches = iter(loader)
             for iteration in range(start, self.max_iter):
-                begun = time.perf_counter()
-                try:
-                    batch = next(batches)
-                except RuntimeError:
-                    # The signal that stops this process may have ended its loader's.
-                    if stop.signal is None:
-                        raise
-                    self.checkpointer.save_to_resume(self.iteration, self.max_iter)
-                    raise SystemExit(stop.exit_code) from None
-                data_time = time.perf_counter() - begun
-                losses = self._run_step(iteration, batch)
-                self.iteration = iteration
-                losses |= {"total_loss": sum(losses.values()), "data_time": data_time}
-                losses["time"] = time.perf_counter() - begun
-                if metrics:
-                    metrics.add(iteration, losses, lr=self.optimizer.param_groups[-1]["lr"])
-                self.scheduler.step()
+                self._run_iteration(iteration, batches, stop, metrics)
                 done = iteration + 1
                 evaluating = done == self.max_iter or (period and done % period == 0)
                 stopping = done < self.max_iter and stop.agreed(iteration)
@@ -220,7 +154,7 @@ class Trainer:
                 elif stopping:
                     self.checkpointer.save_to_resume(self.iteration, self.max_iter)
                     # The launcher ends all processes when the first one leaves.
-                    _synchronize()
+                    synchronize()
                     raise SystemExit(stop.exit_code)
                 elif evaluating or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
                     # Before an evaluation too: should that fail, nothing is lost.
@@ -229,7 +163,52 @@ class Trainer:
                     results = self._evaluate(metrics)
         if metrics:
             metrics.close()
+            write_results(
+                self.cfg,
+                self.detector,
+                results,
+                num_images=num_images,
+                clock=self.clock,
+                best=self.best.state_dict(),
+            )
         return results
+
+    def _metrics(self, start: int, num_images: int) -> Metrics:
+        logger.info("training from iteration %d to %d", start, self.max_iter)
+        batch_size = self.cfg.SOLVER.IMS_PER_BATCH
+        scalars = StepScalars(
+            self.optimizer, self.detector, batch_size=batch_size, num_images=num_images
+        )
+        return Metrics(self.cfg.OUTPUT_DIR, start=start, max_iter=self.max_iter, scalars=scalars)
+
+    def _run_iteration(
+        self,
+        iteration: int,
+        batches: Iterator[list[Sample]],
+        stop: StopRequest,
+        metrics: Metrics | None,
+    ) -> None:
+        """Fetch a batch, learn from it, and tell ``metrics``."""
+        begun = time.perf_counter()
+        try:
+            batch = next(batches)
+        except RuntimeError:
+            # The signal that stops this process may have ended its loader's.
+            if stop.signal is None:
+                raise
+            self.checkpointer.save_to_resume(self.iteration, self.max_iter)
+            raise SystemExit(stop.exit_code) from None
+        data_time = time.perf_counter() - begun
+        losses = self._run_step(iteration, batch)
+        self.iteration = iteration
+        seconds = time.perf_counter() - begun
+        self.clock.add(seconds)
+        if metrics:
+            losses |= {"total_loss": sum(losses.values()), "data_time": data_time, "time": seconds}
+            metrics.add(iteration, losses)
+            if self.cfg.VIS_PERIOD and (iteration + 1) % self.cfg.VIS_PERIOD == 0:
+                self._show(batch[:NUM_SHOWN], metrics)
+        self.scheduler.step()
 
     def _run_step(self, iteration: int, batch: list[Sample]) -> dict[str, float]:
         images, sizes = pad_images([s.image for s in batch], mean=self.mean, std=self.std)
@@ -239,18 +218,35 @@ class Trainer:
             sizes,
             self.device,
         )
-        seed_step(self.seed, iteration, _rank())
+        seed_step(self.seed, iteration, rank())
         try:
-            return self.step(
+            losses = self.step(
                 lambda: self.criterion(self.model(images, sizes), targets),
                 [sample.image_id for sample in batch],
             )
         except NonFiniteLossError as error:
             name = f"model_nonfinite_{iteration:07d}"
             self.checkpointer.save(name, resumable=False, iteration=iteration - 1)
-            _synchronize()
+            synchronize()
             path = os.path.join(self.cfg.OUTPUT_DIR, name + ".pth")
             raise error.explained(iteration, path) from error
+        if self.average:
+            self.average.update(iteration)
+        return losses
+
+    def _show(self, samples: list[Sample], metrics: Metrics) -> None:
+        """Draw what the model finds in images it has just learned from."""
+        begun = time.perf_counter()
+        images = [sample.image for sample in samples]
+        picture = training_picture(
+            images,
+            [sample.boxes for sample in samples],
+            self.evaluator.detect(images, [tuple(image.shape[-2:]) for image in images]),
+            image_format=self.cfg.INPUT.FORMAT,
+            class_names=self.checkpointer.class_names,
+        )
+        metrics.show(self.iteration, "detections", picture)
+        metrics.pause(time.perf_counter() - begun)
 
     def _evaluate(self, metrics: Metrics | None) -> dict:
         begun = time.perf_counter()
@@ -265,16 +261,6 @@ class Trainer:
         return results
 
 
-def _shared_seed(seed: int) -> int:
-    """``seed``, or when it is negative one drawn by the first worker for all."""
-    if seed >= 0:
-        return seed
-    drawn = [int.from_bytes(os.urandom(4), "little")]
-    if _world_size() > 1:
-        dist.broadcast_object_list(drawn)
-    return drawn[0]
-
-
 def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR.
 
@@ -284,8 +270,11 @@ def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict:
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
-    detector = build_detector(cfg).to(_device(cfg))
+    detector = build_detector(cfg).to(model_device(cfg))
     evaluator = Evaluator(cfg, detector)
     checkpointer = SafeCheckpointing(detector, cfg.OUTPUT_DIR, save_to_disk=False)
     checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS, resume=resume)
-    return evaluator()
+    results = evaluator()
+    if results:
+        logger.info("results\n\n%s", results_tables(results))
+    return results

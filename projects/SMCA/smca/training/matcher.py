@@ -181,9 +181,9 @@ class HungarianMatcher:
             return Matches(empty, empty, empty, empty)
         # A loss that is not finite is reported by the trainer, not by the solver.
         costs = self.costs(predictions, targets).nan_to_num_(nan=1e6, posinf=1e6, neginf=-1e6)
-        costs = costs.float().cpu().numpy()
+        numbers = costs.float().cpu().numpy()
         groups = [(y, b) for y in range(layers) for b in range(len(targets.counts))]
-        found = [linear_sum_assignment(costs[y, b, :, : targets.counts[b]]) for y, b in groups]
+        found = [linear_sum_assignment(numbers[y, b, :, : targets.counts[b]]) for y, b in groups]
         layer, image = np.repeat(groups, [len(queries) for queries, _ in found], axis=0).T
         query, target = np.concatenate(found, axis=1)
         indices = torch.from_numpy(np.stack([layer, image, query, target]))

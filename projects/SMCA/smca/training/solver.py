@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from fvcore.common.config import CfgNode
@@ -19,21 +20,25 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 _FUSED = ("cpu", "cuda")
+# What places Deformable DETR's samples and references.
+_SAMPLING = {"sampling_offsets", "sampling_reference"}
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD, with learning rates of their own for some parts and full-model clipping.
-
-    The clipping runs as a hook before each step, after AMP has unscaled the gradients.
-    """
+    """AdamW or SGD, with learning rates of their own for some parts, :func:`with_clipping`."""
     solver = cfg.SOLVER
+    multipliers = {
+        "": 1.0,
+        "backbone": solver.BACKBONE_MULTIPLIER,
+        "sampling": solver.SAMPLING_MULTIPLIER,
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module_name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            rate = solver.BASE_LR * _rate_multiplier(solver, module_name.split("."))
+            rate = solver.BASE_LR * multipliers[role_of(module_name.split("."))]
             is_norm = isinstance(module, _NORMS)
             decay = solver.WEIGHT_DECAY_NORM if is_norm else solver.WEIGHT_DECAY
             groups.setdefault((rate, decay), []).append(parameter)
@@ -44,16 +49,29 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for group in groups.values() for parameter in group]
     # One pass over each parameter, where there is a kernel for it.
     options = {"lr": solver.BASE_LR, "fused": all(p.device.type in _FUSED for p in trained)}
+    optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(described, momentum=solver.MOMENTUM, **options)
     else:
         optimizer = torch.optim.AdamW(described, **options)
+    return with_clipping(optimizer, solver.CLIP_GRADIENTS)
+
+
+def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.optim.Optimizer:
+    """``optimizer``, which clips gradients as ``clip`` (SOLVER.CLIP_GRADIENTS) says, and goes on
+    with its own kernels whatever wrote the state that it loads.
+
+    The clipping runs as a hook before each step, after AMP has unscaled the gradients. It leaves
+    the norm they had in the optimizer's attribute ``grad_norm``, a tensor on their device.
+    """
     optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
-    if solver.CLIP_GRADIENTS.ENABLED:
-        clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
 
         def clip_gradients(*_) -> None:
-            nn.utils.clip_grad_norm_(trained, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+            optimizer.grad_norm = nn.utils.clip_grad_norm_(  # type: ignore[attr-defined]
+                trained, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
+            )
 
         optimizer.register_step_pre_hook(clip_gradients)
     return optimizer
@@ -65,13 +83,11 @@ def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     return {**state, "param_groups": groups}
 
 
-def _rate_multiplier(solver: CfgNode, path: list[str]) -> float:
-    """Learning rate of the module at ``path``, as a fraction of SOLVER.BASE_LR."""
+def role_of(path: Sequence[str]) -> str:
+    """What sets the learning rate of the module at ``path``: "backbone", "sampling" or ""."""
     if "backbone" in path:
-        return solver.BACKBONE_MULTIPLIER
-    if not {"sampling_offsets", "sampling_reference"}.isdisjoint(path):
-        return solver.SAMPLING_MULTIPLIER
-    return 1.0
+        return "backbone"
+    return "" if _SAMPLING.isdisjoint(path) else "sampling"
 
 
 def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +32,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._since = 0.0
-        self._previous: dict[int, object] = {}
-        self._group = None
+        self._previous: dict[int, Any] = {}
+        self._group: Any = None  # of torch.distributed
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):

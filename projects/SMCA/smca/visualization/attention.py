@@ -1,10 +1,10 @@
-"""Where queries look: co-attention maps over their image.
+"""Where queries look: co-attention maps over their image, as in the paper's Figure 3.
 
-Shapes: Q queries shown, H heads, (h', w') cells of a feature map, S scales. Points are x, y in
-pixels of the image.
+Points are x, y in pixels of the image.
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-_ROW = 2.6  # inches
+from .attention_queries import Detection
+from .attention_sheet import GAP, MARGIN, TITLE, Layout, Sheet
+from .recording import Look
+
+# What a query detects and where it looks, or a line saying why there is nothing.
+Cell = tuple[Detection, Look] | str
+
 _RED = "#ff2030"
+_LINE = 0.14  # inches that a line of the legend takes
 
 
 def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray, points: int = 72) -> np.ndarray:
@@ -32,133 +39,173 @@ def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray, points: int = 7
 
 def draw_co_attention(
     image: np.ndarray,
-    maps: np.ndarray,
+    rows: Sequence[Sequence[Cell]],
     *,
-    shared_centers: np.ndarray | None = None,
-    head_centers: np.ndarray | None = None,
-    covariances: np.ndarray | None = None,
-    boxes: np.ndarray | None = None,
-    scale_weights: np.ndarray | None = None,
-    scale_names: Sequence[str] | None = None,
-    stride: float | None = None,
-    titles: Sequence[str] | None = None,
+    row_titles: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
     out_png: str | os.PathLike | None = None,
 ) -> Figure:
-    """One row a query: its detection, its mean co-attention, and the co-attention of each head.
+    """A row an object, a column a model: the mean co-attention of the heads, and that of each.
 
-    A red square marks the query's centre, which the heads share, a red ring the head's own, and a
-    red line the head's Gaussian one standard deviation around it. Each map is drawn relative to
-    its own largest value.
+    A square marks the query's centre, which the heads share, a circle the head's own, and a line
+    around it the head's Gaussian at one standard deviation; a bar shows how much each scale
+    counts. Each map is drawn relative to its own largest value.
 
     Args:
         image: (h, w, 3) uint8.
-        maps: (Q, H, h', w') non-negative weights. The key of column j, row i lies at the point
-            (j, i) * stride, as it does for the Gaussians.
-        shared_centers: (Q, 2) in pixels.
-        head_centers: (Q, H, 2) in pixels.
-        covariances: (Q, H, 2, 2) of the Gaussians, in squared pixels.
-        boxes: (Q, 4) detections, x1, y1, x2, y2 in pixels.
-        scale_weights: (Q, S) scale-selection weights, drawn as a bar under the detection.
-        scale_names: (S,).
-        stride: pixels from one key to the next; by default the map just spans the image.
-        titles: (Q,).
+        rows: of each, as many cells as there are models.
+        row_titles: over the image of each row; by default what the first model detects.
+        column_titles: names of the models.
         out_png: where to save the figure, if anywhere.
     """
-    maps = np.asarray(maps, dtype=float)
-    num_queries, num_heads, _, map_width = maps.shape
-    height, width = image.shape[:2]
-    stride = stride or width / map_width
-    # Under the maps the image is dark and pale, so that what is bright there is attention.
-    pale = (0.25 * image + 0.25 * image.mean(axis=2, keepdims=True)).astype(np.uint8)
-    panel = _ROW * min(max(width / height, 0.6), 1.8)
-    head_columns = -(-num_heads // 2)
-    figure = Figure(
-        figsize=(panel * (2 + head_columns / 2) + 0.3, (_ROW + 0.35) * num_queries), dpi=110
+    shown = [cell for row in rows for cell in row if not isinstance(cell, str)]
+    several = len(rows[0]) > 1
+    layout = Layout.of(
+        aspect=image.shape[1] / image.shape[0],
+        num_heads=max((len(look.maps) for _, look in shown), default=1),
+        bars=any(look.scale_weights is not None for _, look in shown),
+        several=several,
     )
-    rows = figure.add_gridspec(
-        num_queries, 1, left=0.01, right=0.99, top=1 - 0.3 / (_ROW * num_queries + 0.3),
-        bottom=0.02, hspace=0.16,
-    )  # fmt: skip
-    for query in range(num_queries):
-        cells = rows[query].subgridspec(1, 3, width_ratios=[1, 1, head_columns / 2], wspace=0.04)
-        first = _panel(figure.add_subplot(cells[0]), image)
-        mean = _panel(figure.add_subplot(cells[1]), pale)
-        first.set_title(titles[query] if titles is not None else f"query {query}", fontsize=10)
-        if boxes is not None:
-            x1, y1, x2, y2 = boxes[query]
-            for color, line_width in (("white", 3.5), (_RED, 1.8)):
-                first.add_patch(
-                    Rectangle(
-                        (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=line_width
-                    )
-                )
-        if scale_weights is not None:
-            _draw_scales(first, scale_weights[query], scale_names)
-        mean.set_title("mean of the heads", fontsize=10)
-        _draw_heat(mean, maps[query].mean(axis=0), stride)
-        if shared_centers is not None:
-            _draw_shared_center(mean, shared_centers[query], size=7)
+    lefts = [
+        MARGIN + layout.panel[0] + GAP + column * (layout.block[0] + GAP)
+        for column in range(len(rows[0]) + 1)
+    ]
+    width = lefts[-1] - GAP + MARGIN
+    tops = [
+        MARGIN + TITLE * bool(column_titles) + number * (layout.block[1] + GAP)
+        for number in range(len(rows) + 1)
+    ]
+    legend = textwrap.wrap(_legend(shown), width=int(15 * width))
+    height = tops[-1] + _LINE * len(legend) + MARGIN / 2
+    sheet = Sheet((width, height), image)
 
-        heads = cells[2].subgridspec(2, head_columns, wspace=0.04, hspace=0.04)
-        for head in range(num_heads):
-            axes = _panel(figure.add_subplot(heads[head]), pale)
-            if head == 0:
-                axes.set_title("each head", fontsize=10, loc="left")
-            _draw_heat(axes, maps[query, head], stride)
-            if shared_centers is not None:
-                _draw_shared_center(axes, shared_centers[query], size=4)
-            if head_centers is None:
-                continue
-            center = head_centers[query, head]
-            axes.plot(*center, "o", mfc="none", mec=_RED, ms=7, mew=1.4)
-            if covariances is not None:
-                axes.plot(*gaussian_ellipse(center, covariances[query, head]).T, color=_RED, lw=1)
+    for left, title in zip(lefts, column_titles or (), strict=False):
+        sheet.text((left, MARGIN, layout.block[0], TITLE), title, fontsize=11, weight="bold")
+    for number, (top, row) in enumerate(zip(tops, rows, strict=False)):
+        place = (MARGIN, top + TITLE, *layout.panel)
+        _draw_detection(sheet, place, row[0], row_titles[number] if row_titles else None)
+        for left, cell in zip(lefts, row, strict=False):
+            if isinstance(cell, str):
+                place = (left, top + TITLE, *layout.panel)
+                sheet.text(place, cell, fontsize=9, color="0.4", wrap=True)
+            else:
+                _draw_block(sheet, (left, top), layout, *cell, several=several)
+    for number, line in enumerate(legend):
+        place = (MARGIN, tops[-1] + number * _LINE, width, _LINE)
+        sheet.text(place, line, fontsize=7.5, color="0.3", ha="left")
     if out_png is not None:
         Path(out_png).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out_png)
-    return figure
+        sheet.figure.savefig(out_png)
+    return sheet.figure
 
 
-def _panel(axes: Axes, image: np.ndarray) -> Axes:
-    height, width = image.shape[:2]
-    # Without autoscaling nothing drawn later can widen the view beyond the image.
-    axes.imshow(image, extent=(0, width, height, 0), interpolation="bilinear")
-    axes.autoscale(False)
-    axes.set_axis_off()
-    return axes
+def _legend(shown: Sequence[tuple[Detection, Look]]) -> str:
+    looks = [look for _, look in shown]
+    parts = []
+    if any(look.shared_center is not None for look in looks):
+        parts.append("Square: the query's centre.")
+    if any(look.head_centers is not None for look in looks):
+        parts.append("Circle: the head's own, with its Gaussian at one standard deviation.")
+    if any(look.scale_weights is not None for look in looks):
+        parts.append("Bar: how much each scale counts; Gaussians are those of the largest share.")
+    return " ".join([*parts, "Each map is drawn relative to its own largest value."])
 
 
-def _draw_heat(axes: Axes, weights: np.ndarray, stride: float) -> None:
+def _draw_detection(
+    sheet: Sheet, place: tuple[float, float, float, float], cell: Cell, title: str | None
+) -> None:
+    """The image with the first model's detection."""
+    if isinstance(cell, str):
+        sheet.panel(place, "image", title or "", pale=False)
+        return
+    found, _ = cell
+    axes = sheet.panel(place, "image", title or _named(found), pale=False)
+    _draw_box(axes, found.box, thickness=1.0)
+
+
+def _draw_block(
+    sheet: Sheet,
+    corner: tuple[float, float],
+    layout: Layout,
+    found: Detection,
+    look: Look,
+    *,
+    several: bool,
+) -> None:
+    """What one model has to show of one object, at the upper left ``corner``."""
+
+    def moved(place: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        return (corner[0] + place[0], corner[1] + place[1], *place[2:])
+
+    mean = sheet.panel(
+        moved(layout.mean), "mean", _named(found) if several else "mean of the heads"
+    )
+    _draw_heat(mean, look.maps.mean(axis=0), look.steps)
+    if several:
+        _draw_box(mean, found.box, thickness=0.6)
+    _draw_shared_center(mean, look, size=6)
+    if look.scale_weights is not None:
+        _draw_scales(sheet.axes(moved(layout.bar), "scales"), look, inches=layout.bar[2])
+    for head, (weights, place) in enumerate(zip(look.maps, layout.heads, strict=False)):
+        title = "each head" if head == 0 and not several else ""
+        axes = sheet.panel(moved(place), f"head {head}", title)
+        _draw_heat(axes, weights, look.steps)
+        _draw_gaussian(axes, look, head)
+        _draw_shared_center(axes, look, size=3.5)
+
+
+def _named(found: Detection) -> str:
+    return f"{found.class_name} {found.score:.0%}"
+
+
+def _draw_box(axes: Axes, box: np.ndarray, thickness: float) -> None:
+    x1, y1, x2, y2 = box
+    for color, width in (("white", 3.5 * thickness), (_RED, 1.8 * thickness)):
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=width))
+
+
+def _draw_heat(axes: Axes, weights: np.ndarray, steps: np.ndarray) -> None:
     # One more row and column, as keys lie on the left and upper edges of what they stand for.
     padded = np.pad(weights, ((0, 1), (0, 1)), mode="edge")
-    height, width = padded.shape
+    rows, columns = padded.shape
     relative = padded / max(padded.max(), np.finfo(float).tiny)
     heat = colormaps["viridis"](relative)
     heat[..., 3] = 0.9 * relative**0.7
+    x, y = steps
     axes.imshow(
         heat,
-        extent=(-0.5 * stride, (width - 0.5) * stride, (height - 0.5) * stride, -0.5 * stride),
+        extent=(-0.5 * x, (columns - 0.5) * x, (rows - 0.5) * y, -0.5 * y),
+        aspect="auto",
         interpolation="bilinear",
     )
 
 
-def _draw_shared_center(axes: Axes, center: np.ndarray, size: float) -> None:
-    axes.plot(*center, "s", color=_RED, ms=size, mec="white", mew=0.8)
+def _draw_shared_center(axes: Axes, look: Look, size: float) -> None:
+    if look.shared_center is not None:
+        axes.plot(*look.shared_center, "s", color=_RED, ms=size, mec="white", mew=0.8)
 
 
-def _draw_scales(axes: Axes, weights: np.ndarray, names: Sequence[str] | None) -> None:
-    """A bar along the panel's lower edge, divided as the query divides its attention."""
-    bar = axes.inset_axes((0.04, 0.03, 0.92, 0.07))
-    bar.set(xlim=(0, 1), ylim=(0, 1))
-    bar.set_axis_off()
+def _draw_gaussian(axes: Axes, look: Look, head: int) -> None:
+    if look.head_centers is None:
+        return
+    center = look.head_centers[head]
+    axes.plot(*gaussian_ellipse(center, look.covariances[head]).T, color=_RED, lw=1)
+    axes.plot(*center, "o", color=_RED, ms=4, mec="white", mew=0.6)
+
+
+def _draw_scales(axes: Axes, look: Look, inches: float) -> None:
+    """A bar divided as the query divides its attention, from the finest scale to the coarsest."""
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    weights = look.scale_weights
     starts = np.cumsum(weights) - weights
     for index, (start, weight) in enumerate(zip(starts, weights, strict=True)):
-        shade = 0.95 - 0.6 * index / max(1, len(weights) - 1)
-        bar.add_patch(Rectangle((start, 0), weight, 1, facecolor=str(shade), edgecolor="black"))
-        if weight > 0.2:
-            name = f"{names[index]} " if names is not None else ""
-            color = "black" if shade > 0.6 else "white"
-            bar.text(
-                start + weight / 2, 0.45, f"{name}{100 * weight:.0f}%", color=color,
-                fontsize=7, ha="center", va="center",
-            )  # fmt: skip
+        shade = 0.92 - 0.6 * index / max(1, len(weights) - 1)
+        axes.add_patch(
+            Rectangle((start, 0), weight, 1, facecolor=str(shade), edgecolor="black", lw=0.6)
+        )
+        text = f"1/{look.strides[index]}: {weight:.0%}"
+        if weight * inches < 0.07 * len(text):
+            continue
+        color = "black" if shade > 0.55 else "white"
+        middle = start + weight / 2
+        axes.text(middle, 0.46, text, color=color, fontsize=7.5, ha="center", va="center")

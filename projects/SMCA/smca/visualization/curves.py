@@ -1,80 +1,171 @@
-"""Training curves from a run's metrics."""
+"""Training curves of one run, or of several beside each other."""
 
-import json
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..analysis.runs import History, common_axis, in_words, read_metrics
 
 
-def read_metrics(metrics_json: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
-    """Iterations and finite values of each quantity in a Detectron2-style ``metrics.json``.
+def draw_histories(
+    histories: Sequence[History], *, ap50: bool = False, smooth: float = 2.0, more: bool = False
+) -> Figure:
+    """AP and total loss of runs over epochs, or over iterations where no epochs are known.
 
-    The file holds one JSON object a line; not every line has every quantity. Where a resumed run
-    repeats an iteration the later line counts. A last line cut short is passed over.
+    Dotted vertical lines are where a run's learning rate drops. The authors' losses are drawn only
+    where those of all other runs are the same sum.
+
+    Args:
+        histories: at least one.
+        ap50: draw AP50 too.
+        smooth: losses and gradient norms are means of this percentage of a run's lines, up to where
+            they stand, as the authors' are means of an epoch; 0: as they are written.
+        more: draw the share of the time spent waiting for data, and the norm of the gradients.
 
     Raises:
-        ValueError: another line is not a JSON object; names file and line.
+        ValueError: see :func:`~smca.analysis.runs.common_axis`.
     """
-    series: dict[str, dict[int, float]] = {}
-    lines = Path(metrics_json).read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            iteration = int(entry.pop("iteration"))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(
-                f"{metrics_json}, line {number} is not a JSON object with an iteration: {error}"
-            ) from error
-        for key, value in entry.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                series.setdefault(key, {})[iteration] = value
-    return {
-        key: tuple(map(list, zip(*sorted(values.items()), strict=True)))
-        for key, values in series.items()
-    }
+    over = common_axis(histories)
+    styled = list(zip(histories, _styles(histories), strict=True))
+    columns = 1 + (len(histories) > 5)
+    size = (11, 4.2 * (1 + more) + 0.2 * math.ceil(len(histories) / columns))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    (precision, loss), *below = figure.subplots(1 + more, 2, squeeze=False, sharex=True)
+
+    for history, style in styled:
+        _plot_precision(precision, history, over, ap50=ap50, **style)
+    comparable = all(history.same_loss for history in histories)
+    with_loss = [(h, style) for h, style in styled if comparable or not h.published]
+    losses = [(history.curve("total_loss", over), style) for history, style in with_loss]
+    left_out = "" if len(losses) == len(styled) else "the authors' is another sum"
+    _plot_smooth(loss, "Total loss", losses, smooth, left_out)
+    if more:
+        waiting, norm = below[0]
+        shares = [(history.data_share(over), style) for history, style in styled]
+        _plot_smooth(waiting, "Waiting for data (% of the time)", shares, smooth)
+        norms = [(history.curve("grad_norm", over), style) for history, style in styled]
+        _plot_smooth(norm, "Norm of the gradients", norms, smooth)
+
+    drops = [(drop, style) for history, style in styled for drop in history.lr_drops(over)]
+    remarks = ["dotted: AP50"] * ap50 + ["vertical: learning rate falls"] * bool(drops)
+    _title(precision, "AP (%)", *remarks)
+    for axes in figure.axes:
+        finish_axes(axes, over)
+        for drop, style in drops:
+            axes.axvline(drop, color=style["color"], linestyle=":", linewidth=1, alpha=0.5)
+    labels = [summary(history, over, ap50=ap50) for history in histories]
+    handles = [
+        Line2D([], [], label=label, **style)
+        for label, (_, style) in zip(labels, styled, strict=True)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
+    return figure
 
 
 def plot_ap(metrics_json: str | os.PathLike, out_png: str | os.PathLike) -> None:
-    """Draw AP and AP50 (percent) and, beside them, the total loss over iterations.
+    """Draw AP, AP50 and the total loss of one run, as :func:`draw_histories` does.
 
     Args:
-        metrics_json: see :func:`read_metrics`.
+        metrics_json: see :func:`~smca.analysis.runs.read_metrics`.
         out_png: picture to write.
     """
-    metrics = read_metrics(metrics_json)
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for key, name, color in (("bbox/AP50", "AP50", "tab:orange"), ("bbox/AP", "AP", "tab:blue")):
-        if key in metrics:
-            iterations, values = metrics[key]
-            left.plot(iterations, values, "o-", color=color, label=name, markersize=4)
-            left.annotate(
-                f"{values[-1]:.1f}",
-                (iterations[-1], values[-1]),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                color=color,
-            )
-    if left.lines:
-        left.legend(loc="lower right")
-        left.margins(y=0.12)
-        left.set_ylim(bottom=0)
-    else:
-        left.text(0.5, 0.5, "not evaluated yet", transform=left.transAxes, ha="center")
-    if "total_loss" in metrics:
-        right.plot(*metrics["total_loss"], color="tab:red", linewidth=1.2)
-        right.set_ylim(bottom=0)
-    for axes, title in ((left, "Average precision (%)"), (right, "Total loss")):
-        axes.set(title=title, xlabel="iteration")
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    path = Path(metrics_json).resolve()
+    figure = draw_histories([History(path.parent.name, read_metrics(path))], ap50=True)
     Path(out_png).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png)
+
+
+def finish_axes(axes: Axes, xlabel: str) -> None:
+    """What all curves share: axes that begin at 0, a faint grid, no box."""
+    if not axes.lines:
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color="grey")
+        axes.set_yticks([])
+    axes.set_xlabel(xlabel)
+    axes.tick_params(labelbottom=True)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def summary(history: History, over: str, *, ap50: bool = False) -> str:
+    """A run's name, its last AP (and AP50) and its best AP."""
+    places, values = history.curve("bbox/AP", over)
+    if not len(values):
+        return f"{history.name}: not evaluated"
+    best = values.argmax()
+    at = f"best {values[best]:.1f} at {over} {in_words(places[best])}"
+    words = [f"AP {values[-1]:.1f}", "its best" if best == len(values) - 1 else at]
+    if ap50:
+        words += [f"AP50 {value:.1f}" for value in history.curve("bbox/AP50", over)[1][-1:]]
+    return f"{history.name}: {', '.join(words)}"
+
+
+def _styles(histories: Sequence[History]) -> list[dict]:
+    """A colour a run; the authors' are grey and dashed."""
+    ours = sum(not history.published for history in histories)
+    if ours <= 10:
+        colors = iter(matplotlib.colormaps["tab10"].colors)
+    else:
+        colors = iter(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, ours)))
+    greys = iter(np.linspace(0.1, 0.65, max(1, len(histories) - ours)))
+    return [
+        {"color": str(next(greys)), "linestyle": "--"}
+        if history.published
+        else {"color": next(colors), "linestyle": "-"}
+        for history in histories
+    ]
+
+
+def _plot_precision(
+    axes: Axes, history: History, over: str, *, ap50: bool, color: object, linestyle: str
+) -> None:
+    places, values = history.curve("bbox/AP", over)
+    if not len(values):
+        return
+    axes.plot(places, values, color=color, linestyle=linestyle, marker=".", markersize=5)
+    axes.scatter(places[values.argmax()], values.max(), color=[color], marker="*", s=70, zorder=3)
+    if ap50:
+        axes.plot(*history.curve("bbox/AP50", over), color=color, linestyle=":", linewidth=1)
+
+
+def _plot_smooth(
+    axes: Axes,
+    title: str,
+    curves: Sequence[tuple[tuple[np.ndarray, np.ndarray], dict]],
+    percent: float,
+    *remarks: str,
+) -> None:
+    """Curves, each with its style, as running means."""
+    smoothed = ""
+    for (places, values), style in curves:
+        window = max(1, round(len(values) * percent / 100))
+        if window > 1:
+            smoothed = f"mean of the last {percent:g}% of a run"
+        if len(values):
+            axes.plot(places, running_mean(values, window), linewidth=1.4, **style)
+    _title(axes, title, smoothed, *remarks)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Means of each value and of the ``window - 1`` before it, as far as there are any."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _title(axes: Axes, title: str, *remarks: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+    axes.set_title("; ".join(filter(None, remarks)), loc="right", fontsize=8, color="dimgrey")

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Detect objects in images and videos, and draw them.
+
+    python demo.py --config-file configs/smca_R50_50ep.yaml --weights model_final.pth \\
+        --input a.jpg b.png photos/ 'more/*.jpg' --output out/ --save-json out/results.json
+
+The JSON file has COCO's form for results: a list of {"image_id", "category_id", "bbox", "score"},
+with bbox [x, y, w, h] in pixels, and beside these "file_name", and in videos "frame" (from 0).
+Where all inputs are images of one of the config's datasets, the ids are those of its annotation
+file. Else image_id is the number of the image or frame in the order they are looked at, from 1,
+and category_id the contiguous index of the class plus 1.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import sys
+import time
+import warnings
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from smca import Predictor
+from smca.cli import choose_engine
+from smca.launching import guarded
+from smca.visualization import sources
+from smca.visualization.detections import draw_detections
+from smca.visualization.results import CocoResults
+
+# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="KEY VALUE pairs at the end change the config: INPUT.MIN_SIZE_TEST 600",
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a YAML file, or its name in configs/")
+    add("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS)")
+    add(
+        "--input",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images, videos, patterns, and folders, of which the images directly inside are taken",
+    )
+    add("--webcam", type=int, metavar="INDEX", help="look through a camera until Ctrl-C")
+    add(
+        "--output",
+        default="output/demo",
+        metavar="FOLDER",
+        help="where pictures are drawn to, under the names of the inputs (default: %(default)s)",
+    )
+    add("--save-json", metavar="FILE", help="write what is drawn in COCO's form, too")
+    add("--threshold", type=float, default=0.3, help="least score (default: %(default)s)")
+    add("--batch", type=int, default=1, help="images at once (default: %(default)s)")
+    add("--device", help="cuda, cuda:1, cpu ... (default: MODEL.DEVICE, or cpu without a GPU)")
+    add(
+        "--engine",
+        choices=("auto", "detectron2", "native"),
+        default="auto",
+        help="what runs the model; auto takes Detectron2 where it is installed",
+    )
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
+    args = parser.parse_args()
+    if args.batch < 1:
+        parser.error(f"--batch is {args.batch}; it must be at least 1")
+    # Pairs that follow --input would be taken for more of it.
+    for index, text in enumerate(args.input):
+        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", text) and not os.path.exists(text):
+            args.input, args.opts = args.input[:index], args.input[index:] + args.opts
+            break
+    return args
+
+
+def main(args: argparse.Namespace, engine: str) -> int:
+    found = sources.gather(args.input, args.output, camera=args.webcam)
+    predictor = Predictor(
+        args.config_file, args.weights, opts=args.opts, device=args.device, engine=engine
+    )
+    files = [source.path for source in found if isinstance(source.path, str)]
+    used = [args.config_file, args.weights or predictor.cfg.MODEL.WEIGHTS]
+    outputs = [source.output for source in found]
+    outputs += [Path(args.save_json)] if args.save_json else []
+    sources.claim(outputs, [*files, *used])
+    pictures = [] if any(source.is_video for source in found) else files
+    results = CocoResults(predictor.cfg, predictor.class_names, pictures)
+    skipped = []
+
+    def skip(source: sources.Source, reason: str) -> None:
+        skipped.append(source.name)
+        tqdm.write(f"skipped {source.name}, which cannot be read: {reason}", file=sys.stderr)
+
+    seconds = []
+    frames = sources.read_frames(found, skip)
+    progress = tqdm(total=sources.count_frames(found), unit=" images")
+    try:
+        with progress, sources.FrameWriter() as writer:
+            while batch := list(islice(frames, args.batch)):
+                begun = time.perf_counter()
+                detections = predictor([frame.image for frame in batch], args.threshold)
+                seconds.append((time.perf_counter() - begun) / len(batch))
+                for frame, result in zip(batch, detections, strict=True):
+                    picture = draw_detections(
+                        frame.image,
+                        result.boxes.numpy(),
+                        result.labels.tolist(),
+                        result.scores.tolist(),
+                        predictor.class_names,
+                        threshold=args.threshold,
+                        # A video keeps its size.
+                        least_side=384 if frame.number is None else 0,
+                    )
+                    writer.write(frame, picture)
+                    results.add(frame, result)
+                progress.update(len(batch))
+    except KeyboardInterrupt:
+        if args.webcam is None:
+            raise
+    if args.save_json:
+        results.write(args.save_json)
+        print(f"{len(results.entries)} detections in {args.save_json}")
+    print(f"pictures in {args.output}")
+    if seconds:
+        # The first one warms up.
+        counted = seconds[1:] or seconds
+        print(
+            f"{statistics.median(counted):.4f} s an image, without reading and drawing "
+            f"(median of {len(counted)}{', without the first' if len(seconds) > 1 else ''})"
+        )
+    if skipped:
+        print(f"{len(skipped)} inputs could not be read: {', '.join(skipped)}", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    chosen, why = choose_engine(arguments.engine)
+    print(why, flush=True)
+    sys.exit(guarded(main, arguments, chosen))

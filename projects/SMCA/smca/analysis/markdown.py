@@ -1,0 +1,12 @@
+"""Tables of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A table whose first ``left`` columns are flush left, as text is, and the others right."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in (head, rule, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,67 @@
+"""What a predictor has of Detectron2: its config, its registries, its paths and its dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from ..config import ConfigError, add_smca_config, load_cfg
+from ..modeling.heads import Detections
+from ..modeling.memory import Size
+from .meta_arch import SMCA
+
+
+class Detectron2Host:
+    """Any detector of Detectron2's registry; see :class:`smca.predictor.NativeHost`."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Raises:
+            ConfigError: a model that is not in the registry, or a value that cannot work.
+        """
+        name = cfg.MODEL.META_ARCHITECTURE
+        if name not in META_ARCH_REGISTRY:
+            raise ConfigError(
+                f"MODEL.META_ARCHITECTURE is {name!r}; it must be 'SMCA' or one of Detectron2's"
+            )
+        self.detector = build_model(cfg).eval()
+
+    @staticmethod
+    def read(config: str | CfgNode) -> CfgNode:
+        if isinstance(config, CfgNode):
+            return config.clone()
+        cfg = get_cfg()
+        add_smca_config(cfg)
+        if isinstance(config, str):
+            return load_cfg(cfg, config)
+        # The project's own config lacks what only Detectron2 reads.
+        cfg.merge_from_other_cfg(CfgNode(config))
+        return cfg
+
+    @staticmethod
+    def local_path(weights: str) -> str:
+        return PathManager.get_local_path(weights)
+
+    def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+        inputs = [{"image": image} for image in images]
+        if isinstance(self.detector, SMCA):
+            return self.detector.preprocess(inputs)
+        padded = self.detector.preprocess_image(inputs)
+        return padded.tensor, padded.image_sizes
+
+    def detect(self, images: Sequence[Tensor], output_sizes: Sequence[Size]) -> list[Detections]:
+        outputs = self.detector(
+            [
+                {"image": image, "height": height, "width": width}
+                for image, (height, width) in zip(images, output_sizes, strict=True)
+            ]
+        )
+        found = [output["instances"] for output in outputs]
+        return [
+            Detections(boxes=one.pred_boxes.tensor, scores=one.scores, labels=one.pred_classes)
+            for one in found
+        ]

@@ -1,0 +1,184 @@
+"""COCO's format for detection, read entry by entry: some stop at the first that is wrong, others
+list them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+XYWH_ABS = 1  # as in detectron2.structures.BoxMode
+_NUMBER = (int, float)
+
+
+class DatasetError(ValueError):
+    """A dataset that is missing or cannot be used; the message names the file and the place."""
+
+
+class FormatError(Exception):
+    """What is wrong, and in which entry."""
+
+
+# Is given what is wrong with an entry, which is then left out; or stops there.
+Report = Callable[[FormatError], None]
+
+
+def refuse(name: str, json_file: str) -> Report:
+    """A report that stops at the first entry that is wrong, with a :class:`DatasetError`."""
+
+    def report(error: FormatError) -> None:
+        raise DatasetError(
+            f"dataset {name!r}: {json_file} is not in COCO's format for detection: {error}"
+        ) from None
+
+    return report
+
+
+def read_annotation_file(name: str, json_file: str, image_root: str) -> dict:
+    """The content of a dataset's annotation file, of which nothing is known but that it is JSON.
+
+    Raises:
+        DatasetError: a path that does not exist; a file that is not a JSON object.
+    """
+    for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
+        if not exists(path):
+            raise DatasetError(
+                f"dataset {name!r}: {os.path.abspath(path)} does not exist; correct its entry in "
+                "DATASETS.COCO_FORMAT, or for COCO itself set $DETECTRON2_DATASETS to the folder "
+                "that holds coco/"
+            )
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise DatasetError(f"dataset {name!r}: {json_file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        refuse(name, json_file)(FormatError(f"it is a {type(content).__name__}, not an object"))
+    return content
+
+
+def read_categories(content: dict, report: Report) -> dict[int, str]:
+    """Class names by COCO id, in the order of the ids.
+
+    Args:
+        content: of an annotation file.
+        report: see above.
+    """
+    categories: dict[int, str] = {}
+
+    def read(entry: object, where: str) -> tuple[int, str]:
+        category = _get(entry, "id", int, where)
+        if category in categories:
+            raise FormatError(f"{where} has the id {category} of another category")
+        return category, _get(entry, "name", str, where)
+
+    for _, (category, name) in _each(content, "categories", read, report):
+        categories[category] = name
+    return dict(sorted(categories.items()))
+
+
+def read_images(content: dict, image_root: str, report: Report) -> dict[int, dict]:
+    """Records by image id, in the order of the ids; each of them without annotations yet.
+
+    Args:
+        content: of an annotation file.
+        image_root: folder of the images.
+        report: see above.
+    """
+    root = os.path.abspath(image_root)
+    records: dict[int, dict] = {}
+
+    def read(entry: object, where: str) -> dict:
+        image_id = _get(entry, "id", int, where)
+        if image_id in records:
+            raise FormatError(f"{where} has the id {image_id} of another image")
+        size = {key: _get(entry, key, int, where) for key in ("height", "width")}
+        if min(size.values()) < 1:
+            raise FormatError(f"{where} has {size}, in pixels")
+        file_name = os.path.join(root, _get(entry, "file_name", str, where))
+        return {"file_name": file_name, "image_id": image_id, **size, "annotations": []}
+
+    for _, record in _each(content, "images", read, report):
+        records[record["image_id"]] = record
+    return dict(sorted(records.items()))
+
+
+def read_annotations(
+    content: dict, categories: dict[int, str], report: Report
+) -> Iterator[tuple[int, int, dict]]:
+    """Place in the file, image id and annotation, as it stands in records, of each entry.
+
+    Args:
+        content: of an annotation file.
+        categories: of :func:`read_categories`.
+        report: see above.
+    """
+    contiguous = {category: index for index, category in enumerate(categories)}
+
+    def read(entry: object, where: str) -> tuple[int, dict]:
+        category = _get(entry, "category_id", int, where)
+        if category not in contiguous:
+            raise FormatError(f"{where} has category_id {category}, which 'categories' lacks")
+        bbox = _get(entry, "bbox", list, where)
+        if len(bbox) != 4 or not all(isinstance(number, _NUMBER) for number in bbox):
+            raise FormatError(f"{where} has bbox {bbox!r}; it must be four numbers x, y, w, h")
+        return _get(entry, "image_id", int, where), {
+            "bbox": bbox,
+            "bbox_mode": XYWH_ABS,
+            "category_id": contiguous[category],
+            "iscrowd": int(bool(entry.get("iscrowd", 0))),
+        }
+
+    for position, (image_id, annotation) in _each(content, "annotations", read, report):
+        yield position, image_id, annotation
+
+
+def box_fault(bbox: list[float], height: int, width: int) -> str | None:
+    """Why nothing can be learned from a box, or None.
+
+    Args:
+        bbox: x, y, w, h in pixels.
+        height, width: of its image, in pixels.
+    """
+    x, y, w, h = bbox
+    if not all(map(math.isfinite, bbox)):
+        return "not finite"
+    if w <= 0 or h <= 0:
+        return "of zero or negative size"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "outside their image"
+    return None
+
+
+def _each(
+    content: dict, key: str, read: Callable[[object, str], Any], report: Report
+) -> Iterator[tuple[int, Any]]:
+    """Place and ``read(entry, where)`` of each entry of a section."""
+    try:
+        section = _get(content, key, list, "the file")
+        if not section and key != "annotations":
+            raise FormatError(f"'{key}' is empty")
+    except FormatError as error:
+        report(error)
+        return
+    for position, entry in enumerate(section):
+        try:
+            found = read(entry, f"{key}[{position}]")
+        except FormatError as error:
+            report(error)
+        else:
+            yield position, found
+
+
+def _get(entry: object, key: str, kind: type, where: str) -> Any:
+    """``entry[key]``, which must be of this type."""
+    if not isinstance(entry, dict):
+        raise FormatError(f"{where} is a {type(entry).__name__}, not an object")
+    if key not in entry:
+        raise FormatError(f"{where} has no '{key}'")
+    if not isinstance(entry[key], kind):
+        raise FormatError(f"{where} has {key} {entry[key]!r:.80}; it must be {kind.__name__}")
+    return entry[key]

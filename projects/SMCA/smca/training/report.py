@@ -1,0 +1,135 @@
+"""What a run came to, as Markdown: `results.md` in OUTPUT_DIR, or a part of the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ..analysis.markdown import markdown_table
+
+logger = logging.getLogger(__name__)
+
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_CLASS = "AP-"
+# Of each dataset, what an evaluation gives: {"bbox": {"AP": ..., "AP-<class>": ..., ...}}.
+Results = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclass
+class Clock:
+    """Seconds that iterations took, those before a resume among them.
+
+    Attributes:
+        seconds, iterations: of those that have been counted.
+    """
+
+    seconds: float = 0.0
+    iterations: int = 0
+
+    def add(self, seconds: float) -> None:
+        """Count an iteration."""
+        self.seconds += seconds
+        self.iterations += 1
+
+
+def write_results(
+    cfg: CfgNode,
+    model: nn.Module,
+    results: Results,
+    *,
+    num_images: int,
+    clock: Clock,
+    best: Mapping[str, float | None],
+) -> None:
+    """Write `results.md`.
+
+    Args:
+        cfg: the configuration that was trained.
+        model: what was trained.
+        results: the last evaluation.
+        num_images: of the training set; 0 where it is not known.
+        clock: of the iterations.
+        best: ``best_metric`` and ``best_iter``, the AP and the iteration of the evaluation that was
+            the best on the first dataset; None without any.
+    """
+    path = os.path.join(cfg.OUTPUT_DIR, "results.md")
+    rows = list(_facts(cfg, model, num_images, clock).items())
+    page = f"# {os.path.basename(os.path.abspath(cfg.OUTPUT_DIR))}\n\n"
+    page += markdown_table(("trained", f"`{cfg.OUTPUT_DIR}`"), rows, left=2)
+    Path(path).write_text(page + "\n" + results_tables(results, best), encoding="utf-8")
+    logger.info("results written to %s", path)
+
+
+def results_tables(results: Results, best: Mapping[str, float | None] | None = None) -> str:
+    """A heading and a table for each dataset, and one of its classes where they are known.
+
+    Args:
+        results: of an evaluation.
+        best: see :func:`write_results`; it stands beside the AP of the first dataset.
+    """
+    parts: list[str] = []
+    for name, result in results.items():
+        scores = result["bbox"]
+        table = {metric: percent(scores.get(metric, math.nan)) for metric in _METRICS}
+        if best and best.get("best_metric") is not None and not parts:
+            iterations = int(best["best_iter"] or 0) + 1
+            table["best AP"] = f"{percent(best['best_metric'])} after {iterations:,} iterations"
+        parts.append(f"## {name}\n\n" + markdown_table(list(table), [list(table.values())], left=0))
+        classes = [(key, value) for key, value in scores.items() if key.startswith(_CLASS)]
+        rows = [(key.removeprefix(_CLASS), percent(value)) for key, value in classes]
+        if rows:
+            parts.append(markdown_table(("class", "AP"), rows))
+    return "\n".join(parts)
+
+
+def percent(value: float | None) -> str:
+    """A score with one decimal, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def _facts(cfg: CfgNode, model: nn.Module, num_images: int, clock: Clock) -> dict[str, str]:
+    solver = cfg.SOLVER
+    device = next(model.parameters()).device
+    workers = dist.get_world_size() if dist.is_initialized() else 1
+    facts = {"iterations": f"{solver.MAX_ITER:,} of {solver.IMS_PER_BATCH} images"}
+    if num_images:
+        epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
+        facts["epochs"] = f"{epochs:.1f} of {num_images:,} images"
+    facts["parameters"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
+    if cfg.MODEL.EMA.ENABLED:
+        facts["evaluated"] = f"moving average of the weights, decay {cfg.MODEL.EMA.DECAY}"
+    if clock.iterations:
+        part = f" for {clock.iterations:,} iterations" * (clock.iterations != solver.MAX_ITER)
+        facts["training time"] = f"{timedelta(seconds=round(clock.seconds))}{part}"
+        facts["seconds an iteration"] = f"{clock.seconds / clock.iterations:.3f}"
+    facts["device"] = f"{workers} x " * (workers > 1) + _device_name(device)
+    facts["peak memory"] = _peak_memory(device)
+    return facts
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def _peak_memory(device: torch.device) -> str:
+    """What tensors took on the GPU at most, or without one this process in all."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of the GPU"
+    # In bytes on macOS, else in KiB.
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB of the process"

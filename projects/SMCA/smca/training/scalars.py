@@ -1,0 +1,72 @@
+"""What is logged of an iteration beside its losses, the same in both hosts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .solver import role_of
+
+# Iterations from one line of `metrics.json` to the next.
+LOG_PERIOD = 20
+
+
+def is_logged(iteration: int, max_iter: int) -> bool:
+    """Whether a line is written after ``iteration``, of ``max_iter``."""
+    return (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == max_iter
+
+
+class StepScalars:
+    """Epoch, learning rates and the norm of the gradients, read when a line is written."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        *,
+        batch_size: int,
+        num_images: int,
+    ):
+        """
+        Args:
+            optimizer: of :func:`~smca.training.solver.build_optimizer`.
+            model: what it trains.
+            batch_size: images of an iteration, over all workers.
+            num_images: of the training set; 0 where it is not known.
+        """
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.num_images = num_images
+        group_of = {
+            id(parameter): index
+            for index, group in enumerate(optimizer.param_groups)
+            for parameter in group["params"]
+        }
+        self._groups: dict[str, int] = {}
+        for name, parameter in model.named_parameters():
+            if id(parameter) in group_of:
+                self._groups.setdefault(role_of(name.split(".")), group_of[id(parameter)])
+
+    def __call__(self, iteration: int) -> dict[str, float]:
+        """Reading the norm of the gradients waits for the device.
+
+        Returns:
+            ``epoch``, images seen by images of the training set; ``lr``, and ``lr_backbone`` and
+            ``lr_sampling`` where these parts have rates of their own; ``grad_norm``, before the
+            clipping, where gradients are clipped.
+        """
+        scalars: dict[str, float] = {}
+        if self.num_images:
+            scalars["epoch"] = (iteration + 1) * self.batch_size / self.num_images
+        main = self._groups.get("", 0)
+        scalars["lr"] = self._rate(main)
+        for role, group in self._groups.items():
+            if group != main:
+                scalars[f"lr_{role}"] = self._rate(group)
+        norm = getattr(self.optimizer, "grad_norm", None)
+        if norm is not None:
+            scalars["grad_norm"] = float(norm)
+        return scalars
+
+    def _rate(self, group: int) -> float:
+        return float(self.optimizer.param_groups[group]["lr"])

@@ -1,0 +1,96 @@
+"""docs/CONFIG.md says everything of every key, and is up to date."""
+
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import smca
+from smca.analysis.reference import config_reference, definitions
+from smca.config import flatten
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools/make_config_reference.py"
+ROW = re.compile(r"^\| `([A-Z][A-Z0-9_.]*)` \| `(.*)` \| (.*) \| (.*) \| (.*) \|$", re.M)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """``{key: (default, may be, meaning, whose)}``"""
+    found = ROW.findall(config_reference())
+    assert len({key for key, *_ in found}) == len(found)
+    return {key: cells for key, *cells in found}
+
+
+def test_the_page_is_up_to_date(train_net):
+    train_net("--check", script=TOOL)
+
+
+def test_what_is_out_of_date_is_said(monkeypatch, capsys, tmp_path):
+    tool = tmp_path / "tools" / TOOL.name
+    tool.parent.mkdir()
+    shutil.copy(TOOL, tool)
+    page = tmp_path / "docs/CONFIG.md"
+    page.parent.mkdir()
+    page.write_text("# Configuration\n")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(tool), *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(tool), run_name="__main__")
+        return end.value.code
+
+    assert run("--check") == 1
+    assert f"{page} is out of date: run python {tool}" in capsys.readouterr().err
+    assert page.read_text() == "# Configuration\n"
+    assert run() == 0 and page.read_text() == config_reference()
+    assert run("--check") == 0
+
+
+def test_every_key_has_a_row_with_its_default(rows):
+    defaults = flatten(smca.get_cfg())
+    assert {key: cells[0] for key, cells in rows.items()} == {
+        key: repr(value) for key, value in defaults.items()
+    }
+
+
+def test_every_key_has_a_meaning(rows):
+    assert not [key for key, (_, _, meaning, _) in rows.items() if not meaning]
+
+
+def test_whose_a_key_is(rows):
+    with_ours = set(flatten(smca.get_cfg()))
+    ours = {key for key, (*_, whose) in rows.items() if whose == "ours"}
+    assert {key for key in with_ours if key.startswith("MODEL.SMCA.")} <= ours
+    others = {key for key in ours if not key.startswith("MODEL.SMCA.")}
+    assert {"MODEL.EMA.DECAY", "SOLVER.OPTIMIZER", "DATASETS.COCO_FORMAT"} <= others
+    assert not {"SOLVER.BASE_LR", "MODEL.WEIGHTS", "SEED"} & others
+    assert {cells[-1] for cells in rows.values()} == {"ours", "Detectron2's"}
+
+
+@pytest.mark.parametrize(
+    ("key", "may_be", "meaning"),
+    [
+        ("MODEL.SMCA.MODULATION.HEADS", "`'multi'`, `'shared'`", '"multi": centre offsets'),
+        ("MODEL.SMCA.NUM_QUERIES", "integer, at least 1", "Object queries"),
+        ("MODEL.SMCA.COMPILE", "`True`, `False`", "in the first iteration, for all sizes"),
+        ("MODEL.SMCA.ENCODER.NAME", "`DeformableEncoder`, `DepthwiseEncoder`", "REGISTRY"),
+        ("MODEL.EMA.ENABLED", "`True`, `False`", "Keep an exponential moving average"),
+        ("SOLVER.AMP.ENABLED", "`True`, `False`", "Mixed precision"),
+        ("SOLVER.OPTIMIZER", "`'AdamW'`, `'SGD'`", '"AdamW", or'),
+        ("SOLVER.BASE_LR_END", "number, at least 0", "WarmupCosineLR"),
+        ("OUTPUT_DIR", "text", "run"),
+    ],
+)
+def test_some_rows(rows, key, may_be, meaning):
+    assert may_be in rows[key][1] and meaning in rows[key][2]
+
+
+def test_nodes_have_their_comments():
+    page = config_reference()
+    found = definitions()
+    assert found["MODEL.SMCA.MODULATION"].comment in page.split("## MODEL.SMCA.MODULATION\n")[1]
+    assert "SOLVER.AMP" not in found  # its comment is its key's

@@ -1,0 +1,130 @@
+"""tools/visualize_attention.py and tools/draw_run.py as users run them."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from smca.launching import guarded
+from smca.modeling import build_detector
+
+TOOLS = Path(__file__).parents[1] / "tools"
+TOOL = TOOLS / "visualize_attention.py"
+ONE_SCALE = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
+DEFORMABLE = (
+    *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder"),
+    *("MODEL.SMCA.DECODER.NAME", "DeformableDecoder"),
+)
+
+
+@pytest.fixture
+def model(tiny_config, tmp_path):
+    """``model(name, *opts)``: "CONFIG,WEIGHTS" of an untrained detector."""
+
+    def write(name, *opts):
+        torch.manual_seed(0)
+        cfg = tiny_config(*opts)
+        (tmp_path / f"{name}.yaml").write_text(cfg.dump())
+        content = {
+            "model": build_detector(cfg).state_dict(),
+            "class_names": ["circle", "rectangle", "triangle"],
+        }
+        torch.save(content, tmp_path / f"{name}.pth")
+        return f"{tmp_path / name}.yaml,{tmp_path / name}.pth"
+
+    return write
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """``tool("--image", ...)``: runs the program here; its exit code, output and errors."""
+
+    def run(*arguments, script=TOOL):
+        main = runpy.run_path(str(script))["main"]
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        code = guarded(main)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def image(shapes):
+    folder = Path(shapes["val"][1])
+    return folder / json.loads(Path(shapes["val"][0]).read_text())["images"][0]["file_name"]
+
+
+def test_all_layers_of_one_model(model, image, train_net, tmp_path):
+    config, weights = model("one").split(",")
+    output = train_net(
+        *("--config-file", config, "--weights", weights, "--image", image),
+        *("--layer", "all", "--detections", 2, "--output", tmp_path / "out"),
+        script=TOOL,
+    )
+    stem = tmp_path / "out" / f"{image.stem}_attention"
+    assert output.splitlines()[-2:] == [f"{stem}.png", f"{stem}.html"]
+    page = Path(f"{stem}.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 * 2
+    assert "http" not in page and str(image) in page and "1/16: 0." in page
+    with Image.open(f"{stem}.png") as picture:
+        assert picture.height > 1000
+
+
+def test_several_models_show_the_same_object(model, image, tool, tmp_path):
+    fixed = model("fixed", "MODEL.SMCA.MODULATION.SCALE", "fixed")
+    detr = model("detr", *ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "DETRDecoder")
+    names = {"fixed": fixed, "again": fixed, "DETR": detr}
+    models = [part for name, files in names.items() for part in ("--model", f"{name}={files}")]
+    code, *_ = tool(
+        *("--image", image, *models, "--query", 3, "--threshold", 0, "--output", tmp_path)
+    )
+    assert code == 0
+    page = (tmp_path / f"{image.stem}_attention.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert all(name in page for name in names)
+    # The first model's own query overlaps itself best.
+    fixed, again = page.split("<tr>")[2:4]
+    assert "<td>3</td>" in fixed and "<td>3</td>" in again
+    assert "<td>1.000</td>" in again and "<td>1.000</td>" not in fixed
+
+
+@pytest.mark.parametrize(
+    ("opts", "arguments", "message"),
+    [
+        (DEFORMABLE, (), "'DeformableDecoder', which samples a few places"),
+        ((), ("--layer", 2), "there is no decoder layer 2"),
+        ((), ("--layer", "last"), "invalid layer value: 'last'"),
+        ((), ("--class", "dog"), "the classes are circle, rectangle, triangle"),
+        ((), ("--query", 10), "the queries are 0 to 9"),
+        ((), ("--at", "900,900"), "the image has 64x64 pixels"),
+        ((), ("--query", 1, "--class", "circle"), "--query is a choice by itself"),
+        ((), ("--detections", 0), "it is at least 1"),
+        ((), ("--model", "a=b"), "NAME=CONFIG,WEIGHTS"),
+        ((), ("--model", "a=b,c"), "--config-file, or --model"),
+        ((), ("--image", __file__), "cannot be read as an image"),
+        ((), ("--image", "none.png"), "none.png"),
+        ((), ("--weights", "none.pth"), "checkpoint 'none.pth' does not exist"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_one_line(opts, arguments, message, model, image, tool):
+    config, weights = model("one", *opts).split(",")
+    run = ("--config-file", config, "--weights", weights, "--image", image)
+    code, _, errors = tool(*run, *arguments)
+    assert code == 2
+    assert message in errors.splitlines()[-1]
+
+
+def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
+    _, weights = model("run").split(",")
+    run = ("--config-file", config_file(), "--weights", weights, "--output", tmp_path / "pictures")
+    code, output, _ = tool(*run, "--images", 2, "--threshold", 0, script=TOOLS / "draw_run.py")
+    names = ("detections.png", "co_attention.png")
+    assert code == 0
+    assert output.splitlines() == [str(tmp_path / "pictures" / name) for name in names]
+    sizes = [Image.open(line).size for line in output.splitlines()]
+    assert sizes[0] == (384 * 2 + 8, 384)  # small images are enlarged
+    assert sizes[1][1] > 3 * 250  # three queries

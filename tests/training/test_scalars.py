@@ -1,0 +1,62 @@
+"""What is logged beside the losses."""
+
+import pytest
+import torch
+
+from smca.modeling import build_detector
+from smca.training.scalars import StepScalars, is_logged
+from smca.training.solver import build_optimizer
+
+
+def scalars_of(cfg, **sizes):
+    detector = build_detector(cfg)
+    optimizer = build_optimizer(cfg, detector)
+    return detector, optimizer, StepScalars(optimizer, detector, **sizes)
+
+
+def test_rates_and_epochs(tiny_config):
+    cfg = tiny_config("SOLVER.BASE_LR", 0.4, "SOLVER.BACKBONE_MULTIPLIER", 0.25)
+    _, optimizer, scalars = scalars_of(cfg, batch_size=8, num_images=96)
+    assert scalars(11) == pytest.approx({"epoch": 1, "lr": 0.4, "lr_backbone": 0.1})
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    assert scalars(17) == pytest.approx({"epoch": 1.5, "lr": 0.2, "lr_backbone": 0.05})
+
+
+def test_parts_with_the_same_rate_are_told_once(tiny_config):
+    _, _, scalars = scalars_of(tiny_config("SOLVER.BASE_LR", 0.4), batch_size=8, num_images=0)
+    assert scalars(0) == {"lr": 0.4}
+
+
+def test_deformable_sampling(config):
+    options = ["SOLVER.BACKBONE_MULTIPLIER", 0.5, "SOLVER.SAMPLING_MULTIPLIER", 0.25]
+    cfg = config("baselines/deformable_detr_R50_50ep", "SOLVER.BASE_LR", 0.4, *options)
+    with torch.device("meta"):
+        _, _, scalars = scalars_of(cfg, batch_size=1, num_images=1)
+    rates = {"lr": 0.4, "lr_backbone": 0.2, "lr_sampling": 0.1}
+    assert scalars(0) == pytest.approx({"epoch": 1, **rates})
+
+
+def test_the_norm_is_that_before_clipping(tiny_config):
+    cfg = tiny_config("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1)
+    detector, optimizer, scalars = scalars_of(cfg, batch_size=8, num_images=96)
+    assert "grad_norm" not in scalars(0)
+    for parameter in detector.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = torch.cat([p.grad.flatten() for p in detector.parameters()]).norm()
+    optimizer.step()
+    assert scalars(0)["grad_norm"] == pytest.approx(float(before), rel=1e-4)
+    assert "grad_norm" not in optimizer.state_dict()
+
+
+def test_unclipped_gradients_have_no_norm(tiny_config):
+    cfg = tiny_config("SOLVER.CLIP_GRADIENTS.ENABLED", False)
+    detector, optimizer, scalars = scalars_of(cfg, batch_size=8, num_images=96)
+    for parameter in detector.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert "grad_norm" not in scalars(0)
+
+
+def test_lines_are_written_every_twenty_iterations_and_at_the_end():
+    assert [i for i in range(50) if is_logged(i, 50)] == [19, 39, 49]

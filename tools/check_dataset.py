@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Check datasets in COCO's format: what is wrong with them, what they hold, how they look.
+
+Of several pairs of --json and --images the first is trained on, the others are evaluated on. The
+exit code is 1 where there are errors.
+
+Examples:
+    python tools/check_dataset.py --json train.json --images photos --output output/check
+    python tools/check_dataset.py --json train.json --images photos --json val.json --images photos
+    python tools/check_dataset.py --config-file my_data.yaml --verify
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision.ops import box_convert
+
+from smca import get_cfg
+from smca.config import ConfigError, load_cfg
+from smca.data.checking import Checked, check_dataset, check_together
+from smca.data.coco import dataset_files
+from smca.data.coco_format import box_fault
+from smca.data.dataset import UNREADABLE, read_rgb
+from smca.data.problems import ERROR, INFO, WARNING, Problem
+from smca.data.summary import in_words, summarise
+from smca.launching import guarded
+from smca.validation import is_own_model, validate
+from smca.visualization.detections import draw_detections, save_grid
+
+LEVELS = (ERROR, WARNING, INFO)
+LONGEST = 800  # side of an image in the grid, in pixels
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
+    )
+    parser.add_argument("--json", action="append", metavar="FILE", help="annotation file")
+    parser.add_argument("--images", action="append", metavar="FOLDER", help="of its images")
+    parser.add_argument("--config-file", metavar="FILE", help="check its DATASETS instead")
+    parser.add_argument(
+        "--verify", action="store_true", help="decode every image, and find copies by content"
+    )
+    parser.add_argument("--entries", type=int, default=10, help="most entries printed of a finding")
+    parser.add_argument("--output", metavar="FOLDER", help="for report.json and drawn samples")
+    parser.add_argument("--samples", type=int, default=12, help="images drawn of a dataset")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --output has")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
+    )
+    args = parser.parse_args()
+    if bool(args.config_file) == bool(args.json):
+        parser.error("give --json and --images, or --config-file")
+    if len(args.json or ()) != len(args.images or ()):
+        parser.error("each --json needs an --images, and the other way round")
+    if min(args.entries, args.samples) < 1:
+        parser.error("--entries and --samples are at least 1")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    cfg = load_cfg(get_cfg(), args.config_file or "", [*named_pairs(args), *args.opts])
+    validate(cfg)
+    if not (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        raise ConfigError("DATASETS.TRAIN and DATASETS.TEST are empty; name the datasets to check")
+    checked = {
+        name: check_dataset(
+            name,
+            *dataset_files(cfg, name),
+            num_queries=cfg.MODEL.SMCA.NUM_QUERIES,
+            verify=args.verify,
+        )
+        for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    }
+    check_together(
+        [checked[name] for name in cfg.DATASETS.TRAIN],
+        [checked[name] for name in cfg.DATASETS.TEST],
+        num_classes=cfg.MODEL.SMCA.NUM_CLASSES if is_own_model(cfg) else 0,
+    )
+    summaries = {
+        name: summarise(dataset.records, dataset.class_names) for name, dataset in checked.items()
+    }
+    for name, dataset in checked.items():
+        show(dataset, summaries[name], args.entries)
+    if args.output:
+        write(Path(args.output), checked, summaries, args.samples, overwrite=args.overwrite)
+    counts = [
+        sum(p.level == level for c in checked.values() for p in c.findings) for level in LEVELS
+    ]
+    print("{} kinds of errors, {} of warnings".format(*counts))
+    return 1 if counts[0] else 0
+
+
+def named_pairs(args: argparse.Namespace) -> list[object]:
+    """The options that name the pairs of --json and --images."""
+    if not args.json:
+        return []
+    names = ["train", "val", *(f"val{number}" for number in range(2, len(args.json)))]
+    entries = [list(entry) for entry in zip(names, args.json, args.images, strict=False)]
+    names = tuple(name for name, *_ in entries)
+    used = ["DATASETS.TRAIN", names[:1], "DATASETS.TEST", names[1:]]
+    return ["DATASETS.COCO_FORMAT", entries, *used]
+
+
+def by_level(findings: dict[Problem, list[str]]) -> Iterable[tuple[Problem, list[str]]]:
+    return sorted(findings.items(), key=lambda finding: LEVELS.index(finding[0].level))
+
+
+def show(dataset: Checked, summary: dict, most: int) -> None:
+    print(f"{dataset.name}: {dataset.json_file}, images in {dataset.image_root}")
+    if dataset.categories:
+        print(in_words(summary))
+    print()
+    for problem, entries in by_level(dataset.findings):
+        print(f"{problem.level}: {problem.what}: {len(entries)}")
+        print(*(f"  {entry}" for entry in entries[:most]), sep="\n")
+        if len(entries) > most:
+            print(f"  and {len(entries) - most} more (all with --output or --entries)")
+        print(f"  -> {problem.remedy}", end="\n\n")
+
+
+def write(
+    folder: Path, checked: dict[str, Checked], summaries: dict, samples: int, *, overwrite: bool
+) -> None:
+    report = folder / "report.json"
+    pictures = {name: folder / f"{name.replace('/', '_')}.png" for name in checked}
+    for path in (report, *pictures.values()):
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists; name another folder, or give --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    content = [
+        {
+            "name": name,
+            "annotation_file": dataset.json_file,
+            "image_folder": dataset.image_root,
+            "summary": summaries[name],
+            "findings": [
+                {**vars(problem), "entries": entries}
+                for problem, entries in by_level(dataset.findings)
+            ],
+        }
+        for name, dataset in checked.items()
+    ]
+    report.write_text(json.dumps(content, indent=1))
+    written = [report]
+    for name, path in pictures.items():
+        if drawn := draw_samples(checked[name], samples):
+            save_grid(drawn, path)
+            written.append(path)
+    print("written:", *written)
+
+
+def draw_samples(dataset: Checked, count: int) -> list[Image.Image]:
+    """The fullest images, and random ones of the others."""
+    records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
+    fullest, others = records[: -(-count // 2)], records[-(-count // 2) :]
+    chosen = fullest + random.Random(0).sample(others, min(count // 2, len(others)))
+    drawn = []
+    for record in chosen:
+        try:
+            image = read_rgb(record["file_name"])
+        except UNREADABLE:
+            continue
+        width = image.width
+        image.thumbnail((LONGEST, LONGEST))
+        entries = [
+            entry
+            for entry in record["annotations"]
+            if not box_fault(entry["bbox"], record["height"], record["width"])
+        ]
+        boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32)
+        boxes = box_convert(boxes.reshape(-1, 4), "xywh", "xyxy") * (image.width / width)
+        labels = [entry["category_id"] for entry in entries]
+        drawn.append(draw_detections(image, boxes, labels, None, dataset.class_names))
+    return drawn
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Compare runs: AP and loss over epochs as a picture, and their numbers as a table.
+
+Folders without a metrics.json are passed over. --authors draws what SMCA's authors published of
+their own training on COCO beside them; it can be compared only with runs on COCO.
+
+Examples:
+    python tools/plot_training.py output/quickstart --output training.png
+    python tools/plot_training.py output/* --authors depthwise_R50 --output training.png \\
+        --markdown training.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smca.analysis.runs import published_names, published_runs, read_runs, runs_table
+from smca.config import ConfigError
+from smca.launching import guarded
+from smca.visualization.curves import draw_histories
+
+
+def parse() -> argparse.Namespace:
+    names = published_names()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="OUTPUT_DIR of a run")
+    parser.add_argument(
+        "--output", metavar="FILE", required=True, help="picture: .png, .pdf or .svg"
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="table of the runs to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--authors",
+        nargs="+",
+        choices=[*names, "all", "none"],
+        default=["none"],
+        metavar="NAME",
+        help=f"published runs beside them: {', '.join(names)}, all or none (default: none)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="training images, for runs of a time when metrics.json had no epochs",
+    )
+    parser.add_argument("--ap50", action="store_true", help="draw AP50 too")
+    parser.add_argument(
+        "--smooth",
+        type=float,
+        default=2.0,
+        metavar="PERCENT",
+        help="of a run over which the mean of losses is drawn; 0: none (default: 2)",
+    )
+    parser.add_argument(
+        "--more", action="store_true", help="draw time spent waiting for data and gradient norms"
+    )
+    args = parser.parse_args()
+    if "all" in args.authors:
+        args.authors = names
+    args.authors = [name for name in args.authors if name != "none"]
+    if args.images is not None and args.images < 1:
+        parser.error("--images is at least 1")
+    if not 0 <= args.smooth <= 100:
+        parser.error("--smooth is a percentage")
+    for file in filter(None, (args.output, args.markdown)):
+        if Path(file).is_dir() or not Path(file).parent.is_dir():
+            parser.error(f"{file} cannot be written: give a file in a folder that exists")
+        if Path(file).exists() and not args.overwrite:
+            parser.error(f"{file} exists; give --overwrite to replace it")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    folders = [run for run in args.runs if Path(run, "metrics.json").is_file()]
+    for run in args.runs:
+        if run not in folders:
+            print(f"{run} has no metrics.json and is passed over", file=sys.stderr)
+    if not folders and not args.authors:
+        raise FileNotFoundError("there is no run to draw: name a folder with a metrics.json")
+    try:
+        histories = [*read_runs(folders, args.images), *published_runs(args.authors)]
+        table = runs_table(histories)
+        figure = draw_histories(histories, ap50=args.ap50, smooth=args.smooth, more=args.more)
+        figure.savefig(args.output)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(args.output)
+    if args.markdown:
+        Path(args.markdown).write_text(table, encoding="utf-8")
+        print(args.markdown)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
