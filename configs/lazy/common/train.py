@@ -1,0 +1,27 @@
+"""What the trainer reads. Its keys have the names they have in Detectron2's ``common/train.py``."""
+
+train = dict(
+    output_dir="./output",
+    # Starting weights: a checkpoint of this project, torchvision's resnet50-0676ba61.pth, or
+    # detectron2://ImageNetPretrained/torchvision/R-50.pkl
+    init_checkpoint="",
+    # Negative: drawn at the start and kept in the checkpoint.
+    seed=42,
+    # 50 epochs of 7,330 iterations.
+    max_iter=366500,
+    device="cuda",
+    # float16 with loss scaling on CUDA, bfloat16 on a CPU.
+    amp=dict(enabled=False),
+    # The norm of all gradients together.
+    clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),
+    # An exponential moving average of the weights, which is evaluated instead of them.
+    ema=dict(enabled=False, decay=0.9998),
+    checkpointer=dict(period=7330),
+    # 0: only at the end.
+    eval_period=36650,
+    # Iterations from one picture of detections in TensorBoard to the next; 0: none.
+    vis_period=0,
+    cudnn_benchmark=False,
+    # "highest", "high" or "medium" precision of float32 products on CUDA; "": torch's own.
+    float32_precision="",
+)

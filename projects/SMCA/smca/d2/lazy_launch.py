@@ -1,0 +1,199 @@
+"""Runs from LazyConfigs: their parts in the trainer of the YAML configs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.solver import LRMultiplier
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..config import ConfigError, add_smca_config, load_cfg
+from ..training.solver import with_clipping
+from ..workers import Worker, run_workers
+from .datasets import dataset_records
+from .evaluation import CocoEvaluator
+from .launch import train_or_evaluate
+from .trainer import Trainer
+
+_PARTS = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
+# What the trainer, and what starts it, reads in its own config, and where a LazyConfig has it.
+PLACES = {
+    "OUTPUT_DIR": "train.output_dir",
+    "SEED": "train.seed",
+    "VIS_PERIOD": "train.vis_period",
+    "MODEL.DEVICE": "train.device",
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "MODEL.EMA.ENABLED": "train.ema.enabled",
+    "MODEL.EMA.DECAY": "train.ema.decay",
+    "MODEL.RESNETS.DEPTH": "model.backbone.depth",
+    "MODEL.SMCA.NUM_CLASSES": "model.heads.num_columns",
+    "INPUT.FORMAT": "dataloader.train.mapper.image_format",
+    "DATASETS.COCO_FORMAT": "dataloader.coco_format",
+    "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "DATASETS.TEST": "dataloader.test.dataset.names",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "dataloader.train.dataset.filter_empty",
+    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
+    "SOLVER.MAX_ITER": "train.max_iter",
+    "SOLVER.BASE_LR": "optimizer.lr",
+    "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
+    "SOLVER.CLIP_GRADIENTS.ENABLED": "train.clip_grad.enabled",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": "train.clip_grad.max_norm",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "train.clip_grad.norm_type",
+    "TEST.EVAL_PERIOD": "train.eval_period",
+    "TEST.PER_CLASS_AP": "dataloader.evaluator.by_class",
+}
+
+
+def read(config_file: str, overrides: list[str]) -> DictConfig:
+    """A LazyConfig with changes, such as ``train.max_iter=10``.
+
+    Arguments that a part's constructor takes may be added to it; other keys must be there.
+
+    Raises:
+        ConfigError: a file that is missing or no LazyConfig, a change that is of no key.
+    """
+    if not os.path.isfile(config_file):
+        raise ConfigError(f"config file {config_file!r} does not exist")
+    lazy = LazyConfig.load(config_file)
+    if missing := sorted(_PARTS - set(lazy)):
+        raise ConfigError(
+            f"{config_file} is no LazyConfig to train: it has no {', '.join(missing)}; the YAML "
+            "files of configs/ are for train_net.py"
+        )
+    OmegaConf.set_struct(lazy, True)
+    for part in _calls(lazy):
+        OmegaConf.set_struct(part, False)
+    for change in overrides:
+        try:
+            LazyConfig.apply_overrides(lazy, [change])
+        except (HydraException, OmegaConfBaseException, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"{change!r} cannot be set, changes are path.key=value: {reason}"
+            ) from error
+    OmegaConf.set_struct(lazy, None)
+    return lazy
+
+
+def _calls(node: object) -> Iterator[DictConfig]:
+    """The outermost calls below ``node``."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield node
+        else:
+            for value in node.values():
+                yield from _calls(value)
+
+
+def trainer_config(lazy: DictConfig) -> CfgNode:
+    """The config of a trainer whose parts ``lazy`` describes.
+
+    Raises:
+        ConfigError: a value of another type than the trainer's.
+    """
+    cfg = get_cfg()
+    add_smca_config(cfg)
+    changes: list[object] = ["MODEL.META_ARCHITECTURE", "SMCA", "MODEL.SMCA.NUM_CLASSES", 0]
+    changes += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
+    for key, place in PLACES.items():
+        value = OmegaConf.select(lazy, place)
+        if value is None:
+            continue
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        elif key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+            value = (value,)
+        elif key == "MODEL.SMCA.NUM_CLASSES":
+            value = max(0, value - _no_object_columns(lazy))
+        changes += [key, value]
+    return load_cfg(cfg, opts=changes)
+
+
+def _no_object_columns(lazy: DictConfig) -> int:
+    return int(OmegaConf.select(lazy, "model.criterion.softmax", default=False))
+
+
+class LazyTrainer(Trainer):
+    """Trains the parts of a LazyConfig as :class:`Trainer` trains those of a YAML config."""
+
+    lazy: DictConfig
+
+    @classmethod
+    def of(cls, lazy: DictConfig) -> type[LazyTrainer]:
+        """The trainer of one LazyConfig."""
+        return type(cls.__name__, (cls,), {"lazy": lazy})
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return instantiate(cls.lazy.model).to(cfg.MODEL.DEVICE)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        cls.lazy.optimizer.params.model = model
+        return with_clipping(instantiate(cls.lazy.optimizer), cfg.SOLVER.CLIP_GRADIENTS)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        return LRMultiplier(optimizer, instantiate(cls.lazy.lr_multiplier), cfg.SOLVER.MAX_ITER)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        loader = instantiate(cls.lazy.dataloader.train)
+        # The classes of all datasets that have been read.
+        dataset_records(cfg, ())
+        return loader
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return instantiate(cls.lazy.dataloader.test)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:
+        return instantiate(cls.lazy.dataloader.evaluator)
+
+
+@contextmanager
+def _lazy_names() -> Iterator[None]:
+    """Have messages name the places of a LazyConfig instead of the trainer's keys."""
+    try:
+        yield
+    except Exception as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            message = error.args[0]
+            for key, place in PLACES.items():
+                message = re.sub(rf"\b{re.escape(key)}\b", place, message)
+            error.args = (message,)
+        raise
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what Detectron2's ``default_argument_parser`` read; returns the exit code.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
+        FloatingPointError: a loss that is not finite.
+    """
+    lazy = read(args.config_file, args.opts)
+    with _lazy_names():
+        return run_workers(_main, trainer_config(lazy), args)
+
+
+@_lazy_names()
+def _main(cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
+    lazy = read(args.config_file, args.opts)
+    # What has been found out: the device that is there, the classes that the data has.
+    lazy.train.device = cfg.MODEL.DEVICE
+    if OmegaConf.select(lazy, "model.heads.num_columns") == 0:
+        lazy.model.heads.num_columns = cfg.MODEL.SMCA.NUM_CLASSES + _no_object_columns(lazy)
+    train_or_evaluate(cfg, args, worker, trainer=LazyTrainer.of(lazy), config=lazy)

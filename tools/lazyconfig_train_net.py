@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""Train or evaluate a detector of a LazyConfig, on Detectron2.
+
+Example:
+    python tools/lazyconfig_train_net.py --config-file configs/lazy/smca_R50_50ep.py --num-gpus 8
+"""
+
+import sys
+import warnings
+
+from smca.launching import guarded
+
+# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
+# not in main, for the processes that are spawned too: they begin by importing this module.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+
+
+def main() -> int:
+    from detectron2.engine import default_argument_parser
+
+    from smca.d2.lazy_launch import run
+
+    parser = default_argument_parser(
+        "path.key=value after the flags changes the config: train.max_iter=10 optimizer.lr=2e-4"
+    )
+    parser.description = __doc__.splitlines()[0]
+    # torchrun may have started this process; and each run meets at a port of its own.
+    parser.set_defaults(num_gpus=None, num_machines=None, machine_rank=None, dist_url="auto")
+    return guarded(run, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
