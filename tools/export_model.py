@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Export a trained detector as one file that runs without this package, and check that file.
+
+The format is told by the ending: .onnx for ONNX, .pt2 for torch.export, .ts for TorchScript.
+docs/EXPORT.md says what the file takes and gives; examples/ has programs that run it.
+
+Examples:
+    python tools/export_model.py --config-file configs/smca_R50_50ep.yaml \
+        --weights output/smca_R50_50ep/model_final.pth --output smca.onnx
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smca import get_cfg
+from smca.config import load_cfg
+from smca.export import FORMATS, ExportError, PixelDetector, export, metadata
+from smca.export_check import check_batches
+from smca.launching import guarded
+from smca.predictor import Predictor
+from smca.validation import is_own_model
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="its checkpoint")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), help="(default: what the ending of --output says)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of all images, in pixels (default: they may be of any size)",
+    )
+    parser.add_argument("--opset", type=int, help="of ONNX (default: the exporter's own)")
+    parser.add_argument("--no-check", action="store_true", help="do not run what was written")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    output, form = Path(args.output), args.format
+    if form is None:
+        endings = {chosen.suffix: name for name, chosen in FORMATS.items()}
+        if output.suffix not in endings:
+            raise ExportError(
+                f"--output is {args.output}; give --format, or end it in {' or '.join(endings)}"
+            )
+        form = endings[output.suffix]
+    check_arguments(args, output, form)
+    # What is compiled is not captured.
+    cfg = load_cfg(get_cfg(), args.config_file, [*args.opts, "MODEL.SMCA.COMPILE", False])
+    if not is_own_model(cfg):
+        raise ExportError(
+            f"{args.config_file} is of Detectron2's own {cfg.MODEL.META_ARCHITECTURE}; "
+            "Detectron2's tools/deploy/export_model.py exports its models"
+        )
+    predictor = Predictor(cfg, args.weights, device="cpu")
+    cfg = predictor.cfg
+    model = PixelDetector(detector=predictor.detector, **PixelDetector.from_config(cfg))
+    size = args.size and tuple(args.size)
+    found = export(
+        model,
+        output,
+        form=form,
+        metadata=metadata(cfg, predictor.class_names, size),
+        opset=args.opset,
+        checks=() if args.no_check else check_batches(cfg, least=model.least_side, size=size),
+    )
+    sizes = "of {}x{} pixels".format(*size) if size else "of any size"
+    print(f"{output}: {form}, {output.stat().st_size / 2**20:.0f} MiB, images {sizes}")
+    for difference in found:
+        print(f"  checked on {difference}")
+
+
+def check_arguments(args: argparse.Namespace, output: Path, form: str) -> None:
+    """Refuse what cannot work before anything is read or built."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise ExportError(f"{output} is no file that can be written: give a path in a folder")
+    if output.exists() and not args.overwrite:
+        raise ExportError(f"{output} exists; give --overwrite to replace it")
+    if args.size and min(args.size) < 1:
+        raise ExportError(f"--size is {args.size}; both sides must be at least 1 pixel")
+    if args.opset is not None and (form != "onnx" or args.opset < 18):
+        raise ExportError(f"--opset is {args.opset}; it is of ONNX, and must be at least 18")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
