@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from smca.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from smca.checkpoints.files import damage
 from smca.modeling import build_detector
 
 
@@ -183,6 +186,64 @@ def test_a_truncated_file_is_named(tmp_path, detector):
         load(detector, tmp_path / "a.pth")
     with pytest.raises(FileNotFoundError, match="missing"):
         load(detector, tmp_path / "missing.pth")
+
+
+def test_flipped_bits_are_recognised_or_change_nothing(tmp_path, detector):
+    path = tmp_path / "a.pth"
+    write_checkpoint({"model": detector.state_dict(), "iteration": 7}, path)
+    content, expected = path.read_bytes(), read_checkpoint(path)
+    random = Random(0)
+    recognised = 0
+    for _ in range(100):
+        place = random.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << random.randrange(8)
+        path.write_bytes(flipped)
+        if damage(path) is None:
+            assert_close(read_checkpoint(path), expected, rtol=0, atol=0)
+        else:
+            recognised += 1
+            with pytest.raises(CheckpointError, match=r"a\.pth"):
+                read_checkpoint(path)
+    # Parts begin at multiples of 64 bytes; what lies between them is of no use.
+    assert recognised > 50
+
+
+def test_compressed_parts_are_refused(tmp_path):
+    path = tmp_path / "bomb.pth"
+    torch.save({"model": {"a": torch.zeros(10**7)}}, path)
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "b.pth", "w") as packed:
+        for part in plain.infolist():
+            packed.writestr(part.filename, plain.read(part), zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match=r"b\.pth is damaged: its parts are compressed"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "gone"])
+def test_a_damaged_newest_file_is_passed_over(tmp_path, tiny_config, caplog, fault):
+    detector = build_detector(tiny_config())
+    for number in range(3):
+        with torch.no_grad():
+            detector.decoder.query_embed.weight.fill_(number)
+        checkpointer = SafeCheckpointing(detector, str(tmp_path))
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+    newest = tmp_path / "model_0000002.pth"
+    content = bytearray(newest.read_bytes())
+    if fault == "flipped":
+        content[len(content) // 2] ^= 16
+    newest.write_bytes({"truncated": content[:-1000], "flipped": content}.get(fault, b""))
+    if fault == "gone":
+        newest.unlink()
+    extra = checkpointer.resume_or_load("", resume=True)
+    assert extra["iteration"] == 1
+    assert (detector.decoder.query_embed.weight == 1).all()
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert "model_0000002.pth is damaged" in warning
+
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*model_0000002\.pth.*000000"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

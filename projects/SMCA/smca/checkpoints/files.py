@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,11 +67,30 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return {**content, "model": detectron2_names(content["model"])}
 
 
+def damage(path: str | os.PathLike) -> str | None:
+    """What is wrong with a file that :func:`write_checkpoint` has written; None if it is whole.
+
+    The file has a checksum of each of its parts, which torch does not look at when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            # torch stores its parts as they are; what is packed may be of any size unpacked.
+            if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
+                return "its parts are compressed, which those of a checkpoint are not"
+            part = file.testzip()
+    # Damage has many ways to show.
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return f"{part} is not what was written" if part else None
+
+
 def read_tensors(path: str | os.PathLike) -> dict:
     """:func:`read_checkpoint`, with the names as they are in the file."""
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path!r} does not exist")
+    if zipfile.is_zipfile(path) and (fault := damage(path)):
+        raise CheckpointError(f"{path} is damaged: {fault}")
     try:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:

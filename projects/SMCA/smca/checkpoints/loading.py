@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from ..config import ConfigError
-from .files import CheckpointError, read_checkpoint, write_checkpoint
+from .files import CheckpointError, damage, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,26 @@ class SafeCheckpointing(Checkpointer):
             what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
             raise FileNotFoundError(f"checkpoint {path!r} (MODEL.WEIGHTS) {what}")
         return super().load(path, *args, **kwargs)
+
+    def get_checkpoint_file(self) -> str:
+        """The newest whole checkpoint to resume from; damaged ones are passed over and named.
+
+        Raises:
+            CheckpointError: none is whole.
+        """
+        tagged = super().get_checkpoint_file()
+        others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")))
+        faults = {}
+        for path in dict.fromkeys([tagged, *reversed(others)]):
+            fault = damage(path)
+            if fault is None:
+                return path
+            faults[path] = fault
+            logger.warning("%s is damaged (%s); the checkpoint before it is taken", path, fault)
+        raise CheckpointError(
+            f"{self.save_dir} has no whole checkpoint to resume from: "
+            + "; ".join(f"{os.path.basename(path)}: {fault}" for path, fault in faults.items())
+        )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         # A run goes on with all it had; only weights to start from may lack something.
