@@ -11,8 +11,9 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -166,15 +167,46 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(content: dict, path: str | os.PathLike) -> None:
-    """Write a file that is whole or not there: to a temporary name, synced, then renamed."""
+    """Write a file that :func:`read_checkpoint` reads, see :func:`write_whole`."""
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is whole or not there: to a temporary name, synced, then renamed.
+
+    Args:
+        path: what is there is replaced.
+        write: writes the content.
+
+    Raises:
+        CheckpointError: the disk is full, or cannot be written to.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+        _sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        # torch's writer hides what the system has said.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise CheckpointError(
+            f"{path} cannot be written: {cause.strerror}. What was written before is whole; when "
+            "there is room, --resume goes on from there"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a renamed file keep its name when the machine fails, where folders can be synced."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

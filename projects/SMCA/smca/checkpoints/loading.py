@@ -11,7 +11,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from ..config import ConfigError
-from .files import CheckpointError, damage, read_checkpoint, write_checkpoint
+from .files import CheckpointError, damage, read_checkpoint, write_checkpoint, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -217,11 +217,7 @@ class SafeCheckpointing(Checkpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(path + ".tmp", "w") as file:
-            file.write(last_filename_basename)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + ".tmp", path)
+        write_whole(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, path: str) -> dict:
         return {**read_checkpoint(path), "source": path}
