@@ -25,10 +25,11 @@ from .config import ConfigError, get_cfg, load_cfg
 from .data.coco import DatasetError, dataset_files
 from .data.dataset import UNREADABLE, read_rgb, to_rgb
 from .model_zoo import choose_device, config_file
-from .modeling.detector import build_detector, pad_images, pixel_statistics
-from .modeling.heads import Detections, detect
+from .modeling.detector import build_detector
+from .modeling.heads import Detections
 from .modeling.memory import Size
 from .native.data import NativeMapper
+from .native.inference import Inference
 from .validation import is_own_model, validate
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
@@ -55,7 +56,7 @@ class Result:
         return len(self.scores)
 
 
-class NativeHost:
+class NativeHost(Inference):
     """Reads configs, and builds and runs the project's own detector on PyPI packages alone.
 
     Attributes:
@@ -67,10 +68,7 @@ class NativeHost:
         Raises:
             ConfigError: a value that cannot work, or a model that only Detectron2 builds.
         """
-        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
-        self.softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
-        self.mean, self.std = (part.to(cfg.MODEL.DEVICE) for part in pixel_statistics(cfg))
-        self.detector = build_detector(cfg).to(cfg.MODEL.DEVICE).eval()
+        super().__init__(cfg, build_detector(cfg).to(cfg.MODEL.DEVICE).eval())
 
     @staticmethod
     def read(config: str | CfgNode) -> CfgNode:
@@ -81,19 +79,6 @@ class NativeHost:
     def local_path(weights: str) -> str:
         """The path of a checkpoint's file."""
         return weights
-
-    def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
-        """Images (3, h, w) in 0..255 as the detector takes them, see :func:`pad_images`."""
-        return pad_images(images, mean=self.mean, std=self.std)
-
-    def detect(self, images: Sequence[Tensor], output_sizes: Sequence[Size]) -> list[Detections]:
-        """The detections of images (3, h, w) in 0..255, in pixels of ``output_sizes``."""
-        return detect(
-            self.detector(*self.pad(images)),
-            output_sizes,
-            max_detections=self.max_detections,
-            softmax=self.softmax,
-        )
 
 
 class Predictor:
