@@ -244,6 +244,15 @@ def test_what_cannot_work_is_said(model):
         smca.Predictor(cfg, weights, opts=["INPUT.FORMAT", "L"])
 
 
+def test_weights_that_are_not_finite_are_said(model, picture):
+    cfg, detector, path = model()
+    with torch.no_grad():
+        detector.heads.class_head.bias[0] = float("nan")
+    write_checkpoint({"model": detector.state_dict()}, path)
+    with pytest.raises(FloatingPointError, match="take an earlier checkpoint"):
+        smca.Predictor(cfg, path)(picture[1])
+
+
 def test_importing_the_package_stays_light():
     code = "import smca, sys; print([m for m in sys.modules if m in sys.argv[1:]])"
     heavy = ["detectron2", "smca.predictor", "torchvision.transforms.v2", "matplotlib", "cv2"]

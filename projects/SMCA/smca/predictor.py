@@ -158,6 +158,7 @@ class Predictor:
         Raises:
             OSError: a file that is missing or cannot be read as an image.
             TypeError, ValueError: what is no image, or an array of another shape or type.
+            FloatingPointError: the model's weights are not finite.
         """
         originals = [read_image(image) for image in _as_list(images)]
         if not originals:
@@ -184,6 +185,11 @@ class Predictor:
         return batch, sizes, [np.array(image) for image in originals]
 
     def _result(self, found: Detections, threshold: float) -> Result:
+        if not found.scores.isfinite().all():
+            raise FloatingPointError(
+                "the model gives scores that are not numbers: its weights are not finite, such as "
+                "those of a training that has diverged; take an earlier checkpoint"
+            )
         kept = found.scores >= threshold
         labels = found.labels[kept].cpu()
         return Result(
