@@ -6,6 +6,7 @@ its weights adds ``"ema"``, of the same names; one that knows its classes ``"cla
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -203,8 +204,9 @@ def write_whole(path: str | os.PathLike, write: Callable[[BinaryIO], object]) ->
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a renamed file keep its name when the machine fails, where folders can be synced."""
-    if os.name == "posix":
+    """Have a renamed file keep its name when the machine fails."""
+    # Not every system opens folders, nor does every network disk sync them.
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
