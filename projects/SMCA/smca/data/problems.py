@@ -77,7 +77,9 @@ UNUSED = Problem(
 )
 GAPS = Problem(INFO, "category ids with gaps", "nothing to do: they are kept in results")
 CROWDS = Problem(
-    INFO, "images with crowds", "nothing to do: training and evaluation leave crowds out"
+    INFO,
+    "images with crowds",
+    "nothing to do: training leaves them out, and evaluation counts nothing inside",
 )
 EMPTY = Problem(
     INFO,

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..config import ConfigError
 from ..data.coco import load_datasets
-from ..modeling.detector import build_detector, pad_images, pixel_statistics
+from ..modeling.detector import build_detector
 from ..training import SetCriterion, Targets
 from ..training.ema import MovingAverage
 from ..training.report import Clock, results_tables, write_results
@@ -61,7 +61,6 @@ class Trainer:
             self.optimizer, lambda iteration: multiplier(iteration / self.max_iter)
         )
         self.step = TrainingStep(self.optimizer, device=self.device, amp=cfg.SOLVER.AMP.ENABLED)
-        self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
         self.evaluator = Evaluator(cfg, self.average.model if self.average else self.detector)
         self.checkpointer = SafeCheckpointing(
             self.detector,
@@ -211,7 +210,7 @@ class Trainer:
         self.scheduler.step()
 
     def _run_step(self, iteration: int, batch: list[Sample]) -> dict[str, float]:
-        images, sizes = pad_images([s.image for s in batch], mean=self.mean, std=self.std)
+        images, sizes = self.evaluator.pad([sample.image for sample in batch])
         targets = Targets.from_images(
             [sample.labels for sample in batch],
             [sample.boxes for sample in batch],
