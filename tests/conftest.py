@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,11 @@ ROOT = Path(__file__).parent.parent
 # Programs that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# The same cases in every run. HYPOTHESIS_PROFILE=explore draws others each time, and keeps what
+# fails in .hypothesis; --hypothesis-show-statistics counts them.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "same"))
 
 # A detector small enough to train for a few iterations in a test.
 TINY = [
