@@ -17,7 +17,7 @@ import torch
 
 from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory
-from smca.cli import choose_engine
+from smca.cli import choose_engine, detectron2_host
 from smca.launching import guarded
 from smca.validation import is_own_model
 
@@ -72,9 +72,7 @@ def parse() -> argparse.Namespace:
 def host_of(engine: str) -> Host:
     if choose_engine(engine)[0] == "native":
         return NATIVE
-    from smca.d2.analysis import DETECTRON2
-
-    return DETECTRON2
+    return detectron2_host("analysis").DETECTRON2
 
 
 def main() -> None:

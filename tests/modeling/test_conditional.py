@@ -103,13 +103,13 @@ def plain_decoder(decoder, kind, tokens, positions):
 
 
 @pytest.mark.parametrize("kind", ["CSQ", "CSQ-C", "CSQ-T", "CSQ-P", "CSQ-I"])
-def test_all_layers(kind):
+def test_all_layers(kind, tolerance):
     torch.manual_seed(0)
     decoder, memory = make_decoder(spatial_query=kind), make_memory()
     with torch.no_grad():
         hidden, reference = decoder.train()(memory)
         expected = plain_decoder(decoder, kind, memory.tokens[0], memory.positions[0])
-    assert_close(hidden[:, 0], expected, atol=2e-5, rtol=1e-4)
+    assert_close(hidden[:, 0], expected, atol=2 * tolerance["atol"], rtol=tolerance["rtol"])
     assert_close(reference[0], decoder.reference(decoder.query_embed.weight))
     idle = isinstance(decoder.transform, torch.nn.Identity)
     assert idle == (kind in ("CSQ-C", "CSQ-P"))

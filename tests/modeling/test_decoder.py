@@ -95,7 +95,7 @@ def plain_co_attention(attention, prior_module, query, observed, reference, memo
 @pytest.mark.parametrize("kind", ["fixed", "single", "independent", "oriented"])
 @pytest.mark.parametrize("per_head", [True, False])
 @pytest.mark.parametrize(("selection", "key_sets", "padded"), [(True, 1, True), (False, 2, False)])
-def test_co_attention(kind, per_head, selection, key_sets, padded):
+def test_co_attention(kind, per_head, selection, key_sets, padded, tolerance):
     torch.manual_seed(0)
     memory = make_memory(padded)
     attention = ModulatedCoAttention(dim=C, num_heads=H, key_sets=key_sets)
@@ -113,7 +113,7 @@ def test_co_attention(kind, per_head, selection, key_sets, padded):
     with torch.no_grad():
         out = attention(query, torch.zeros_like(query), memory, prior(observed, reference, memory))
         expected = plain_co_attention(attention, prior, query, observed, reference, memory)
-    assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    assert_close(out, expected, **tolerance)
 
 
 def test_gaussians_all_start_with_the_same_width():

@@ -28,7 +28,7 @@ def make_memory():
     )
 
 
-def test_neighbouring_scales_are_mixed_in_both_directions():
+def test_neighbouring_scales_are_mixed_in_both_directions(tolerance):
     torch.manual_seed(0)
     mixer, memory = BidirectionalMixer(dim=C, num_scales=4, kernel_size=3), make_memory()
     x = F.linear(
@@ -51,7 +51,7 @@ def test_neighbouring_scales_are_mixed_in_both_directions():
             grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
             total = total + F.grid_sample(coarser, grid.expand(B, -1, -1, -1), align_corners=True)
         expected.append(total.flatten(2).transpose(1, 2))
-    assert_close(mixer(memory), mixer.project_out(torch.cat(expected, 1)), atol=1e-5, rtol=1e-4)
+    assert_close(mixer(memory), mixer.project_out(torch.cat(expected, 1)), **tolerance)
 
 
 def test_the_decoder_gets_the_finest_scale_halved():

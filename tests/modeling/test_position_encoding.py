@@ -1,14 +1,16 @@
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from smca.modeling.position_encoding import sine_positions
 
 
-def test_positions_are_detrs():
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_positions_are_detrs(dtype, error):
     channels, shape, cells = 8, (3, 5), [(3, 5), (2, 4)]
-    positions = sine_positions(cells, shape, channels, torch.device("cpu"))
+    positions = sine_positions(cells, shape, channels, torch.device("cpu"), dtype=dtype)
     positions = positions.view(2, *shape, channels)
     for b, (rows, columns) in enumerate(cells):
         for i in range(rows):
@@ -19,7 +21,8 @@ def test_positions_are_detrs():
                     for k in range(channels // 4):
                         wavelength = 10000 ** (2 * k / (channels // 2))
                         expected += [math.sin(angle / wavelength), math.cos(angle / wavelength)]
-                assert_close(positions[b, i, j], torch.tensor(expected), atol=1e-6, rtol=1e-5)
+                wanted = torch.tensor(expected, dtype=dtype)
+                assert_close(positions[b, i, j], wanted, atol=error, rtol=10 * error)
 
 
 def test_images_of_one_size_share_positions():

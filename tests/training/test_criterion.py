@@ -21,16 +21,16 @@ class FixedMatcher:
         return Matches(layer, *indices.T)
 
 
-def example(layers=3, classes=4):
+def example(layers=3, classes=4, dtype=None):
     torch.manual_seed(0)
     predictions = Predictions(
-        logits=torch.randn(layers, 2, 5, classes, requires_grad=True),
-        boxes=(torch.rand(layers, 2, 5, 4) * 0.4 + 0.2).requires_grad_(),
+        logits=torch.randn(layers, 2, 5, classes, dtype=dtype, requires_grad=True),
+        boxes=(torch.rand(layers, 2, 5, 4, dtype=dtype) * 0.4 + 0.2).requires_grad_(),
         centers=torch.rand(2, 5, 2),
     )
     targets = Targets(
         labels=torch.tensor([[1, 2], [0, 0]]),
-        boxes=torch.rand(2, 2, 4) * 0.4 + 0.3,
+        boxes=torch.rand(2, 2, 4, dtype=dtype) * 0.4 + 0.3,
         counts=(2, 1),
     )
     return predictions, targets
@@ -58,9 +58,10 @@ def giou(a, b):
 PAIRS = {(0, 1): 0, (0, 3): 1, (1, 0): 0}  # (image, query): object
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_losses(softmax):
-    predictions, targets = example()
+def test_losses(softmax, dtype, error):
+    predictions, targets = example(dtype=dtype)
     criterion = SetCriterion(matcher=FixedMatcher(), softmax=softmax)
     losses = criterion(predictions, targets)
     assert set(losses) == {
@@ -91,7 +92,7 @@ def test_losses(softmax):
             "giou": 2 * generalized / 3,
         }
         for name, value in expected.items():
-            assert losses[f"loss_{name}{suffix}"].item() == pytest.approx(value, rel=1e-4)
+            assert losses[f"loss_{name}{suffix}"].item() == pytest.approx(value, rel=error)
 
 
 def test_without_auxiliary_losses_only_the_last_layer_learns():

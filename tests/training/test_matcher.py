@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,9 +98,14 @@ def test_generalised_iou_and_its_gradient_are_torchvisions():
     assert_close(generalized_iou(boxes[:30], others), expected.diagonal())
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_costs_and_optimal_matching(softmax):
+def test_costs_and_optimal_matching(softmax, dtype, error):
     predictions, targets, _ = example()
+    predictions = replace(
+        predictions, logits=predictions.logits.to(dtype), boxes=predictions.boxes.to(dtype)
+    )
+    targets = replace(targets, boxes=targets.boxes.to(dtype))
     matcher = HungarianMatcher(softmax=softmax)
     costs = matcher.costs(predictions, targets)
     matches = matcher(predictions, targets)
@@ -118,9 +124,10 @@ def test_costs_and_optimal_matching(softmax):
                     for m in range(count)
                 ]
                 for n in range(5)
-            ]
+            ],
+            dtype=dtype,
         ).view(5, count)
-        assert_close(costs[layer, image, :, :count], expected, atol=1e-5, rtol=1e-5)
+        assert_close(costs[layer, image, :, :count], expected, atol=error, rtol=error)
         best = min(
             sum(expected[n, m].item() for m, n in enumerate(queries))
             for queries in itertools.permutations(range(5), count)

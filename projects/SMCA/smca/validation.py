@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from fvcore.common.config import CfgNode as CN
 
@@ -114,19 +116,13 @@ def _check_model(cfg: CN) -> None:
         smca.ENCODER.KERNEL_SIZE,
         "odd",
     )
-    _require(
-        not smca.NECK.NORM or smca.HIDDEN_DIM < 64 or smca.HIDDEN_DIM % 32 == 0,
-        "MODEL.SMCA.HIDDEN_DIM",
-        smca.HIDDEN_DIM,
-        f"a multiple of 32 with MODEL.SMCA.NECK.NORM {smca.NECK.NORM!r}",
-    )
     for key in ("DROPOUT", "ATTENTION_DROPOUT"):
         _require(0 <= smca[key] < 1, f"MODEL.SMCA.{key}", smca[key], "in [0, 1)")
     _require(
-        0 < len(smca.IN_FEATURES) <= smca.NUM_SCALES,
+        0 < len(set(smca.IN_FEATURES)) == len(smca.IN_FEATURES) <= smca.NUM_SCALES,
         "MODEL.SMCA.IN_FEATURES",
         smca.IN_FEATURES,
-        f"1 to MODEL.SMCA.NUM_SCALES ({smca.NUM_SCALES}) names of backbone maps",
+        f"1 to MODEL.SMCA.NUM_SCALES ({smca.NUM_SCALES}) names of backbone maps, each once",
     )
     _require(
         set(smca.ENCODER.BLOCKS) <= {"intra", "multi"},
@@ -142,7 +138,9 @@ def _check_model(cfg: CN) -> None:
         ("MATCHER", ("CLASS_COST", "L1_COST", "GIOU_COST")),
     ):
         for key in keys:
-            _require(smca[group][key] >= 0, f"MODEL.SMCA.{group}.{key}", smca[group][key], ">= 0")
+            value = smca[group][key]
+            finite = 0 <= value < math.inf
+            _require(finite, f"MODEL.SMCA.{group}.{key}", value, "finite and at least 0")
     alpha = smca.LOSS.FOCAL_ALPHA
     _require(0 <= alpha <= 1, "MODEL.SMCA.LOSS.FOCAL_ALPHA", alpha, "in [0, 1]")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
@@ -172,7 +170,16 @@ def validate(cfg: CN) -> None:
     decay = cfg.MODEL.EMA.DECAY
     _require(0 <= decay < 1, "MODEL.EMA.DECAY", decay, "in [0, 1)")
     steps = list(cfg.SOLVER.STEPS)
-    _require(steps == sorted(set(steps)), "SOLVER.STEPS", tuple(steps), "in ascending order")
+    ascending = steps == sorted(set(steps)) and min(steps, default=1) > 0
+    _require(ascending, "SOLVER.STEPS", tuple(steps), "positive, in ascending order")
+    warmup = cfg.SOLVER.WARMUP_FACTOR
+    _require(0 <= warmup <= 1, "SOLVER.WARMUP_FACTOR", warmup, "in [0, 1]")
+    _require(
+        not cfg.SOLVER.RESCALE_INTERVAL or cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER,
+        "SOLVER.WARMUP_ITERS",
+        cfg.SOLVER.WARMUP_ITERS,
+        f"less than SOLVER.MAX_ITER ({cfg.SOLVER.MAX_ITER}) with SOLVER.RESCALE_INTERVAL",
+    )
     _require(cfg.SEED < 2**63, "SEED", cfg.SEED, "less than 2 ** 63")
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED:

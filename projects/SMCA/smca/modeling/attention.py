@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import linear, per_scale
+from .layers import full_precision, linear, per_scale
 
 # CUDA's fused kernels want the channels of a head in multiples of this; a CPU's take any number.
 _CHANNEL_MULTIPLE = 8
@@ -74,12 +74,16 @@ def _parts(x: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 def padding_biases(padding: Tensor | None) -> list[LogitBias]:
-    """The bias that leaves padded keys, ``padding`` (B, L) bool, no weight; none without any."""
+    """The bias that leaves padded keys, ``padding`` (B, L) bool, no weight; none without any.
+
+    Where all keys of an image are padding their weights sum to one nevertheless; the detector has
+    none such, as every image has a cell of every map.
+    """
     if padding is None:
         return []
     # Far beyond any logit, with factors that half precision still holds.
-    key = torch.where(padding, -3e4, 0.0)[:, None, :, None]
-    query = torch.full((1, 1, 1, 1), 3e4, device=padding.device)
+    key = torch.where(padding, -6e4, 0.0)[:, None, :, None]
+    query = torch.full((1, 1, 1, 1), 6e4, device=padding.device)
     return [LogitBias(query=query, key=key, query_parts=(1,), key_parts=(1,))]
 
 
@@ -130,7 +134,9 @@ def attend(
 def attention_weights(query: Tensor, key: Tensor, *, biases: Sequence[LogitBias] = ()) -> Tensor:
     """The weights (B, H, N, L) that :func:`attend` uses, for pictures of a few queries."""
     query, key = _with_biases(query, key, biases)
-    return (query @ key.transpose(-2, -1)).float().softmax(dim=-1)
+    dtype = torch.promote_types(query.dtype, torch.float32)  # what kernels sum in
+    with full_precision(query.device):
+        return (query.to(dtype) @ key.to(dtype).transpose(-2, -1)).softmax(dim=-1)
 
 
 class Attention(nn.Module):

@@ -27,7 +27,8 @@ class GroupNorm(nn.GroupNorm):
             valid: (B, 1, h, w), which cells are not padding; None: all.
         """
         if valid is None:
-            return super().forward(x)
+            # Less torch's check: a single number is normed to zero, as it is beside padding.
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         groups = x.unflatten(1, (self.num_groups, -1))  # (B, G, C / G, h, w)
         valid = valid[:, None].to(x.dtype)
         count = valid.sum((-2, -1), keepdim=True) * groups.shape[2]
@@ -47,12 +48,20 @@ DEPTHS = {
     101: (True, (3, 4, 23, 3)),
     152: (True, (3, 8, 36, 3)),
 }
+
+
+def group_norm(channels: int) -> GroupNorm:
+    """Detectron2's 32 groups; narrow layers have groups of 4 channels, or as near as divides."""
+    most = 32 if channels >= 64 else max(1, channels // 4)
+    groups = max(count for count in range(1, most + 1) if channels % count == 0)
+    return GroupNorm(groups, channels)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
-    # Detectron2's 32 groups; narrow layers have groups of 4 channels.
-    "GN": lambda channels: GroupNorm(32 if channels >= 64 else max(1, channels // 4), channels),
+    "GN": group_norm,
     "": lambda channels: nn.Identity(),
 }
 
@@ -78,6 +87,11 @@ class ConvNorm(nn.Conv2d):
             shift = self.norm.bias - self.norm.running_mean * scale
             return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
         x = super().forward(x)
+        if self.norm.training and type(self.norm) is nn.BatchNorm2d and x[:, 0].numel() == 1:
+            raise ConfigError(
+                "MODEL.RESNETS.NORM is 'BN', which has no statistics of one cell of one image: it "
+                "must be 'GN' or 'FrozenBN', or SOLVER.IMS_PER_BATCH or the images larger"
+            )
         return self.norm(x, valid) if isinstance(self.norm, GroupNorm) else self.norm(x)
 
 

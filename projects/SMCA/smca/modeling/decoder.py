@@ -148,7 +148,7 @@ class Decoder(nn.Module):
     ) -> object:
         """What layer ``number`` gives its co-attention besides content and query embedding.
 
-        It runs in float32, whatever the rest of the model runs in.
+        It runs in the precision of the weights, float32, whatever autocast says.
 
         Args:
             number: of the layer, from 0.
@@ -166,13 +166,13 @@ class Decoder(nn.Module):
         """
         position = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
         target = torch.zeros_like(position)
-        # Places need float32.
+        # Places need it.
         with full_precision(position.device):
             reference = self.initial_reference(position)
         hidden = []
         for number, layer in enumerate(self.layers):
             with full_precision(position.device):
-                prior = self.prior(number, target.float(), position, reference, memory)
+                prior = self.prior(number, target.to(position.dtype), position, reference, memory)
             target = layer(target, position, memory, prior)
             hidden.append(target)
         outputs = hidden if self.training else hidden[-1:]

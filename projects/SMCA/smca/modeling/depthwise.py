@@ -70,7 +70,13 @@ class DepthwiseBlock(nn.Module):
 
 @SMCA_ENCODER_REGISTRY.register()
 class DepthwiseEncoder(nn.Module):
-    """Blocks of bidirectional mixing; then the finest scale is halved for the decoder."""
+    """Blocks of bidirectional mixing; then the finest scale is halved for the decoder.
+
+    Attributes:
+        halves: each scale must have half the cells of the one before.
+    """
+
+    halves = True
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from fvcore.common.config import CfgNode
@@ -96,6 +97,11 @@ def detector_parts(
     decoder = build_from_registry(
         SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
     )
+    if getattr(encoder, "halves", False) and any(2 * a != b for a, b in pairwise(used)):
+        raise ConfigError(
+            f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; each must be twice "
+            f"the one before with MODEL.SMCA.ENCODER.NAME {smca.ENCODER.NAME}"
+        )
     if smca.COMPILE:
         compile_layers(encoder, decoder)
     return {
@@ -103,7 +109,7 @@ def detector_parts(
         "neck": Neck(
             in_features=smca.IN_FEATURES,
             in_channels=[channels[name] for name in smca.IN_FEATURES],
-            in_strides=[strides[name] for name in smca.IN_FEATURES],
+            in_strides=used,
             num_scales=smca.NUM_SCALES,
             dim=smca.HIDDEN_DIM,
             norm=smca.NECK.NORM,

@@ -50,8 +50,8 @@ class Detections:
 class DetectionHeads(nn.Module):
     """Class and box heads, the same for all decoder layers or one set a layer.
 
-    They compute in float32 whatever autocast says: bfloat16's numbers near the usual logit, -4.6,
-    are 1/32 apart.
+    They compute in the precision of their weights, float32, whatever autocast says: bfloat16's
+    numbers near the usual logit, -4.6, are 1/32 apart.
     """
 
     def __init__(
@@ -86,11 +86,16 @@ class DetectionHeads(nn.Module):
                 nn.init.zeros_(head[-1].bias)
             nn.init.constant_(_sets(self.box_head)[0][-1].bias.data[2:], size_bias)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
     def box_offsets(self, hidden: Tensor, layer: int) -> Tensor:
         """Box logits (..., 4) of a decoder layer's output (..., C), less its reference."""
         heads = _sets(self.box_head)
         with full_precision(hidden.device):
-            return heads[layer if len(heads) > 1 else 0](hidden.float())
+            return heads[layer if len(heads) > 1 else 0](hidden.to(self.dtype))
 
     def forward(self, hidden: Tensor, reference: Tensor | None) -> Predictions:
         """
@@ -100,7 +105,7 @@ class DetectionHeads(nn.Module):
                 or the boxes that each layer started from, (layers, B, N, 4) logits; or None.
         """
         with full_precision(hidden.device):
-            hidden = hidden.float()
+            hidden = hidden.to(self.dtype)
             offsets = _apply(self.box_head, hidden)
             logits = _apply(self.class_head, hidden)
         if reference is None:

@@ -59,14 +59,19 @@ def valid_mask(
     return inside_rows[:, :, None] & inside_columns[:, None, :]
 
 
-def extents(sizes: Sequence[Size], strides: Sequence[int], device: torch.device) -> Tensor:
+def extents(
+    sizes: Sequence[Size],
+    strides: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Columns and rows that images of ``sizes`` (h, w) pixels have of maps: (B, S, 2), fractional.
 
     Args:
         sizes: (h, w) of each image in pixels, without padding.
         strides: pixels a cell, of each map.
     """
-    return numbers_on(device, [[(w / n, h / n) for n in strides] for h, w in sizes])
+    return numbers_on(device, [[(w / n, h / n) for n in strides] for h, w in sizes], dtype)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class Neck(nn.Module):
             sizes: (h, w) of each image in pixels, without padding, or one for all of them.
         """
         tokens, positions, shapes, masks = [], [], [], []
+        dtype = next(self.parameters()).dtype  # places need it, whatever autocast says
         source = features[self.in_features[0]]
         for scale, (projection, stride) in enumerate(
             zip(self.projections, self.strides, strict=True)
@@ -81,7 +82,12 @@ class Neck(nn.Module):
                 projected = self.norms[scale](projected, valid)
             cells = [valid_cells(size, stride) for size in sizes]
             position = sine_positions(
-                cells, shape, self.dim, projected.device, offset=self.position_offset
+                cells,
+                shape,
+                self.dim,
+                projected.device,
+                offset=self.position_offset,
+                dtype=dtype,
             )
             if self.level_embed is not None:
                 position = position + self.level_embed[scale]
@@ -94,7 +100,7 @@ class Neck(nn.Module):
             positions=_cat_broadcast(positions),
             shapes=tuple(shapes),
             strides=tuple(self.strides),
-            extent=extents(sizes, self.strides, projected.device),
+            extent=extents(sizes, self.strides, projected.device, dtype),
             padding=_padding(masks, tokens),
         )
 

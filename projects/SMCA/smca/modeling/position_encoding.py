@@ -13,7 +13,7 @@ from .memory import Size, numbers_on
 
 def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
     """Sines and cosines, interleaved, of ``x`` (...) at many wavelengths: (..., channels)."""
-    frequency = torch.arange(channels, device=x.device) // 2
+    frequency = (torch.arange(channels, device=x.device) // 2).to(x.dtype)
     angles = x[..., None] / temperature ** (2 * frequency / channels)
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
 
@@ -25,6 +25,7 @@ def sine_positions(
     device: torch.device,
     *,
     offset: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Positions of a map's cells, in units of each image's own valid size times 2 pi.
 
@@ -34,16 +35,17 @@ def sine_positions(
         channels: C; the first half encodes y, the second x.
         device: where the positions are needed.
         offset: where in a cell its position is, from 0 at its far side (DETR) to -1.
+        dtype: of the result.
 
     Returns:
         (B, rows * columns, C); (1, ...) when all images have the same valid size.
     """
     if all(cell == cells[0] for cell in cells):
         cells = cells[:1]
-    valid = numbers_on(device, cells)  # (B, 2)
+    valid = numbers_on(device, cells, dtype)  # (B, 2)
     axes = []
     for axis, length in enumerate(shape):
-        counted = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+        counted = torch.arange(1, length + 1, dtype=dtype, device=device)
         angle = (counted + offset) / (valid[:, axis, None] + 1e-6) * (2 * math.pi)  # (B, length)
         axes.append(sine_embedding(angle, channels // 2))
     y, x = axes

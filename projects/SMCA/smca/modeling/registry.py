@@ -11,7 +11,8 @@ from ..config import ConfigError
 SMCA_ENCODER_REGISTRY = Registry("SMCA_ENCODER")
 SMCA_ENCODER_REGISTRY.__doc__ = """
 Encoders: ``from_config(cfg) -> dict`` of constructor arguments, and ``forward(memory) -> memory``
-with a :class:`~smca.modeling.memory.Memory` in and out.
+with a :class:`~smca.modeling.memory.Memory` in and out. One with a true attribute ``halves`` is
+given scales of which each has twice the stride of the one before.
 """
 
 SMCA_DECODER_REGISTRY = Registry("SMCA_DECODER")

@@ -19,6 +19,9 @@ from .attention import LogitBias
 from .layers import MLP, linear
 from .memory import Memory, Size
 
+# Of the factors of log G that belong to the query; float16 ends at 65504.
+_LARGEST = 2.0**15
+
 
 @dataclass(frozen=True)
 class Gaussians:
@@ -40,14 +43,18 @@ class Gaussians:
         cx, cy = self.center[:, :, scale].unbind(-1)  # (B, N, G)
         cx, cy = cx - columns // 2, cy - rows // 2
         xx, yy, xy = (self.precision[:, :, scale] * self.rate[scale]).unbind(-1)
-        query = [2 * (xx * cx + xy * cy), -xx, 2 * (yy * cy + xy * cx), -yy]
+        factors = [2 * (xx * cx + xy * cy), -xx, 2 * (yy * cy + xy * cx), -yy]
         if oriented:
-            query.append(-2 * xy)
+            factors.append(-2 * xy)
+        query = torch.stack(factors, dim=-1).transpose(1, 2)  # (B, G, N, E)
+        # A Gaussian far narrower than a cell is made wider, about its centre, but stays narrower.
+        # Half precisions then hold these numbers, and padding's bias is beyond what they make.
+        largest = query.detach().abs().amax(dim=-1, keepdim=True)
         return LogitBias(
-            query=torch.stack(query, dim=-1).transpose(1, 2),  # (B, G, N, E)
-            key=_monomials(shape, self.center.device)[..., : len(query)],
-            query_parts=(3,) * len(query),
-            key_parts=(1, 2, 1, 2, 2)[: len(query)],
+            query=query * (_LARGEST / largest.clamp(min=_LARGEST)),
+            key=_monomials(shape, self.center)[..., : len(factors)],
+            query_parts=(3,) * len(factors),
+            key_parts=(1, 2, 1, 2, 2)[: len(factors)],
         )
 
     def log_density(self, scale: int, points: Tensor) -> Tensor:
@@ -57,13 +64,14 @@ class Gaussians:
         return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
 
 
-def _monomials(shape: Size, device: torch.device) -> Tensor:
+def _monomials(shape: Size, like: Tensor) -> Tensor:
     """x, x^2, y, y^2, xy of each cell, counted from the middle of the map: (1, 1, L, 5)."""
     rows, columns = shape
+    device = like.device
     x = torch.arange(columns, device=device) - columns // 2
     y = torch.arange(rows, device=device) - rows // 2
     y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((x, x * x, y, y * y, x * y), dim=-1).flatten(0, 1).float()[None, None]
+    return torch.stack((x, x * x, y, y * y, x * y), dim=-1).flatten(0, 1).to(like)[None, None]
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,10 @@ class SetCriterion:
 
     @staticmethod
     def _num_boxes(targets: Targets, device: torch.device) -> Tensor:
-        """Number of objects, averaged over the workers, at least 1."""
-        count = torch.full((), float(sum(targets.counts)), device=device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count = count / dist.get_world_size()
-        return count.clamp(min=1)
+        """Number of objects, at least 1, averaged over the workers."""
+        count = _mean_over_workers(torch.full((), float(sum(targets.counts)), device=device))
+        # Of all together, as of one worker that has the whole batch.
+        return count.clamp(min=1 / _num_workers())
 
     def _class_loss(
         self, logits: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
@@ -114,7 +112,10 @@ class SetCriterion:
         weight = logits.new_ones(columns)
         weight[-1] = self.no_object_weight
         loss = F.cross_entropy(logits.movedim(-1, 1), wanted, weight, reduction="none")
-        return loss.flatten(1).sum(1) / weight[wanted].flatten(1).sum(1)
+        # Nothing is learned where no-object weighs nothing and no image has an object.
+        total = _mean_over_workers(weight[wanted].flatten(1).sum(1))
+        total = total.clamp(min=torch.finfo(weight.dtype).tiny)
+        return loss.flatten(1).sum(1) / total
 
     @staticmethod
     def _box_losses(
@@ -132,9 +133,22 @@ class SetCriterion:
         }
 
 
+def _num_workers() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _mean_over_workers(values: Tensor) -> Tensor:
+    """``values`` without a gradient, which are changed; averaged over the workers."""
+    if _num_workers() > 1:
+        dist.all_reduce(values)
+        values = values / _num_workers()
+    return values
+
+
 def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
     """Focal loss of logits that are to be low; of those to be high, it is that of ``-logits``.
 
-    Equal to torchvision's, without the dense targets that it weighs both cases by.
+    Equal to torchvision's, without the dense targets that it weighs both cases by. The power is
+    taken in logarithms, whose gradient is finite where the probability is zero, too.
     """
-    return weight * logits.sigmoid() ** gamma * F.softplus(logits)
+    return weight * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)

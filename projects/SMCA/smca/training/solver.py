@@ -17,6 +17,9 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from ..config import ConfigError
+from ..validation import validate
+
 logger = logging.getLogger(__name__)
 
 _FUSED = ("cpu", "cuda")
@@ -129,7 +132,11 @@ def scale_to_workers(cfg: CfgNode, world_size: int) -> CfgNode:
     """The config for another number of workers than ``SOLVER.REFERENCE_WORLD_SIZE``.
 
     Batch and learning rate grow, lengths in iterations shrink in proportion, as Detectron2's
-    ``DefaultTrainer.auto_scale_workers`` does it; a reference of 0 scales nothing.
+    ``DefaultTrainer.auto_scale_workers`` does it; a reference of 0 scales nothing. A length stays
+    at least an iteration.
+
+    Raises:
+        ConfigError: the scaled batch or schedule cannot work.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):
@@ -140,11 +147,21 @@ def scale_to_workers(cfg: CfgNode, world_size: int) -> CfgNode:
     solver = cfg.SOLVER
     solver.BASE_LR *= scale
     solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
+
+    def scaled(iterations: int) -> int:
+        return max(1, round(iterations / scale)) if iterations else 0
+
     for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
-        solver[key] = round(solver[key] / scale)
-    solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
-    cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
+        solver[key] = scaled(solver[key])
+    solver.STEPS = tuple(map(scaled, solver.STEPS))
+    cfg.TEST.EVAL_PERIOD = scaled(cfg.TEST.EVAL_PERIOD)
     solver.REFERENCE_WORLD_SIZE = world_size
     cfg.freeze()
+    try:
+        validate(cfg)
+    except ConfigError as error:
+        raise ConfigError(
+            f"scaled from SOLVER.REFERENCE_WORLD_SIZE {reference} to {world_size} workers: {error}"
+        ) from None
     logger.info("config scaled from %d to %d workers", reference, world_size)
     return cfg
