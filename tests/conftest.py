@@ -32,7 +32,7 @@ TINY = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config():
     """``config("smca_R50_50ep", "KEY", value, ...)``: a config of configs/ with changes."""
     import smca
@@ -44,7 +44,7 @@ def config():
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(config):
     """The quickstart's config with a detector of a few thousand parameters, and changes."""
     return lambda *opts: config("quickstart", *TINY, *opts)

@@ -26,7 +26,7 @@ from smca.config import ConfigError, load_cfg
 from smca.data.checking import Checked, check_dataset, check_together
 from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
-from smca.data.dataset import UNREADABLE, read_rgb
+from smca.data.dataset import read_rgb
 from smca.data.problems import ERROR, INFO, WARNING, Problem
 from smca.data.summary import in_words, summarise
 from smca.launching import guarded
@@ -168,7 +168,7 @@ def draw_samples(dataset: Checked, count: int) -> list[Image.Image]:
     for record in chosen:
         try:
             image = read_rgb(record["file_name"])
-        except UNREADABLE:
+        except OSError:
             continue
         width = image.width
         image.thumbnail((LONGEST, LONGEST))

@@ -2,6 +2,7 @@ import io
 import logging
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from smca.data.dataset import (
     aspect_groups,
     read_rgb,
 )
+from smca.data.image_files import look_at
 from smca.data.sampler import Draw
 
 
@@ -56,6 +58,17 @@ def test_evaluation_stops_at_an_unreadable_image(records):
     for index in (1, 2, 3):
         with pytest.raises(DatasetError, match=rf"{index}\.png"):
             dataset[index]
+
+
+@pytest.mark.parametrize("content", [b"P1\n13\x7f9 4\n", b"qoif\0\0\0\4\0\0\0\4\3\0", b""])
+def test_whatever_pillow_raises_is_a_file_that_cannot_be_read(records, caplog, content):
+    """Of the first two it raises ValueErrors."""
+    Path(records[2]["file_name"]).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert TrainingDataset(records, image_id)[Draw(2, 1)][0] == 4
+    assert "2.png: it is" in caplog.messages[0]
+    with pytest.raises(DatasetError, match=r"2\.png: it is .*; evaluation needs every image"):
+        EvaluationDataset(records, image_id)[2]
 
 
 def test_a_draw_gives_the_same_sample_anywhere_and_leaves_the_generators(records):
@@ -121,6 +134,18 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
     np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(grey)), expected)
     deep = Image.fromarray(grey.astype(np.uint16) * 256 + 77)
     np.testing.assert_array_equal(saved(tmp_path, deep), expected)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_turned_tiff_is_upright_once(tmp_path, compression):
+    """Pillow turns it itself, and of a path that it maps into memory it mixes up the rows."""
+    grey = np.random.default_rng(0).integers(0, 256, (4, 6), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = str(tmp_path / "turned.tif")
+    Image.fromarray(grey).save(path, exif=exif, compression=compression)
+    np.testing.assert_array_equal(np.asarray(read_rgb(path))[..., 0], np.rot90(grey, -1))
+    assert look_at(path, verify=False).size == look_at(path, verify=True).size == (4, 6)
 
 
 def test_exif_orientation_is_applied_and_rubbish_in_it_ignored(tmp_path):

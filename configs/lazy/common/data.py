@@ -5,8 +5,10 @@ from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 
 from smca.d2 import DetrDatasetMapper
+from smca.d2.dataset_mapper import Resize
 from smca.d2.evaluation import CocoEvaluator
 from smca.d2.lazy import build_test_loader, build_train_loader, training_records
+from smca.data.dataset import LONGEST_BEFORE_CROP
 
 dataloader = dict(
     # Datasets of your own, as [name, annotation file, image folder].
@@ -20,15 +22,17 @@ dataloader = dict(
                 L(T.RandomApply)(
                     tfm_or_aug=L(T.AugmentationList)(
                         augs=[
-                            L(T.ResizeShortestEdge)(
-                                short_edge_length=[400, 500, 600], sample_style="choice"
+                            L(Resize)(
+                                short_edge_length=[400, 500, 600],
+                                max_size=LONGEST_BEFORE_CROP,
+                                sample_style="choice",
                             ),
                             L(T.RandomCrop)(crop_type="absolute_range", crop_size=[384, 600]),
                         ]
                     ),
                     prob=0.5,
                 ),
-                L(T.ResizeShortestEdge)(
+                L(Resize)(
                     short_edge_length=list(range(480, 801, 32)),
                     max_size=1333,
                     sample_style="choice",
@@ -46,9 +50,7 @@ dataloader = dict(
         mapper=L(DetrDatasetMapper)(
             is_train=False,
             augmentations=[
-                L(T.ResizeShortestEdge)(
-                    short_edge_length=800, max_size=1333, sample_style="choice"
-                ),
+                L(Resize)(short_edge_length=800, max_size=1333, sample_style="choice"),
             ],
             image_format="${...train.mapper.image_format}",
         ),

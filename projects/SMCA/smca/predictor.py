@@ -7,8 +7,6 @@ result.boxes, result.scores, result.class_names
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from .checkpoints import load_state, pop_weights, read_checkpoint
 from .checkpoints.released import coco_class_names
 from .config import ConfigError, get_cfg, load_cfg
 from .data.coco import DatasetError, dataset_files
-from .data.dataset import UNREADABLE, read_rgb, to_rgb
+from .data.coco_format import read_categories, read_json, refuse
+from .data.dataset import read_rgb, upright_rgb
 from .model_zoo import choose_device, config_file
 from .modeling.detector import build_detector
 from .modeling.heads import Detections
@@ -207,10 +206,12 @@ def read_image(image: ImageLike) -> Image.Image:
             return read_rgb(os.fspath(image))
         except FileNotFoundError:
             raise
-        except UNREADABLE as error:
+        except OSError as error:
             raise OSError(f"{os.fspath(image)} cannot be read as an image: {error}") from error
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
+        if not (image.width and image.height):
+            raise ValueError(f"an image of {image.width}x{image.height} pixels is no image")
+        return upright_rgb(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"{type(image).__name__} is no image: give a path, a PIL image or a NumPy array "
@@ -234,11 +235,10 @@ def _host(engine: str) -> type[NativeHost]:
         return NativeHost
     if engine != "detectron2":
         raise ConfigError(f"engine is {engine!r}; it must be 'native' or 'detectron2'")
-    if importlib.util.find_spec("detectron2") is None:
-        from .cli import INSTALL_DETECTRON2
+    from .cli import choose_engine, detectron2_host
 
-        raise ConfigError(f"Detectron2 is not installed; install it with {INSTALL_DETECTRON2}")
-    return importlib.import_module(".d2.predictor", __package__).Detectron2Host
+    choose_engine(engine)
+    return detectron2_host("predictor").Detectron2Host
 
 
 def _path(config: str) -> str:
@@ -272,8 +272,7 @@ def _annotated_classes(cfg: CfgNode, dataset: str) -> Sequence[str] | None:
     """The class names in a dataset's annotation file, or None where it has no such file."""
     try:
         json_file, _ = dataset_files(cfg, dataset)
-        with open(json_file, encoding="utf-8") as file:
-            categories = json.load(file)["categories"]
-        return [name for _, name in sorted((entry["id"], entry["name"]) for entry in categories)]
-    except (DatasetError, OSError, ValueError, LookupError, TypeError):
+        content = read_json(dataset, json_file)
+        return list(read_categories(content, refuse(dataset, json_file)).values())
+    except DatasetError:
         return None

@@ -7,8 +7,20 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from fvcore.transforms.transform import Transform
 
-from ..data.dataset import read_rgb
+from ..data.dataset import LONGEST_BEFORE_CROP, read_rgb
+
+
+class Resize(T.ResizeShortestEdge):
+    """Detectron2's, but never to a side of no pixels, as 1x4000 at most 1333 long would have."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):
+            resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+        return resize
 
 
 class DetrDatasetMapper:
@@ -50,8 +62,8 @@ class DetrDatasetMapper:
             annotations but crowds, clipped to the image, and no ``annotations``.
 
         Raises:
-            OSError or another of ``smca.data.dataset.UNREADABLE``: a file that cannot be read, or
-                that holds an image of another size than the record says.
+            OSError: a file that cannot be read, or that holds an image of another size than the
+                record says.
         """
         image = np.array(read_rgb(record["file_name"]))
         sample = {key: value for key, value in record.items() if key != "annotations"}
@@ -65,11 +77,12 @@ class DetrDatasetMapper:
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = augmented.image
-        sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # A copy: of a flipped image one pixel wide, NumPy calls even negative strides contiguous.
+        sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self.is_train:
             annotations = [
                 utils.transform_instance_annotations(
-                    {key: entry[key] for key in ("bbox", "bbox_mode", "category_id")},
+                    _visible(entry, sample["height"], sample["width"]),
                     transforms,
                     image.shape[:2],
                 )
@@ -81,6 +94,18 @@ class DetrDatasetMapper:
         return sample
 
 
+def _visible(entry: dict, height: int, width: int) -> dict:
+    """An annotation's class, and of its box the part that is in the image."""
+    # In float64: of a box that reaches far beyond, the part within stays exact.
+    box = np.array([entry["bbox"]], dtype=np.float64)
+    box = BoxMode.convert(box, entry["bbox_mode"], BoxMode.XYXY_ABS)[0]
+    return {
+        "bbox": box.clip(0, (width, height, width, height)),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": entry["category_id"],
+    }
+
+
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """The transforms of a config's ``INPUT``: flip, half of the time a crop, resize.
 
@@ -88,18 +113,16 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """
     inputs = cfg.INPUT
     if not is_train:
-        return [T.ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
+        return [Resize(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
     augmentations = []
     if inputs.RANDOM_FLIP != "none":
         horizontal = inputs.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     if inputs.CROP.ENABLED:
-        zoom = T.ResizeShortestEdge(inputs.CROP.MIN_SIZE_BEFORE, sample_style="choice")
+        zoom = Resize(inputs.CROP.MIN_SIZE_BEFORE, LONGEST_BEFORE_CROP, "choice")
         crop = T.RandomCrop(inputs.CROP.TYPE, inputs.CROP.SIZE)
         augmentations.append(T.RandomApply(T.AugmentationList([zoom, crop]), prob=0.5))
     augmentations.append(
-        T.ResizeShortestEdge(
-            inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
-        )
+        Resize(inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING)
     )
     return augmentations

@@ -5,50 +5,92 @@ from __future__ import annotations
 import logging
 import pickle
 import random
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from .coco import DatasetError
+from .reading import note
 from .sampler import Draw
 
 logger = logging.getLogger(__name__)
 
-# What Pillow raises for files that are missing, truncated, huge or no images.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# Pixels of the long side before a crop, at most. An image of 1 x 4000 pixels, its short side made
+# 600, would fill 4 GB.
+LONGEST_BEFORE_CROP = 20_000
+
+# How an image is to be turned for the values of its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextmanager
+def open_image(file_name: str) -> Iterator[Image.Image]:
+    """An image file that is open, and mostly still to be decoded.
+
+    Raises:
+        OSError: the file is missing, or not an image that can be read, whatever Pillow raises when
+            it finds out, here or in the block.
+    """
+    try:
+        # Given the path, Pillow maps uncompressed files, and scrambles TIFFs that are turned.
+        with open(file_name, "rb") as file, Image.open(file) as image:
+            if image.format == "EPS":
+                raise OSError("it is PostScript, a program, which is not run")
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise OSError("it is no image of a known format") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise OSError(
+            f"it has more than the {most:,} pixels that are read, lest it fill the memory; "
+            "make it smaller or cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"it is damaged: {error!r}") from error
 
 
 def read_rgb(file_name: str) -> Image.Image:
     """An image file as 8-bit RGB, turned as its EXIF orientation says.
 
     Raises:
-        one of ``UNREADABLE``.
+        OSError: see :func:`open_image`.
     """
-    with Image.open(file_name) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image)
+    with open_image(file_name) as image:
+        return upright_rgb(image)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright image as 8-bit RGB."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB, turned as its EXIF orientation says."""
+    image.load()
+    if (turn := turn_of(image)) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):
         # Pillow would saturate 16-bit grey values at 255.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    # As in the transposition, no copy of pixels that are right already.
+    # No copy of pixels that are right already.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, or None where it is, or where its EXIF is rubbish."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return None
 
 
 def aspect_groups(records: Sequence[dict], enabled: bool) -> list[int]:
@@ -117,17 +159,18 @@ class TrainingDataset(Dataset):
         for step in range(len(self)):
             index = (draw.index + step) % len(self)
             record = self.records[index]
+            note(record["file_name"])
             with seeded(draw.seed):
                 try:
                     return self.mapper(record)
-                except UNREADABLE as error:
+                except OSError as error:
                     self._warn(index, record["file_name"], error)
         raise DatasetError(f"none of the {len(self)} training images can be read")
 
     def _warn(self, index: int, file_name: str, error: BaseException) -> None:
         if not self._warned[index]:
             self._warned[index] = True
-            logger.warning("cannot read %s (%r); training goes on without it", file_name, error)
+            logger.warning("cannot read %s: %s; training goes on without it", file_name, error)
 
 
 class EvaluationDataset(Dataset):
@@ -146,9 +189,10 @@ class EvaluationDataset(Dataset):
             DatasetError: the image cannot be read.
         """
         record = self.records[index]
+        note(record["file_name"])
         try:
             return self.mapper(record)
-        except UNREADABLE as error:
+        except OSError as error:
             raise DatasetError(
-                f"cannot read {record['file_name']} ({error!r}); evaluation needs every image"
+                f"cannot read {record['file_name']}: {error}; evaluation needs every image"
             ) from error

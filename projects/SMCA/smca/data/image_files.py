@@ -12,9 +12,14 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from .dataset import UNREADABLE, read_rgb
+from .dataset import open_image, read_rgb, turn_of
 
-_ORIENTATION = 0x0112  # in EXIF; from 5 on, width and height are exchanged
+_SIDEWAYS = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
 
 
 class ImageFile(NamedTuple):
@@ -35,12 +40,19 @@ def look_at(file_name: str, *, verify: bool) -> ImageFile:
         if verify:
             size = read_rgb(file_name).size
             return ImageFile(size, hashlib.sha256(Path(file_name).read_bytes()).hexdigest())
-        with Image.open(file_name) as image:
-            # That of a PNG may stand at its end.
-            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
-            return ImageFile(image.size[::-1] if turned else image.size)
-    except UNREADABLE as error:
-        return ImageFile(fault=repr(error))
+        with open_image(file_name) as image:
+            return ImageFile(image.size[::-1] if _is_sideways(image) else image.size)
+    except OSError as error:
+        return ImageFile(fault=str(error))
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    """Whether an image that is not decoded has its height for its width."""
+    if image.format == "TIFF":  # of which Pillow has exchanged them
+        return False
+    if image.format == "PNG" and "exif" not in image.info:  # to find it behind the pixels is slow
+        return False
+    return turn_of(image) in _SIDEWAYS
 
 
 def look_at_all(file_names: Sequence[str], *, verify: bool, title: str) -> Iterator[ImageFile]:

@@ -15,7 +15,13 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 
 from ..data.coco import CocoDataset, training_records
-from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups, read_rgb
+from ..data.dataset import (
+    LONGEST_BEFORE_CROP,
+    EvaluationDataset,
+    TrainingDataset,
+    aspect_groups,
+    read_rgb,
+)
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
 
@@ -139,8 +145,10 @@ class NativeMapper:
             )
         annotations = [entry for entry in record["annotations"] if not entry["iscrowd"]]
         labels = torch.tensor([entry["category_id"] for entry in annotations], dtype=torch.int64)
-        boxes = torch.tensor([entry["bbox"] for entry in annotations], dtype=torch.float32)
+        # In float64: of a box that reaches far beyond, the part within stays exact.
+        boxes = torch.tensor([entry["bbox"] for entry in annotations], dtype=torch.float64)
         boxes = box_convert(boxes.reshape(-1, 4), "xywh", "xyxy")
+        boxes = clip_boxes_to_image(boxes, (height, width)).float()
         boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
 
         image, boxes = self._augment(image, boxes)
@@ -173,7 +181,9 @@ class NativeMapper:
         if self.flip and _coin():
             image, boxes = self.flip(image), self.flip(boxes)
         if self.crop_sizes and _coin():
-            image, boxes = _resize(image, boxes, _choice(self.sizes_before_crop), float("inf"))
+            image, boxes = _resize(
+                image, boxes, _choice(self.sizes_before_crop), LONGEST_BEFORE_CROP
+            )
             image, boxes = _crop(image, boxes, *self.crop_sizes)
         return _resize(image, boxes, _choice(self.sizes), self.max_size)
 

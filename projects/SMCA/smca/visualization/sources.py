@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import ConfigError
-from ..data.dataset import UNREADABLE, read_rgb
+from ..data.dataset import read_rgb
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv"}
@@ -154,7 +154,7 @@ def read_frames(
             continue
         try:
             image = np.array(read_rgb(source.name))
-        except UNREADABLE as error:
+        except OSError as error:
             unreadable(source, str(error) or type(error).__name__)
         else:
             yield Frame(source, image)

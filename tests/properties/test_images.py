@@ -1,0 +1,361 @@
+"""Image files of every kind, whole and damaged: the pixels that were drawn, or an error."""
+
+import importlib.util
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import smca
+from smca.data.coco import DatasetError
+from smca.data.dataset import EvaluationDataset, read_rgb
+from smca.data.image_files import look_at
+from smca.native.data import NativeMapper
+from smca.predictor import read_image
+
+# Pillow's, which programs do not show.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
+ORIENTATION = 0x0112
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+
+
+def grey(values):
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def from_cmyk(inks):
+    left = 255.0 - inks
+    return left[..., :3] * left[..., 3:] / 255
+
+
+def from_ycbcr(channels):
+    y, cb, cr = np.moveaxis(channels.astype(float) - [0, 128, 128], -1, 0)
+    rgb = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb]
+    return np.stack(rgb, axis=-1).clip(0, 255)
+
+
+def indexed(index, palette):
+    image = Image.fromarray(index)
+    image.putpalette(palette.flatten().tolist())
+    return image
+
+
+# By mode: the image of pixels (h, w, 4), and what it is as RGB.
+MODES = {
+    "1": lambda p: (Image.fromarray(p[..., 0] > 127), grey((p[..., 0] > 127) * 255)),
+    "L": lambda p: (Image.fromarray(p[..., 0]), grey(p[..., 0])),
+    "LA": lambda p: (Image.fromarray(p[..., :2]), grey(p[..., 0])),
+    "P": lambda p: (indexed(p[..., 0] % 16, PALETTE), PALETTE[p[..., 0] % 16]),
+    "RGB": lambda p: (Image.fromarray(p[..., :3]), p[..., :3]),
+    "RGBA": lambda p: (Image.fromarray(p), p[..., :3]),
+    "I;16": lambda p: (Image.fromarray(p[..., 0] * np.uint16(256) + p[..., 1]), grey(p[..., 0])),
+    "I": lambda p: (Image.fromarray(p[..., 0] * np.int32(256) + p[..., 1]), grey(p[..., 0])),
+    "F": lambda p: (Image.fromarray(p[..., 0].astype(np.float32)), grey(p[..., 0])),
+    "CMYK": lambda p: (Image.fromarray(p, "CMYK"), from_cmyk(p)),
+    "YCbCr": lambda p: (Image.fromarray(p[..., :3], "YCbCr"), from_ycbcr(p[..., :3])),
+}
+PALETTE = np.random.default_rng(1).integers(0, 256, (16, 3), dtype=np.uint8)
+FORMATS = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "WEBP": ["RGB", "RGBA"],
+    "BMP": ["1", "L", "P", "RGB", "RGBA"],
+    "GIF": ["1", "L", "P"],
+    "PPM": ["1", "L", "RGB", "I"],
+}
+# Of the values of EXIF's orientation: how the pixels that are stored are shown.
+SHOWN = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+SIZES = st.one_of(
+    *[st.tuples(st.integers(1, 24), st.integers(1, 24))] * 12,
+    st.sampled_from([(1, 1), (50, 4000), (4000, 50), (1, 4000), (4000, 1)]),
+)
+
+
+@st.composite
+def files(draw, sizes=SIZES):
+    """What a file holds, the pixels (h, w, 3) it shows, and how far they may be off."""
+    kind = draw(st.sampled_from(sorted(FORMATS)))
+    mode = draw(st.sampled_from(FORMATS[kind]))
+    h, w = draw(sizes)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    # JPEG's losses are small where the colour is one.
+    shape = (1, 1, 4) if kind == "JPEG" else (h, w, 4)
+    pixels = np.broadcast_to(rng.integers(0, 256, shape, dtype=np.uint8), (h, w, 4)).copy()
+    image, shown = MODES[mode](pixels)
+    options = {}
+    if kind == "JPEG":
+        options = {"quality": 100, "subsampling": 0, "progressive": draw(st.booleans())}
+    elif kind == "WEBP":
+        options = {"lossless": True, "exact": True, "quality": 0, "method": 0}
+    elif kind == "TIFF":
+        options["compression"] = draw(st.sampled_from([None, "tiff_lzw", "tiff_adobe_deflate"]))
+    elif mode == "P" and kind in ("PNG", "GIF"):
+        see_through = [None, 3] + [bytes(range(16))] * (kind == "PNG")
+        options["transparency"] = draw(st.sampled_from(see_through))
+    if kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        orientation = draw(st.integers(1, 8) if kind == "TIFF" else st.integers(0, 9))
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        options["exif"] = exif
+        shown = SHOWN.get(orientation, lambda stored: stored)(shown)
+        if kind != "TIFF" and draw(st.integers(0, 3)) == 0:
+            rubbish = draw(st.binary(max_size=40))
+            options["exif"] = b"Exif\0\0" + rubbish
+            shown = None if rubbish[:2] in (b"II", b"MM") else MODES[mode](pixels)[1]
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    lossy = kind == "JPEG" or mode in ("CMYK", "YCbCr")
+    return content.getvalue(), shown, 4 if kind == "JPEG" else int(lossy)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="module")
+def mappers():
+    """Of both hosts: maps a record to pixels (3, h, w), unchanged but for the order."""
+    cfg = smca.get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    native = NativeMapper.from_config(cfg, is_train=False)
+    found = [lambda record: native(record).image]
+    if HAS_DETECTRON2:
+        from smca.d2 import DetrDatasetMapper
+
+        detectron2 = DetrDatasetMapper(is_train=False, augmentations=[], image_format="BGR")
+        found.append(lambda record: detectron2(record)["image"])
+    return found
+
+
+def record_of(path, height, width):
+    return {
+        "file_name": str(path),
+        "image_id": 1,
+        "height": height,
+        "width": width,
+        "annotations": [],
+    }
+
+
+@settings(max_examples=1200)
+@given(files())
+def test_every_image_becomes_its_pixels_in_both_hosts(folder, mappers, file):
+    content, shown, tolerance = file
+    path = folder / "image"
+    path.write_bytes(content)
+    found = np.asarray(read_rgb(str(path)))
+    assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
+    if shown is not None:
+        assert found.shape == shown.shape
+        assert np.abs(found.astype(float) - shown).max() <= tolerance
+    height, width = found.shape[:2]
+    for mapper in mappers:
+        np.testing.assert_array_equal(
+            mapper(record_of(path, height, width)).numpy(), found.transpose(2, 0, 1)[::-1]
+        )
+    for verify in (False, True):
+        assert look_at(str(path), verify=verify).size == (width, height)
+    with Image.open(io.BytesIO(content)) as opened:
+        np.testing.assert_array_equal(np.asarray(read_image(opened)), found)
+
+
+def damaged(draw, content):
+    content = bytearray(content)
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 8]))):
+        place = draw(st.integers(0, len(content)))
+        how = draw(st.integers(0, 3))
+        if how == 0:
+            content = content[:place]
+        elif how == 1:
+            content[place:place] = draw(st.binary(max_size=8))
+        elif place < len(content):
+            content[place] = (
+                content[place] ^ (1 << draw(st.integers(0, 7)))
+                if how == 2
+                else draw(st.sampled_from([0, 1, 127, 128, 255]))
+            )
+    return bytes(content)
+
+
+@st.composite
+def damaged_files(draw):
+    # Of small files much is header.
+    content, _, _ = draw(files(st.tuples(st.integers(1, 12), st.integers(1, 12))))
+    return damaged(draw, content)
+
+
+def png(*chunks):
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for name, data in chunks:
+        crc = zlib.crc32(name + data).to_bytes(4, "big")
+        parts.append(len(data).to_bytes(4, "big") + name + data + crc)
+    return b"".join(parts)
+
+
+@settings(max_examples=1500)
+@given(damaged_files())
+@example(b"")
+@example(b"\x89PNG\r\n\x1a\n")
+@example(b"P1\n13\x7f9 4\n")  # Pillow: ValueError
+@example(png((b"IHDR", b"\0\0")))  # Pillow: ValueError
+@example(b"qoif\0\0\0\x04\0\0\0\x04\x03\0")  # Pillow: ValueError
+def test_damaged_files_are_images_or_named_errors(folder, mappers, content):
+    path = folder / "damaged"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        # Less to decode where damage has made an image large.
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 2**18)
+        check_damaged(path, mappers)
+
+
+def check_damaged(path, mappers):
+    try:
+        height, width = np.asarray(read_rgb(str(path))).shape[:2]
+    except OSError as error:
+        assert str(error)
+        height = width = 1
+    else:
+        assert look_at(str(path), verify=True).size == (width, height)
+    header = look_at(str(path), verify=False)
+    assert (header.size is None) == bool(header.fault)
+    for mapper in mappers:
+        try:
+            sample = EvaluationDataset([record_of(path, height, width)], mapper)[0]
+        except DatasetError as error:
+            assert f"cannot read {path}: " in str(error)
+        else:
+            assert sample.shape == (3, height, width)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_rubbish_in_exif_makes_no_image_unreadable(folder, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    path = folder / "rubbish"
+    Image.fromarray(pixels).save(path, kind, lossless=True, exif=b"Exif\0\0rubbish")
+    np.testing.assert_array_equal(np.asarray(read_rgb(str(path))), pixels)
+
+
+def test_postscript_is_not_run(folder):
+    path = folder / "endless.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    with pytest.raises(OSError, match="PostScript, a program"):
+        read_rgb(str(path))
+    assert "PostScript" in look_at(str(path), verify=False).fault
+
+
+def header(width, height):
+    return b"IHDR", width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\1\0\0\0\0"
+
+
+def zeros(count):
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(bytes(2**20)) for _ in range(count // 2**20)]
+    return b"".join([*parts, packer.flush()])
+
+
+def tiff(width, height):
+    """A strip of a few bytes, compressed by LZW."""
+    tags = {256: width, 257: height, 258: 8, 259: 5, 262: 1, 273: 8, 277: 1, 278: height, 279: 8}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    return b"II*\0" + struct.pack("<I8xH", 16, len(entries)) + b"".join(entries) + bytes(4)
+
+
+BOMBS = {
+    "png": lambda: png(header(60_000, 60_000), (b"IDAT", zeros(450 * 2**20)), (b"IEND", b"")),
+    "gif": lambda: b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2",
+    "ppm": lambda: b"P5 100000 100000 255\n",
+    "tiff": lambda: tiff(60_000, 60_000),
+    "text": lambda: png(
+        header(1, 1), (b"zTXt", b"a\0\0" + zeros(300 * 2**20)), (b"IDAT", zlib.compress(b"\0\0"))
+    ),
+}
+READ = """
+import resource, sys
+from smca.data.coco import DatasetError
+from smca.data.dataset import EvaluationDataset, read_rgb
+from smca.launching import guarded
+
+def used():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+def program():
+    before = used()
+    records = [{"file_name": path} for path in sys.argv[1:]]
+    dataset = EvaluationDataset(records, lambda record: read_rgb(record["file_name"]))
+    for index in range(len(records)):
+        try:
+            print(dataset[index].size)
+        except DatasetError as error:
+            print(error)
+    print(used() - before)
+
+sys.exit(guarded(program))
+"""
+
+
+def read_apart(*paths):
+    """What a program that reads images says of each, and how much memory in MiB they took."""
+    command = [sys.executable, "-c", READ, *map(str, paths)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (run.returncode, run.stderr) == (0, "")
+    *said, memory = run.stdout.splitlines()
+    return said, int(memory)
+
+
+def test_bombs_are_named_and_take_no_memory(tmp_path):
+    for name, make in BOMBS.items():
+        (tmp_path / name).write_bytes(make())
+        assert (tmp_path / name).stat().st_size < 2**19
+    said, memory = read_apart(*(tmp_path / name for name in BOMBS))
+    for name, line in zip(BOMBS, said, strict=True):
+        assert line.startswith(f"cannot read {tmp_path / name}: ")
+        limited = "178,956,970 pixels" in line and "PIL.Image.MAX_IMAGE_PIXELS" in line
+        assert limited == (name != "text")
+    assert memory < 50
+
+
+def test_a_huge_image_under_the_limit_is_read_without_a_warning(tmp_path):
+    path = tmp_path / "huge.png"
+    path.write_bytes(png(header(10_000, 10_000), (b"IDAT", zeros(12 * 2**20)), (b"IEND", b"")))
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(path).close()
+    said, memory = read_apart(path)
+    assert said == ["(10000, 10000)"]
+    # A byte a pixel of the file's, and four of RGB's.
+    assert memory < 550
+
+
+def test_a_limit_that_is_raised_holds(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    Image.new("L", (40, 40)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="more than the 200 pixels"):
+        read_rgb(str(path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_rgb(str(path)).size == (40, 40)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_an_image_without_pixels_is_refused(size):
+    with pytest.raises(ValueError, match="is no image"):
+        read_image(Image.new("RGB", size))
