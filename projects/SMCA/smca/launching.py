@@ -4,45 +4,113 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
 from .checkpoints import CheckpointError
 from .config import ConfigError
 from .data.coco import DatasetError, count_classes
+from .data.reading import LoaderError, explain_end
 from .data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
 from .training.solver import scale_to_workers
 from .validation import is_own_model, validate
 
+
+class WorkerError(RuntimeError):
+    """A worker has ended or does not answer, and the others cannot go on."""
+
+
 # What a user can mend, by the exit code it ends with.
 _EXPLAINED = {
-    2: (ConfigError, DatasetError, CheckpointError, FileNotFoundError),
+    1: (WorkerError,),
+    2: (ConfigError, DatasetError, CheckpointError, FileNotFoundError, LoaderError),
     3: (FloatingPointError,),
 }
+# So long torchrun may take to see which worker has ended first.
+_TORCHRUN_LOOKS = 2.0
+
+
+class Explanation(NamedTuple):
+    """What is said of an error, and the exit code it has."""
+
+    code: int
+    message: str
+    follows: bool  # of another worker's
+
+
+def explain(error: BaseException) -> Explanation | None:
+    """One line for errors that a user can mend, and for those that another process has caused.
+
+    None for all others, whose traceback is wanted.
+    """
+    error = explain_end(error) or _lost_worker(error) or error
+    for code, kinds in _EXPLAINED.items():
+        if isinstance(error, kinds):
+            message = str(error)
+            if "Original Traceback" in message:  # of a loader process, by torch
+                message = message.strip().splitlines()[-1].partition(": ")[2]
+            # Names from files may have what a terminal would obey.
+            shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+            message = f"{type(error).__name__}: {''.join(shown)}"
+            return Explanation(code, message, isinstance(error, WorkerError))
+    return None
+
+
+def _lost_worker(error: BaseException) -> WorkerError | None:
+    """What gloo and NCCL raise in the others when a worker has ended or hangs."""
+    text = str(error)
+    if not (isinstance(error, dist.DistBackendError) or "/gloo/transport/" in text):
+        return None
+    text = re.sub(r"^\[\S*gloo\S*\] ", "", text)
+    me = f"worker {dist.get_rank()} of {dist.get_world_size()}" if dist.is_initialized() else "it"
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        return WorkerError(f"{me} has waited in vain for another one, which hangs: {text}")
+    return WorkerError(
+        f"{me} has lost another one, whose message says why, or torchrun's report (SIGKILL there: "
+        f"most likely the machine has run out of memory): {text}"
+    )
+
+
+def outcome(program: Callable[..., int | None], *args: object) -> Explanation:
+    """Run ``program(*args)``; how it ended. What is not explained is raised."""
+    # What Pillow thinks odd in an image file it says of each; what cannot be read is an error.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        return Explanation(program(*args) or 0, "", follows=False)
+    except SystemExit as stop:
+        return Explanation(stop.code if isinstance(stop.code, int) else 1, "", follows=False)
+    except Exception as error:
+        if explanation := explain(error):
+            return explanation
+        raise
 
 
 def guarded(program: Callable[..., int | None], *args: object) -> int:
     """Run ``program(*args)`` and return its exit code; errors a user can mend are one message.
 
-    Every process of a run goes through here, so that the message is the last thing it prints.
+    Every program goes through here, so that the message is the last thing it prints.
     """
     try:
-        return program(*args) or 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    except tuple(error for errors in _EXPLAINED.values() for error in errors) as error:
-        message = str(error)
-        if "Original Traceback" in message:  # of a loader process, by torch
-            message = message.strip().splitlines()[-1].partition(": ")[2]
-        message = f"{type(error).__name__}: {message}"
-        print(message, file=sys.stderr, flush=True)
-        _tell_torchrun(message)
-        return next(code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds))
+        end = outcome(program, *args)
+    except Exception:
+        _tell_torchrun(traceback.format_exc())
+        raise
+    if end.message:
+        print(end.message, file=sys.stderr, flush=True)
+        if end.follows and dist.is_torchelastic_launched():
+            time.sleep(_TORCHRUN_LOOKS)
+        _tell_torchrun(end.message)
+    return end.code
 
 
 def _tell_torchrun(message: str) -> None:
@@ -89,7 +157,7 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written: {error}") from error
     cfg.freeze()
     return cfg

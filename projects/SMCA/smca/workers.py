@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
-import multiprocessing
 import os
-import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fvcore.common.config import CfgNode
 
 from .checkpoints import CheckpointError
 from .config import ConfigError
-from .launching import guarded, prepare
+from .launching import prepare
+from .parent import end_with_parent
+from .processes import run_together
 
 # How long workers wait for one that evaluates or makes files; NCCL's own limit is shorter.
 _TIMEOUT = timedelta(minutes=30)
+# Seconds that they have to save a checkpoint and end once torchrun is gone.
+_AFTER_LAUNCHER = 30.0
 # What torchrun sets.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -69,6 +67,9 @@ def run_workers(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
     """
     worker = torchrun_worker(args)
     if worker is not None:
+        if dist.is_torchelastic_launched():
+            # Else it would train on, beside the run that is started next.
+            end_with_parent(grace=_AFTER_LAUNCHER)
         _work(worker, main, cfg, args, prepared=False)
         return 0
     count, machines = args.num_gpus or 1, args.num_machines or 1
@@ -177,47 +178,19 @@ def _require_one_checkpoint(cfg: CfgNode, world_size: int) -> None:
 
 
 def _start(workers: list[Worker], main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Start the workers of this machine, wait, and return the first exit code that is not 0."""
+    """Run the workers of this machine; returns the exit code."""
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         # Each has its share of the cores.
         share = max(1, (os.cpu_count() or 1) // len(workers))
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    # That it ends the other processes after one has failed is no news.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    with _signals_to_children():
-        try:
-            mp.start_processes(_started, (workers, main, cfg, args), nprocs=len(workers))
-        except mp.ProcessExitedException as error:
-            if error.exit_code >= 0:
-                return error.exit_code
-            print(error, file=sys.stderr, flush=True)
-            return 128 - error.exit_code
-    return 0
-
-
-def _started(
-    local_rank: int, workers: list[Worker], main: Main, cfg: CfgNode, args: argparse.Namespace
-) -> None:
-    sys.exit(guarded(_work, workers[local_rank], main, cfg, args))
+    names = [f"worker {worker.rank} of {worker.world_size}" for worker in workers]
+    advice = "" if args.eval_only else "; --resume goes on from the last checkpoint"
+    return run_together(
+        _work, [(worker, main, cfg, args) for worker in workers], names, advice=advice
+    )
 
 
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-@contextlib.contextmanager
-def _signals_to_children() -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to the worker processes and wait for them, instead of dying."""
-
-    def forward(number: int, _frame) -> None:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
-
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import ConfigError, add_smca_config, load_cfg
+from ..launching import explain
 from ..workers import Worker, run_workers
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
@@ -69,12 +71,21 @@ def train_or_evaluate(
     else:
         default_setup(cfg if config is None else config, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="smca")
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_in_one_line)
     if args.eval_only:
         _evaluate(cfg, trainer, resume=args.resume)
         return
     training = trainer(cfg)
     training.resume_or_load(resume=args.resume)
     training.train()
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Detectron2 logs what ends training with its traceback; what is explained needs none."""
+    error = record.exc_info and record.exc_info[1]
+    if error and (explanation := explain(error)):
+        record.msg, record.exc_info = f"{record.msg} {explanation.message}", None
+    return True
 
 
 def _evaluate(cfg: CfgNode, trainer: type[Trainer], *, resume: bool) -> dict:

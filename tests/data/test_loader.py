@@ -1,0 +1,190 @@
+"""Loader processes that are killed, wait for ever or find no memory; a FIFO makes a file wait."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from smca.data.dataset import EvaluationDataset
+from smca.data.loader import list_loader
+from smca.data.reading import explain_end
+
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
+DETECTRON2 = pytest.param("detectron2", marks=needs_detectron2)
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+PROGRAM = Path(__file__).parent.parent.parent / "train_net.py"
+
+
+class Reader:
+    """A FIFO, and the process that has begun to read it among the children of another."""
+
+    def __init__(self, path, parent):
+        end = time.monotonic() + 100
+        while True:
+            with contextlib.suppress(OSError):  # nobody reads yet
+                self.writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        children = Path(f"/proc/{parent}/task/{parent}/children")
+        while True:
+            found = [n for n in children.read_text().split() if self._reads(n, path)]
+            if found:
+                break
+            assert time.monotonic() < end
+        self.number = int(found[0])
+
+    @staticmethod
+    def _reads(number, path):
+        files = Path(f"/proc/{number}/fd").iterdir()
+        return any(os.path.realpath(file) == os.path.realpath(path) for file in files)
+
+    def kill(self, number):
+        os.kill(self.number, number)
+        os.close(self.writing)
+
+
+def content(record):
+    return Path(record["file_name"]).read_text()
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Two files, and a third one whose reading does not end."""
+    paths = [tmp_path / name for name in ("first", "second", "fifo")]
+    for path in paths[:2]:
+        path.write_text(path.name)
+    os.mkfifo(paths[2])
+    return [{"file_name": str(path)} for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (signal.SIGKILL, "run out of memory: lower DATALOADER.NUM_WORKERS"),
+        (signal.SIGBUS, "enlarge it (docker run --shm-size)"),
+        (signal.SIGSEGV, "replace it or take it out of the annotations"),
+    ],
+)
+def test_the_end_of_a_loader_process_names_the_file(number, remedy, records):
+    loader = list_loader(EvaluationDataset(records, content), num_workers=1, batch_size=1)
+    batches = iter(loader)
+    assert [next(batches), next(batches)] == [["first"], ["second"]]
+    Reader(records[2]["file_name"], os.getpid()).kill(number)
+    with pytest.raises(RuntimeError) as caught:
+        next(batches)
+    message = str(explain_end(caught.value))
+    name, path = signal.Signals(number).name, records[2]["file_name"]
+    assert message.startswith(f"a loader process was ended by {name} while it read {path}; ")
+    assert remedy in message
+
+
+def test_a_loader_process_that_reads_nothing_blames_no_file(records):
+    loader = list_loader(EvaluationDataset(records[:2], content), num_workers=1, batch_size=1)
+    batches = iter(loader)
+    assert [next(batches), next(batches)] == [["first"], ["second"]]
+    (process,) = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
+    with pytest.raises(RuntimeError) as caught:  # the signal of a child's end raises it
+        os.kill(int(process), signal.SIGKILL)
+        time.sleep(20)
+    assert "was ended by SIGKILL between two batches; " in str(explain_end(caught.value))
+    assert explain_end(RuntimeError("another")) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "part", "number"),
+    [("native", "val", signal.SIGSEGV), DETECTRON2.values + ("train", signal.SIGKILL)],
+)
+def test_a_run_says_so_in_one_line(engine, part, number, config_file, train_net, shapes, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(shapes[part][1], images)
+    fifo = sorted(images.iterdir())[-1]
+    fifo.unlink()
+    os.mkfifo(fifo)
+    own = [
+        [name, file, str(images) if name == part else folder]
+        for name, (file, folder) in shapes.items()
+    ]
+    length = ("SOLVER.MAX_ITER", 1 if part == "val" else 100, "SOLVER.STEPS", ())
+    file = config_file("DATASETS.COCO_FORMAT", own, "DATALOADER.NUM_WORKERS", 1, *length)
+    process = train_net("--engine", engine, "--config-file", file, wait=False)
+    Reader(fifo, process.pid).kill(number)
+    output = process.printed()
+    assert process.returncode == 2, output[-3000:]
+    last = output.splitlines()[-1].lstrip("\0")  # with which torch ends what it says of a crash
+    assert last.startswith(
+        f"LoaderError: a loader process was ended by {number.name} while it read"
+    )
+    assert str(fifo) in last
+    assert "Traceback" not in output
+
+
+# It prints the number of its loader process, which waits for a file.
+WAITING = """
+import sys, time
+from pathlib import Path
+from smca.data.dataset import EvaluationDataset
+from smca.data.loader import list_loader
+
+def content(record):
+    return Path(record["file_name"]).read_text()
+
+records = [{"file_name": sys.argv[1]}]
+batches = iter(list_loader(EvaluationDataset(records, content), num_workers=1, batch_size=1))
+next(batches)
+"""
+
+
+def test_a_loader_process_that_waits_ends_with_its_trainer(records):
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")}
+    fifo = records[2]["file_name"]
+    trainer = subprocess.Popen([sys.executable, "-c", WAITING, fifo], env=environment)
+    try:
+        reader = Reader(fifo, trainer.pid)
+    finally:
+        trainer.kill()
+        trainer.wait()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{reader.number}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.close(reader.writing)
+
+
+@pytest.mark.parametrize("engine", ["native", DETECTRON2])
+def test_full_shared_memory_is_an_error_and_no_endless_wait(engine, config_file, tmp_path):
+    """With a /dev/shm of its own, as small as some containers have it beside larger images."""
+    file = config_file("DATALOADER.NUM_WORKERS", 1)
+    program = [sys.executable, PROGRAM, "--engine", engine, "--config-file", file]
+    mount = 'mount -t tmpfs -o size=120k tmpfs /dev/shm || exit 99; exec "$@"'
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", *map(str, program)],
+        env={**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    if done.returncode in (1, 99) and not (tmp_path / "out").exists():
+        pytest.skip("needs the right to mount a tmpfs")
+    assert done.returncode == 2, done.stderr[-3000:]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("LoaderError: shared memory has no room for a batch")
+    assert "--shm-size" in last and "Traceback" not in done.stderr + done.stdout
+
+
+def test_batches_of_loader_processes_lie_in_shared_memory():
+    samples = [{"image": torch.ones(3, 4, 5), "nested": [torch.arange(3)]}] * 2
+    (batch,) = list_loader(samples, num_workers=1, batch_size=2)
+    torch.testing.assert_close(batch, samples)
+    assert all(sample["image"].is_shared() for sample in batch)
