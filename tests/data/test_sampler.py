@@ -40,12 +40,17 @@ def test_batches_are_those_of_shuffled_epochs_in_buckets(groups):
     assert found == reference(groups, batch_size=4, seed=5, count=60)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("groups", GROUPINGS.values(), ids=GROUPINGS)
-def test_any_start_continues_the_same_stream(groups):
+def test_any_start_continues_the_same_stream(groups, world_size):
+    """In the middle of an epoch too, whatever the number of workers was before."""
     whole = batches(groups, 80)
     assert len({draw.seed for batch in whole for draw in batch}) == 320
     for start in range(70):
-        assert batches(groups, 5, start=start) == whole[start : start + 5], start
+        for rank in range(world_size):
+            share = batches(groups, 5, start=start, rank=rank, world_size=world_size)
+            expected = [batch[rank::world_size] for batch in whole[start : start + 5]]
+            assert share == expected, (start, rank)
 
 
 def test_seed_and_start_may_be_set_before_iteration():

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 
-from .files import read_checkpoint
+from .files import CheckpointError, read_checkpoint
 from .loading import SafeCheckpointing
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,12 @@ class BestModel:
         path = os.path.join(self.checkpointer.save_dir, f"{self.FILE}.pth")
         if start == 0 or not os.path.isfile(path):
             return
-        hooks = read_checkpoint(path).get("trainer", {}).get("hooks", {})
-        saved = hooks.get("BestCheckpointer", {})
+        try:
+            content = read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; training goes on without it", error)
+            return
+        saved = content.get("trainer", {}).get("hooks", {}).get("BestCheckpointer", {})
         iteration = saved.get("best_iter")
         if iteration is not None and iteration < start:
             self._update(saved["best_metric"], iteration)

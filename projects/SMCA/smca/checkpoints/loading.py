@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
@@ -132,11 +133,13 @@ class SafeCheckpointing(Checkpointer):
         whole: every tensor of the model must be in the file that is loaded.
         resuming: the weights that training goes on with are loaded, and not their average, which
             stays in what ``load`` returns.
+        loaded: path of the file that was loaded last; empty before the first.
         class_names: of the model's classes, by contiguous index; saved where they are known.
     """
 
     whole = False
     resuming = False
+    loaded = ""
     class_names: Sequence[str] | None = None
 
     def load(self, path: str, *args, **kwargs) -> dict:
@@ -151,10 +154,13 @@ class SafeCheckpointing(Checkpointer):
         Raises:
             CheckpointError: none is whole.
         """
-        tagged = super().get_checkpoint_file()
+        tag = Path(self.save_dir, "last_checkpoint")
+        # A file beside it, whatever it says; where it says nothing it is itself what is damaged.
+        name = os.path.basename(tag.read_text(encoding="utf-8", errors="replace").strip())[:255]
+        name = name if name and name.isprintable() else tag.name
         others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")))
         faults = {}
-        for path in dict.fromkeys([tagged, *reversed(others)]):
+        for path in dict.fromkeys([os.path.join(self.save_dir, name), *reversed(others)]):
             fault = damage(path)
             if fault is None:
                 return path
@@ -166,6 +172,11 @@ class SafeCheckpointing(Checkpointer):
         )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        if resume and self.save_dir and self.save_to_disk:
+            # A run that was killed leaves what it was writing.
+            for name in ("model_*.pth.tmp", "last_checkpoint.tmp"):
+                for unfinished in Path(self.save_dir).glob(name):
+                    unfinished.unlink(missing_ok=True)
         # A run goes on with all it had; only weights to start from may lack something.
         self.resuming = resume and self.has_checkpoint()
         self.whole = self.whole or self.resuming
@@ -184,6 +195,11 @@ class SafeCheckpointing(Checkpointer):
         write_checkpoint(content | extra, path)
         if resumable:
             self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_final(self, iteration: int) -> None:
+        """Save what training ends with after ``iteration``, unless that has been resumed from."""
+        if os.path.basename(self.loaded) != "model_final.pth":
+            self.save("model_final", iteration=iteration)
 
     def save_to_resume(self, iteration: int, max_iter: int) -> None:
         """Save a run that stops after ``iteration`` of ``max_iter``, and say how it goes on."""
@@ -220,6 +236,7 @@ class SafeCheckpointing(Checkpointer):
         write_whole(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, path: str) -> dict:
+        self.loaded = path
         return {**read_checkpoint(path), "source": path}
 
     def _load_model(self, checkpoint: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from dataclasses import asdict
@@ -13,6 +14,12 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,7 +29,7 @@ from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
 from ..training.ema import MovingAverage
 from ..training.report import Clock, write_results
-from ..training.scalars import LOG_PERIOD, StepScalars
+from ..training.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
 from ..training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
 from ..training.step import NonFiniteLossError
 from ..training.stop import StopRequest
@@ -35,9 +42,13 @@ from .hooks import (
     CheckpointBeforeEvaluation,
     LRScheduler,
     PictureHook,
+    ShortHistory,
     StopHook,
+    Writer,
 )
 from .step import StepTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -141,7 +152,19 @@ class Trainer(DefaultTrainer):
             ),
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             BestCheckpointer(self.checkpointer, metric),
-            hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD) if main else None,
+            Writer(self.build_writers(), metric) if main else None,
+            ShortHistory(),
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, which a run that ends at any moment leaves readable."""
+        folder = self.cfg.OUTPUT_DIR
+        lines = os.path.join(folder, "metrics.json")
+        drop_cut_line(lines)
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(lines),
+            TensorboardXWriter(folder, flush_secs=FLUSH_SECONDS),
         ]
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -174,6 +197,7 @@ class Trainer(DefaultTrainer):
             FloatingPointError: a loss that is not finite; the state before it has been saved.
             SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
         """
+        logger.info("SEED %d repeats this run", self.seed)
         with self.stop:
             super().train()
         results = self._last_eval_results
@@ -189,6 +213,19 @@ class Trainer(DefaultTrainer):
                 best=best[0] if best else {},
             )
         return results
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.start_iter == 0:
+            return
+        self.iter = self.storage.iter = self.start_iter - 1
+        if self.start_iter >= self.max_iter:
+            self.checkpointer.save_final(self.iter)
+        else:
+            # The run had ended, perhaps in the evaluation of this iteration, if there is one.
+            for hook in self._hooks:
+                if isinstance(hook, (hooks.EvalHook, BestCheckpointer, Writer)):
+                    hook.after_step()
 
     def run_step(self) -> None:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from ..training.scalars import StepScalars, is_logged
+from ..training.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line, is_logged
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,10 @@ class Metrics:
         """
         self.max_iter = max_iter
         self.scalars = scalars
-        self._json = open(os.path.join(output_dir, "metrics.json"), "a")  # noqa: SIM115
-        self._tensorboard = SummaryWriter(output_dir)
+        path = os.path.join(output_dir, "metrics.json")
+        drop_cut_line(path)
+        self._json = open(path, "a")  # noqa: SIM115
+        self._tensorboard = SummaryWriter(output_dir, flush_secs=FLUSH_SECONDS)
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
         self._begun = time.perf_counter()

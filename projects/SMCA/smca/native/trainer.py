@@ -139,8 +139,10 @@ class Trainer:
         metrics = self._metrics(start, num_images) if rank() == 0 else None
         with StopRequest() as stop:
             if start >= self.max_iter:
-                # The run had ended, perhaps in its last evaluation.
+                self.checkpointer.save_final(self.iteration)
                 self.iteration = self.max_iter - 1
+            if start >= self.max_iter or (start and period and start % period == 0):
+                # The run had ended, perhaps in this evaluation.
                 results = self._evaluate(metrics)
             batches = iter(loader)
             for iteration in range(start, self.max_iter):
@@ -174,6 +176,7 @@ class Trainer:
 
     def _metrics(self, start: int, num_images: int) -> Metrics:
         logger.info("training from iteration %d to %d", start, self.max_iter)
+        logger.info("SEED %d repeats this run", self.seed)
         batch_size = self.cfg.SOLVER.IMS_PER_BATCH
         scalars = StepScalars(
             self.optimizer, self.detector, batch_size=batch_size, num_images=num_images

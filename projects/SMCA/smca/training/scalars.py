@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import torch
 from torch import nn
 
@@ -9,11 +12,22 @@ from .solver import role_of
 
 # Iterations from one line of `metrics.json` to the next.
 LOG_PERIOD = 20
+# What is told to TensorBoard is in its file after so many seconds, however a run ends.
+FLUSH_SECONDS = 1
 
 
 def is_logged(iteration: int, max_iter: int) -> bool:
     """Whether a line is written after ``iteration``, of ``max_iter``."""
     return (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == max_iter
+
+
+def drop_cut_line(path: str | os.PathLike) -> None:
+    """Take off the end of a file of lines that a full disk or a failing machine has cut short.
+
+    A run that resumes would write on in the middle of it.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class StepScalars:

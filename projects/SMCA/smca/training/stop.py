@@ -31,7 +31,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._since = 0.0
+        self._since: float | None = None  # of the first signal to this process
         self._previous: dict[int, Any] = {}
         self._group: Any = None  # of torch.distributed
 
@@ -52,8 +52,9 @@ class StopRequest:
         self._previous = {}
 
     def _remember(self, number: int, frame) -> None:
-        if self.signal is None:
-            self.signal, self._since = number, time.monotonic()
+        if self._since is None:
+            # Other workers may have told of theirs before.
+            self.signal, self._since = self.signal or number, time.monotonic()
             name = signal.Signals(number).name
             logger.warning("%s: saving a checkpoint and stopping; again to stop at once", name)
         elif time.monotonic() - self._since > _SAME_SIGNAL:

@@ -1,0 +1,357 @@
+"""train_net.py is killed (SIGKILL) at any moment and resumed, in each host: nothing is lost.
+
+Importing would take most of the time of these short runs. A process of its own therefore imports
+what the program does, once, and forks before it has any thread; each fork runs train_net.py itself.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import smca
+from smca.analysis.runs import read_metrics
+from smca.checkpoints import BestModel, SafeCheckpointing, read_checkpoint
+from smca.config import load_cfg
+from smca.data.shapes import write_shapes_dataset
+from smca.launching import prepare
+
+ROOT = Path(__file__).parent.parent
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
+on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+
+# A line in is [arguments, log file]; lines out are the fork's number and, when it ends, its code.
+FORKS = """
+import importlib, json, os, runpy, sys
+
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost in the fork"
+for line in sys.stdin:
+    arguments, log = json.loads(line)
+    fork = os.fork()
+    if fork == 0:
+        os.setpgid(0, 0)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+    os.setpgid(fork, fork)
+    print(fork, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+"""
+EVERYTHING = [
+    # Thirteen images of two shapes: no epoch ends with a batch.
+    *("DATALOADER.ASPECT_RATIO_GROUPING", True, "SOLVER.IMS_PER_BATCH", 4),
+    *("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", (40, 60)),
+    *("INPUT.CROP.MIN_SIZE_BEFORE", (64, 72), "INPUT.MIN_SIZE_TRAIN", (64, 96)),
+    *("MODEL.SMCA.DROPOUT", 0.1, "MODEL.SMCA.ATTENTION_DROPOUT", 0.1),
+    *("MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.9),
+    *("SOLVER.MAX_ITER", 60, "SOLVER.STEPS", (40,), "SOLVER.BASE_LR", 2e-3),
+    *("SOLVER.CHECKPOINT_PERIOD", 4, "TEST.EVAL_PERIOD", 9),
+]
+SHORT = ["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (4,), "SOLVER.CHECKPOINT_PERIOD", 3]
+SHORT += ["TEST.EVAL_PERIOD", 3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "projects/SMCA"), "OMP_NUM_THREADS": "1"}
+# By its value the processes of a test are known.
+MARK = "TEST_KILLS"
+
+
+@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Drawn shapes, every third of the training images wider than high."""
+    root = tmp_path_factory.mktemp("wide") / "shapes"
+    files = write_shapes_dataset(root, num_train=13, num_val=4, image_size=64)
+    annotations, folder = map(Path, files["train"])
+    content = json.loads(annotations.read_text())
+    for image in content["images"][::3]:
+        path = folder / image["file_name"]
+        ImageOps.expand(Image.open(path), (0, 0, 16, 0)).save(path)
+        image["width"] += 16
+    annotations.write_text(json.dumps(content))
+    return files
+
+
+class Program:
+    """Starts train_net.py by forks of a process that has imported what it needs."""
+
+    def __init__(self, engine, log):
+        self.engine, self.log = engine, log
+        launch = {"native": "smca.native.launch", "detectron2": "smca.d2.launch"}[engine]
+        self.forks = subprocess.Popen(
+            [sys.executable, "-c", FORKS, "smca.train", launch],
+            cwd=ROOT,
+            env={**ENVIRONMENT, MARK: str(log)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+
+    def start(self, *arguments):
+        """Begin a run."""
+        arguments = ["train_net.py", "--engine", self.engine, *map(str, arguments)]
+        self.forks.stdin.write(json.dumps([arguments, str(self.log)]).encode() + b"\n")
+        self.number = int(self.forks.stdout.readline())  # of its process, which leads a group
+
+    def ended(self):
+        return bool(select.select([self.forks.stdout], [], [], 0)[0])
+
+    def wait(self):
+        """The exit code, negative for a signal's number."""
+        return int(self.forks.stdout.readline())
+
+    def kill(self):
+        """Kill the group of the run unless it has ended; returns its exit code."""
+        if not self.ended():
+            os.killpg(self.number, signal.SIGKILL)
+        return self.wait()
+
+    def left(self):
+        """The processes that are there beside the one that forks: loaders outlive their trainer."""
+        mark, found = f"{MARK}={self.log}".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it may end meanwhile
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+        return set(found) - {self.forks.pid}
+
+    def close(self):
+        self.forks.stdin.close()
+        self.forks.wait(timeout=60)
+
+
+@pytest.fixture
+def program(engine, tmp_path):
+    program = Program(engine, tmp_path / "log.txt")
+    yield program
+    program.close()
+
+
+def written(folder):
+    """Names of the files that are being written."""
+    return {path.name for path in folder.glob("*.tmp")}
+
+
+def wait_for_moment(program, folder, writes, seconds):
+    """Wait ``seconds`` from the beginning of write ``writes``, from now if 0, or for the end."""
+    before, limit = written(folder), time.monotonic() + 120
+    while writes > 0 and not program.ended():
+        assert time.monotonic() < limit, program.log.read_text()[-5000:]
+        names = written(folder)
+        writes -= len(names - before)
+        before = names
+        time.sleep(0.0005)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not program.ended():
+        time.sleep(0.0005)
+
+
+def last_checkpoint(folder):
+    path = folder / "last_checkpoint"
+    return path.read_text() if path.exists() else None
+
+
+def precisions(folder):
+    return dict(zip(*read_metrics(folder / "metrics.json")["bbox/AP"], strict=True))
+
+
+def shown_precisions(folder):
+    """Those in TensorBoard's files."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {event.step: event.value for event in events.Scalars("bbox/AP")}
+
+
+def require_equal(folder, whole):
+    """Two runs have come to the same."""
+    for name in ("model_final.pth", "model_best.pth"):
+        found, expected = (read_checkpoint(path / name) for path in (folder, whole))
+        for content in (found, expected):
+            del content["trainer"]["clock"], content["class_names"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert all(map(json.loads, (folder / "metrics.json").read_text().splitlines()))
+    assert precisions(folder) == precisions(whole)
+
+
+@on_linux
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing(engine, program, config_file, train_net, tmp_path):
+    workers = {"native": 1, "detectron2": 2}[engine]
+    run = ("--config-file", config_file(*EVERYTHING, "DATALOADER.NUM_WORKERS", workers))
+    whole = tmp_path / "whole"
+    train_net("--engine", engine, *run, "OUTPUT_DIR", whole)
+    expected = precisions(whole)
+    assert len(expected) == 7 and len(set(expected.values())) > 2
+
+    chance = random.Random(0)
+    # Files that are begun to be written before the kill, and seconds from then.
+    moments = [(chance.randint(1, 4), chance.uniform(0, 0.02)) for _ in range(8)]
+    moments += [(chance.randint(1, 3), chance.uniform(0, 0.5)) for _ in range(8)]
+    moments += [(0, chance.uniform(0, 2)) for _ in range(4)]
+    chance.shuffle(moments)
+    ends, resumed, unfinished = 0, set(), 0
+    while moments:
+        folder = tmp_path / f"parts{ends}"
+        program.start(*run, "--resume", "OUTPUT_DIR", folder)
+        wait_for_moment(program, folder, *moments[-1])
+        code = program.kill()
+        if code == 0:  # It was at its end before.
+            require_equal(folder, whole)
+            ends += 1
+            continue
+        assert code == -signal.SIGKILL, program.log.read_text()[-5000:]
+        unfinished += bool(written(folder))
+        resumed.add((ends, last_checkpoint(folder)))
+        moments.pop()
+    program.start(*run, "--resume", "OUTPUT_DIR", folder)
+    assert program.wait() == 0, program.log.read_text()[-5000:]
+    require_equal(folder, whole)
+    assert "is damaged" not in program.log.read_text()
+    assert not written(folder)
+    end = time.monotonic() + 20
+    while program.left() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not program.left()
+    # The kills were not all alike, and the run went on between them.
+    assert unfinished >= 4
+    assert len(resumed) >= 8
+    shown = shown_precisions(folder)
+    assert shown and shown == pytest.approx({step: expected[step] for step in shown})
+
+
+@pytest.fixture
+def trainer(engine, config_file, tmp_path):
+    """``trainer("folder", "KEY", value, ...)``: that of the host, in this process."""
+
+    def build(folder, *opts):
+        opts = [*EVERYTHING, *SHORT, *opts, "OUTPUT_DIR", str(tmp_path / folder)]
+        if engine == "native":
+            from smca.native.trainer import Trainer
+
+            return Trainer(prepare(load_cfg(smca.get_cfg(), config_file(*opts))))
+        from detectron2.config import get_cfg
+
+        from smca.d2 import add_smca_config, register_datasets
+        from smca.d2.trainer import Trainer
+
+        cfg = get_cfg()
+        add_smca_config(cfg)
+        cfg = prepare(load_cfg(cfg, config_file(*opts)))
+        register_datasets(cfg)
+        return Trainer(cfg)
+
+    return build
+
+
+def train(trainer, *, resume=False):
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def leave(folder, whole, name, checkpoint_of):
+    """Make ``folder`` what a run of ``whole`` was when it had saved ``name``."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(whole / checkpoint_of, folder / name)
+    (folder / "last_checkpoint").write_text(name)
+
+
+def test_what_a_kill_cuts_short_is_made_up_for(trainer, tmp_path):
+    """An evaluation, a file that was being written, and a line of metrics.json."""
+    folder, whole = tmp_path / "parts", tmp_path / "whole"
+    train(trainer("whole"))
+    assert len(precisions(whole)) == 2
+    leave(folder, whole, "model_0000002.pth", "model_0000002.pth")
+    for name in ("model_0000003.pth.tmp", "last_checkpoint.tmp", "mine.tmp"):
+        (folder / name).write_bytes(b"begun")
+    (folder / "metrics.json").write_text('{"iteration": 1, "lr": 0.1}\n{"iteration": 2, "bbox/A')
+    train(trainer("parts"), resume=True)
+    require_equal(folder, whole)
+    assert read_metrics(folder / "metrics.json")["lr"][0][0] == 1
+    assert written(folder) == {"mine.tmp"}
+
+
+def test_a_run_killed_before_its_last_file_gets_it(trainer, tmp_path):
+    folder, whole = tmp_path / "parts", tmp_path / "whole"
+    train(trainer("whole"))
+    leave(folder, whole, "model_0000005.pth", "model_final.pth")
+    shutil.copy(whole / "model_best.pth", folder)
+    shutil.copy(whole / "metrics.json", folder)
+    train(trainer("parts"), resume=True)
+    assert last_checkpoint(folder) == "model_final.pth"
+    require_equal(folder, whole)
+
+
+def test_a_gradient_scaler_goes_on_where_it_was(engine, trainer, tmp_path):
+    """A CPU trains without, so that it is given one here; it doubles every other iteration."""
+    folder, whole = tmp_path / "parts", tmp_path / "whole"
+    ends = []
+    for name in ("whole", "parts"):
+        one = trainer(name)
+        step = one.step if engine == "native" else one._trainer.step
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        if name == "parts":
+            leave(folder, whole, "model_0000002.pth", "model_0000002.pth")
+        train(one, resume=name == "parts")
+        ends.append((step.scaler.get_scale(), step.scaler.state_dict()["_growth_tracker"]))
+    assert ends == [(64.0, 0), (64.0, 0)]
+    saved = read_checkpoint(folder / "model_0000002.pth")["trainer"]["_trainer"]["grad_scaler"]
+    assert (saved["scale"], saved["_growth_tracker"]) == (16.0, 1)
+    require_equal(folder, whole)
+
+
+def test_a_damaged_best_model_stops_no_resume(tmp_path, caplog):
+    checkpointer = SafeCheckpointing(torch.nn.Linear(2, 2), str(tmp_path))
+    BestModel(checkpointer).offer(3.0, 1)
+    path = tmp_path / "model_best.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    best = BestModel(checkpointer)
+    best.recall(4)
+    assert best.best_metric is None
+    assert "model_best.pth" in caplog.text and "goes on without it" in caplog.text
+
+
+TOLD = """
+import os, signal, sys
+import torch.distributed as dist
+from smca.training.stop import StopRequest
+
+child = os.fork()
+rank = 0 if child else 1
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+with StopRequest() as stop:
+    if rank == 1:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.agreed(9) and stop.exit_code == 143
+    if rank == 0:
+        signal.raise_signal(signal.SIGTERM)
+        print("saved", flush=True)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@on_linux
+def test_a_signal_that_follows_anothers_does_not_stop_the_saving(tmp_path):
+    """Of two workers one hears of the other's signal first, and saves when its own comes."""
+    command = [sys.executable, "-c", TOLD, str(tmp_path / "store")]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "saved\n"), ended.stderr
