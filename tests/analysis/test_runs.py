@@ -146,7 +146,7 @@ class TestFolders:
     @pytest.mark.parametrize("text", ["- a\n", "a: [\n"])
     def test_a_config_that_is_none_is_named(self, tmp_path, text):
         folder = write_run(tmp_path / "run", ENTRIES, text)
-        with pytest.raises(ValueError, match="config.yaml cannot be read"):
+        with pytest.raises(ValueError, match=r"config\.yaml"):
             read_runs([folder])
 
     @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 from smca.d2.datasets import dataset_records  # noqa: E402
 from smca.d2.evaluation import CocoEvaluator  # noqa: E402
 from smca.data.coco import load_datasets  # noqa: E402
+from smca.data.scoring import tabulate  # noqa: E402
 from smca.modeling.heads import Detections  # noqa: E402
 from smca.native.evaluation import evaluate  # noqa: E402
 
@@ -53,7 +54,8 @@ def evaluated(d2_config, shapes, tmp_path):
             instances.pred_classes = detections.labels
             evaluator.process([record], [{"instances": instances}])
         theirs = evaluator.evaluate()["bbox"]
-        ours = evaluate(found.items(), dataset, str(tmp_path / "native"), by_class=by_class)
+        rows = tabulate(found.items())
+        ours = evaluate(rows, dataset, str(tmp_path / "native"), by_class=by_class)
         return theirs, ours["bbox"]
 
     return run

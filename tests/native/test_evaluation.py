@@ -10,10 +10,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smca.data.coco import DatasetError, complete_annotations, load_coco
+from smca.data import scoring
+from smca.data.coco import DatasetError, load_coco
+from smca.data.scoring import Found, tabulate
+from smca.data.truth import read_truth
 from smca.modeling.heads import Detections
 from smca.native import evaluation
-from smca.native.evaluation import evaluate
 
 BOXES = {  # image id: (x, y, w, h, COCO id)
     1: [(10, 10, 20, 20, 3), (50, 50, 40, 40, 7)],
@@ -50,6 +52,10 @@ def detections(rows):
     rows = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
     boxes = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], dim=1)
     return Detections(boxes=boxes, scores=rows[:, 5], labels=rows[:, 4].long())
+
+
+def evaluate(found, *arguments, **options):
+    return evaluation.evaluate(tabulate(found), *arguments, **options)
 
 
 def perfect():
@@ -114,8 +120,9 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
     """Classes without detections, without objects and without either are among them; so are
     crowds, and an object of an image that the file does not have.
     """
-    monkeypatch.setattr(evaluation, "_PART", part)
-    monkeypatch.setattr(evaluation.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(scoring, "_PART", part)
+    monkeypatch.setattr(scoring, "_WRITTEN", part)
+    monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     rng = np.random.default_rng(0)
     names = {3: "a", 5: "b", 7: "c", 8: "no detections", 9: "no objects", 12: "neither"}
     boxes = {
@@ -143,17 +150,18 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
 
     written = tmp_path / evaluation.RESULTS_FILE
     results = evaluate(found, dataset, str(tmp_path))["bbox"]
-    scores = evaluation._score(
-        evaluation._truth(str(file)), collected := evaluation._collect(found, dataset)
-    )
+    collected = Found(tabulate(found), dataset.category_ids)
+    scores = scoring.score(read_truth("mine", str(file)), collected)
     scores.summarize()
-    assert len(collected) > 120
+    assert len(collected.rows) > 120
     if sys.platform == "linux":
-        assert (evaluation._processes(collected) > 1) == (part == 60)
+        assert (scoring._processes(collected) > 1) == (part == 60)
 
     truth = COCO()
     truth.dataset = content
-    complete_annotations(content["annotations"])
+    for number, annotation in enumerate(content["annotations"], start=1):
+        w, h = annotation["bbox"][2:]
+        annotation.update(id=number, area=w * h, iscrowd=annotation.get("iscrowd", 0))
     truth.createIndex()
     rows = json.loads(written.read_text())
     assert json.dumps(rows) == written.read_text()

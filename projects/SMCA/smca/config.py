@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode as CN
+
+from .yaml_files import ConfigError, read_config_file
 
 logger = logging.getLogger(__name__)
 
 PRECISION_CHANNELS = {"fixed": 0, "single": 1, "independent": 2, "oriented": 3}
-
-
-class ConfigError(ValueError):
-    """A key that does not exist or a value that cannot work; the message names the key."""
 
 
 def add_smca_config(cfg: CN) -> None:
@@ -293,33 +289,48 @@ def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[Any] = ()) -> CN:
 
     Raises:
         ConfigError: a file that is missing or no YAML, a key that does not exist (with the nearest
-            one that does), a value of another type.
+            one that does), a value of another type. No code runs from a file.
     """
+    had = flatten(cfg)
+    source = config_file
     try:
         if config_file:
-            if not os.path.isfile(config_file):
-                raise ConfigError(f"config file {config_file!r} does not exist")
-            loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
-            if not isinstance(loaded, dict):
-                raise ConfigError(f"{config_file} holds a {type(loaded).__name__}, not keys")
-            loaded = type(cfg)(_without_foreign_keys(loaded, cfg))
-            _merge_file(cfg, loaded, config_file)
+            loaded = _without_foreign_keys(read_config_file(config_file), cfg)
+            _merge_file(cfg, type(cfg)(loaded), config_file)
+        source = "the command line"
         if len(opts) % 2:
             raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
         for key, value in zip(opts[::2], opts[1::2], strict=True):
             if key.startswith("--"):
                 raise ConfigError(f"{key} stands after KEY VALUE pairs; flags come before them")
-            _require_key(cfg, key, "the command line")
+            _require_key(cfg, key, source)
             if isinstance(flatten(cfg).get(key), float):
-                value = float(value)  # 1 is a learning rate, too
+                value = _number(key, value)
             cfg.merge_from_list([key, value])
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{config_file} cannot be read as YAML: {error}") from error
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(str(error).strip("'\"")) from error
+        raise ConfigError(f"{source}: {_short(str(error))}") from error
+    except (RecursionError, MemoryError) as error:
+        # Python's parser of literals has both.
+        raise ConfigError(f"{source} has a value that is nested too deeply") from error
+    for key, value in flatten(cfg).items():
+        if value is None and had.get(key) is not None:
+            raise ConfigError(f"{key} has no value; leave it out to have {had[key]!r}")
     return cfg
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)  # 1 is a learning rate, too
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{key} is {_short(repr(value))}; it must be a number") from None
+
+
+def _short(text: str, most: int = 400) -> str:
+    """A text in one line, the middle of a long one left out."""
+    text = " ".join(text.strip("'\"").split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def _merge_file(cfg: CN, loaded: CN, config_file: str) -> None:
@@ -346,7 +357,7 @@ def _require_key(cfg: CN, key: str, source: str) -> None:
     if key not in known and not any(name.startswith(key + ".") for name in known):
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"unknown config key {key} in {source}{hint}")
+        raise ConfigError(f"unknown config key {_short(key)} in {source}{hint}")
 
 
 def flatten(cfg: dict, prefix: str = "") -> dict[str, object]:

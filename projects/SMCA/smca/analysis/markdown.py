@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A table whose first ``left`` columns are flush left, as text is, and the others right."""
+    """A table whose first ``left`` columns are flush left, as text is, and the others right.
+
+    What stands in a cell is shown, and neither ends it nor becomes HTML.
+    """
     rule = ["---"] * left + ["---:"] * (len(head) - left)
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in (head, rule, *rows)]
+    lines = [[_shown(cell) for cell in line] for line in (head, rule, *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(cell: str) -> str:
+    return " ".join(cell.replace("|", r"\|").replace("<", "&lt;").splitlines())

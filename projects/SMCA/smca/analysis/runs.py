@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import reprlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from ..config import flatten
+from ..yaml_files import read_yaml
 from .markdown import markdown_table
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_LAST = 2**53  # iterations that a float can count
 Series = tuple[list[int], list[float]]
 
 
@@ -30,21 +32,24 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Series]:
         ValueError: another line is not a JSON object; names file and line.
     """
     series: dict[str, dict[int, float]] = {}
-    lines = Path(metrics_json).read_text().splitlines()
+    lines = Path(metrics_json).read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            iteration = int(entry.pop("iteration"))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            iteration = entry.pop("iteration")
+            if type(iteration) is not int or not 0 <= iteration < _LAST:
+                raise ValueError(f"its iteration is {reprlib.repr(iteration)}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines):
                 break
             raise ValueError(
                 f"{metrics_json}, line {number} is not a JSON object with an iteration: {error}"
             ) from error
         for key, value in entry.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            # Larger integers than floats there are among JSON's.
+            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
                 series.setdefault(key, {})[iteration] = value
     return {
         key: tuple(map(list, zip(*sorted(values.items()), strict=True)))
@@ -151,24 +156,20 @@ def read_runs(folders: Sequence[str | os.PathLike], images: int | None = None) -
 
 def _read_run(folder: Path, name: str, images: int | None) -> History:
     metrics = read_metrics(folder / "metrics.json")
-    config = _read_config(folder / "config.yaml")
+    config_file = folder / "config.yaml"
+    # Of whatever version of the code.
+    config = flatten(read_yaml(config_file)) if config_file.exists() else {}
     # Of several datasets the first counts, as it does for `model_best.pth`.
-    first = next(iter(config.get("DATASETS.TEST", ())), None)
+    tests = config.get("DATASETS.TEST", ())
+    first = tests[0] if isinstance(tests, list) and tests else None
     metrics = {key.removeprefix(f"{first}/"): series for key, series in metrics.items()}
     batch = config.get("SOLVER.IMS_PER_BATCH")
+    batch = batch if isinstance(batch, int) and batch > 0 else None
     if images and metrics and "epoch" not in metrics and not batch:
-        raise ValueError(f"{folder}/config.yaml does not tell SOLVER.IMS_PER_BATCH")
+        raise ValueError(f"{config_file} does not tell SOLVER.IMS_PER_BATCH")
     epochs = batch / images if images and batch else None
     same_loss = all(config.get(key) == value for key, value in _published()["config"].items())
     return History(name, metrics, epochs_per_iteration=epochs, same_loss=same_loss)
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    """The keys of a run's config, whatever version of the code it is of; none without a file."""
-    try:
-        return flatten(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a config: {error}") from error
 
 
 def _published() -> dict:

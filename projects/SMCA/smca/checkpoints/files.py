@@ -8,48 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import re
+import reprlib
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint, or one that does not fit; the message names file and tensor."""
-
-
-# What NumPy arrays and plain containers need, under the names of NumPy 1 and 2; nothing else.
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"numpy.{core}.multiarray", name): function
-        for core in ("core", "_core")
-        for name, function in (
-            ("_reconstruct", np.zeros(0).__reduce__()[0]),
-            ("scalar", np.float32(0).__reduce__()[0]),
-        )
-    },
-    # How Python 3 pickles bytes in the protocol of Python 2.
-    ("_codecs", "encode"): lambda text, _encoding="latin1": text.encode("latin1"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads containers, numbers, strings and arrays; refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ALLOWED:
-            raise CheckpointError(f"refused to load {module}.{name}: only arrays are read")
-        return _ALLOWED[module, name]
+from ..data.coco_format import CONTROLS
+from .arrays import CheckpointError, StoredArray, read_pickle, scan_pickle
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
@@ -79,11 +49,13 @@ def damage(path: str | os.PathLike) -> str | None:
             # torch stores its parts as they are; what is packed may be of any size unpacked.
             if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
                 return "its parts are compressed, which those of a checkpoint are not"
+            if sum(part.file_size for part in file.infolist()) > os.path.getsize(path):
+                return "its parts are larger than it is"
             part = file.testzip()
     # Damage has many ways to show.
     except Exception as error:
         return str(error) or type(error).__name__
-    return f"{part} is not what was written" if part else None
+    return f"{part!r} is not what was written" if part else None
 
 
 def read_tensors(path: str | os.PathLike) -> dict:
@@ -95,9 +67,9 @@ def read_tensors(path: str | os.PathLike) -> dict:
         raise CheckpointError(f"{path} is damaged: {fault}")
     try:
         if path.endswith(".pkl"):
-            with open(path, "rb") as file:
-                content = _ArrayUnpickler(file, encoding="latin1").load()
+            content = read_pickle(path)
         else:
+            _scan(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -111,6 +83,7 @@ def read_tensors(path: str | os.PathLike) -> dict:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     content = dict(content)
+    _check_class_names(content.get("class_names"), path)
     model = content.get("model", content)
     if content.get("__author__") == "Caffe2" or "blobs" in content or "conv1_w" in model:
         raise CheckpointError(
@@ -121,20 +94,64 @@ def read_tensors(path: str | os.PathLike) -> dict:
     return {**content, "model": tensors} if "model" in content else {"model": tensors}
 
 
+def _scan(path: str) -> None:
+    """:func:`scan_pickle` for the pickles of torch's files."""
+    if not zipfile.is_zipfile(path):
+        # As torch wrote before 1.6: five pickles and the numbers.
+        with open(path, "rb") as file:
+            for _ in range(5):
+                scan_pickle(file)
+        return
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            if name.endswith(".pkl"):
+                with file.open(name) as part:
+                    scan_pickle(part)
+
+
 def _tensors(part: object, key: str, path: str) -> dict[str, Tensor]:
     if not isinstance(part, Mapping) or not part:
         raise CheckpointError(f"{path} holds no tensors under {key!r}")
+    arrays = {id(value): value for value in part.values() if isinstance(value, StoredArray)}
+    # Many arrays may be made of the same bytes.
+    if sum(array.nbytes for array in arrays.values()) > os.path.getsize(path):
+        raise CheckpointError(f"{path} holds arrays that are larger than it is")
     return {name: _tensor(value, name, path) for name, value in part.items()}
 
 
 def _tensor(value: object, name: object, path: str) -> Tensor:
-    if not isinstance(name, str):
-        raise CheckpointError(f"{path}: {name!r} is not a tensor's name")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.array(value))
-    if isinstance(value, Tensor):
-        return value
-    raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+    place = f"{path}: {reprlib.repr(name)}"
+    if not isinstance(name, str) or not name.isprintable():
+        raise CheckpointError(f"{place} is not a tensor's name")
+    if isinstance(value, StoredArray):
+        try:
+            return value.tensor()
+        except CheckpointError as error:
+            raise CheckpointError(f"{place}: {error}") from error
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{place} is a {type(value).__name__}, not a tensor")
+    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not plain or value.is_complex():
+        raise CheckpointError(
+            f"{place} is a tensor of {value.dtype}, {value.layout} on {value.device}; "
+            "only plain ones on the CPU are read"
+        )
+    # One number can be spread over a shape of any size.
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{place} has shape {tuple(value.shape)}, of which the file does not hold all"
+        )
+    return value
+
+
+def _check_class_names(names: object, path: str) -> None:
+    if names is None:
+        return
+    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not plain or CONTROLS.search("".join(names)):
+        raise CheckpointError(
+            f"{path} has class_names {reprlib.repr(names)}; they must be a list of names"
+        )
 
 
 _TORCHVISION = (

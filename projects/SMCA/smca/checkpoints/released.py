@@ -28,6 +28,7 @@ from .released_names import KINDS, released_name
 _UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = [number for number in range(91) if number not in _UNUSED_IDS]
 _NO_OBJECT = 91
+_MOST_LAYERS = 100  # of an encoder or decoder that is built to see what fits
 _SHOWN = 20
 
 
@@ -91,7 +92,11 @@ def recognise(released: Released) -> str:
 
 
 def read_options(released: Released, kind: str) -> dict[str, object]:
-    """The values of config keys that can be read from a file, by key."""
+    """The values of config keys that can be read from a file, by key.
+
+    Raises:
+        CheckpointError: it has more layers than any detector.
+    """
     tensors, settings = released.tensors, released.settings
     body = "" if kind == "torchvision_resnet" else "backbone.0.body."
     found = {"MODEL.RESNETS.DEPTH": _depth(tensors, body)}
@@ -102,7 +107,11 @@ def read_options(released: Released, kind: str) -> dict[str, object]:
         blocks = _count(tensors, encoder)
         found["MODEL.SMCA.NUM_QUERIES"] = _length(tensors, "query_embed.weight")
         found["MODEL.SMCA.DIM_FEEDFORWARD"] = _length(tensors, f"{encoder}0.linear1.weight")
-        found["MODEL.SMCA.DECODER.NUM_LAYERS"] = _count(tensors, decoder)
+        found["MODEL.SMCA.DECODER.NUM_LAYERS"] = layers = _count(tensors, decoder)
+        if max(blocks, layers) > _MOST_LAYERS:
+            raise CheckpointError(
+                f"{released.path} has {blocks} encoder and {layers} decoder layers"
+            )
         if kind == "smca_depthwise":
             found["MODEL.SMCA.ENCODER.NUM_LAYERS"] = blocks
             found["MODEL.SMCA.ENCODER.KERNEL_SIZE"] = max(

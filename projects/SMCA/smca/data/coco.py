@@ -64,7 +64,16 @@ class CocoDataset:
 
 
 def own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
-    """Annotation file and image folder of each DATASETS.COCO_FORMAT; they hide built-in ones."""
+    """Annotation file and image folder of each DATASETS.COCO_FORMAT; they hide built-in ones.
+
+    Raises:
+        DatasetError: a name that would lead out of the folder where its results are written.
+    """
+    for name, *_ in cfg.DATASETS.COCO_FORMAT:
+        if not name.isprintable() or {"", ".", ".."} & set(name.split(os.sep)):
+            raise DatasetError(
+                f"DATASETS.COCO_FORMAT has the name {name!r}, which is none for a folder of results"
+            )
     return {name: (json_file, root) for name, json_file, root in cfg.DATASETS.COCO_FORMAT}
 
 
@@ -228,19 +237,6 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
 def shown(names: Sequence[str], most: int = 20) -> str:
     """The names, or the first of many."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def complete_annotations(annotations: list[dict]) -> None:
-    """Add, in place, what pycocotools needs and other programs may leave out: ids, areas, crowds.
-
-    Args:
-        annotations: of a file in COCO's format.
-    """
-    for number, annotation in enumerate(annotations, start=1):
-        # pycocotools takes a match with annotation 0 for no match.
-        annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def drop_bad_boxes(records: list[dict], name: str) -> list[dict]:

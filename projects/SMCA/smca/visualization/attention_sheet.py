@@ -160,5 +160,6 @@ class Sheet:
             fontsize=fontsize,
             ha=ha,
             va="center",
+            parse_math=False,  # a class may be called "$"
             **options,
         )

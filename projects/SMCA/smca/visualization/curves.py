@@ -64,7 +64,7 @@ def draw_histories(
             axes.axvline(drop, color=style["color"], linestyle=":", linewidth=1, alpha=0.5)
     labels = [summary(history, over, ap50=ap50) for history in histories]
     handles = [
-        Line2D([], [], label=label, **style)
+        Line2D([], [], label=label.replace("$", r"\$"), **style)  # which would begin a formula
         for label, (_, style) in zip(labels, styled, strict=True)
     ]
     figure.legend(

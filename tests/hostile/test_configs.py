@@ -1,0 +1,207 @@
+"""Config files and command lines that ask for code, memory or what is none of a config's."""
+
+import os
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import smca
+from smca.config import ConfigError, flatten, load_cfg
+from smca.yaml_files import read_config_file, read_yaml
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12)
+)
+MERGED = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n + 1}: &a{n + 1} {{<<: [{', '.join([f'*a{n}'] * 9)}]}}\n" for n in range(12)
+)
+FILES = {
+    "laughs": (BOMB + "MODEL: *a12\n", "more than 100000 values"),
+    "merges": (MERGED, "more than 100000 values"),
+    "itself": ("SOLVER: &a\n  STEPS: *a\n", "line 1 .*inside of what it names"),
+    "chain": ("a0: &a0 x\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(3000)), ""),
+    "deep": ("MODEL: " + "[" * 50_000, "nested too deeply"),
+    "deep keys": ("MODEL: " + "{a: " * 5000 + "1" + "}" * 5000, "nested too deeply"),
+    "large": ("# " + "x" * 2**21 + "\nVERSION: 2\n", "larger than"),
+    "list": ("- VERSION\n", "holds a list"),
+    "text": ("just text\n", "holds a str"),
+    "two": ("VERSION: 2\n---\nVERSION: 2\n", "line 2 "),
+    "twice": ("VERSION: 2\nSOLVER: {MAX_ITER: 1}\nSOLVER: {MAX_ITER: 2}\n", "line 3 .*'SOLVER'"),
+    "number key": ("1: 2\n", "line 1 .*no name"),
+    "list key": ("[1, 2]: 2\n", "line 1 .*no name"),
+    "yes key": ("VERSION: 2\non: 2\n", "line 2 .*no name"),
+    "empty value": ("SOLVER:\n  MAX_ITER:\n", r"SOLVER\.MAX_ITER has no value"),
+    "no value": ('SOLVER: {MAX_ITER: "None"}\n', r"SOLVER\.MAX_ITER has no value"),
+    "tag": ("VERSION: !!bool perhaps\n", "cannot be read"),
+    "time": ("VERSION: !!timestamp x\n", "cannot be read"),
+    "day": ("VERSION: 2026-99-99\n", "cannot be read"),
+    "digits": ("SOLVER: {MAX_ITER: " + "9" * 5000 + "}\n", "cannot be read"),
+    "own tag": ("VERSION: !mine 3\n", "line 1 .*!mine"),
+    "set": ("DATASETS: {TRAIN: !!set {a}}\n", r"DATASETS"),
+    "group": ("MODEL: 3\n", "Type mismatch.*MODEL"),
+    "below a value": ("SOLVER: {MAX_ITER: {a: 1}}\n", r"unknown config key SOLVER\.MAX_ITER\.a"),
+    "literal": ("OUTPUT_DIR: '" + "(" * 5000 + "'\n", ""),
+    "minus": ("OUTPUT_DIR: '" + "-" * 100_000 + "1'\n", "nested too deeply"),
+    "unhashable": ('OUTPUT_DIR: "{[]: 1}"\n', "OUTPUT_DIR|unhashable"),
+    "long": ("OUTPUT_DIR: {a: " + "x" * 100_000 + "}\n", "OUTPUT_DIR"),
+    "long key": ("? " + "x" * 100_000 + "\n: 1\n", "unknown config key xxx"),
+    "utf-8": (b"OUTPUT_DIR: \xff\xfe\n", "cannot be read"),
+    "zero": (b"OUTPUT_DIR: a\0b\n", "cannot be read"),
+    "binary": (bytes(range(256)), "cannot be read"),
+}
+
+
+def refused(path, message, opts=()):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_cfg(smca.get_cfg(), str(path), opts)
+    assert len(str(error.value)) < 1500 and len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_config_are_named(tmp_path, little_memory, name):
+    text, message = FILES[name]
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with little_memory(512):
+        if name == "literal":  # which is a text, after all
+            assert load_cfg(smca.get_cfg(), str(path)).OUTPUT_DIR.startswith("((")
+        else:
+            assert "bad.yaml" in refused(path, message) or "has no value" in message
+    # And as what another takes in.
+    (tmp_path / "good.yaml").write_text("_BASE_: bad.yaml\n")
+    with little_memory(512):
+        if name != "literal":
+            refused(tmp_path / "good.yaml", message)
+
+
+def test_an_empty_file_has_the_defaults(tmp_path):
+    (tmp_path / "a.yaml").write_text("# nothing\n")
+    assert load_cfg(smca.get_cfg(), str(tmp_path / "a.yaml")) == smca.get_cfg()
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.mkdir ['{made}']",
+        "!!python/object/new:os.mkdir ['{made}']",
+        "!!python/object:os.mkdir {{}}",
+        "!!python/name:os.mkdir",
+        "!!python/module:os",
+        "!!python/tuple [!!python/object/apply:os.mkdir ['{made}']]",
+        "&a [!!python/object/apply:os.mkdir ['{made}'], *a]",
+    ],
+)
+def test_no_code_runs_wherever_it_stands(tmp_path, payload, tag):
+    path = tmp_path / "evil.yaml"
+    value = tag.format(made=payload.path)
+    for text in (f"OUTPUT_DIR: {value}\n", f"? {value}\n: 1\n", f"{value}\n", f"_BASE_: {value}\n"):
+        path.write_text(text)
+        assert "evil.yaml, line 1 " in refused(path, "cannot be read")
+        (tmp_path / "harmless.yaml").write_text("_BASE_: [evil.yaml]\n")
+        assert "evil.yaml, line 1 " in refused(tmp_path / "harmless.yaml", "cannot be read")
+        with pytest.raises(ConfigError, match=r"evil\.yaml, line 1 "):
+            read_yaml(path)
+        with pytest.raises(ConfigError, match=r"evil\.yaml, line 1 "):
+            smca.Predictor(path)
+
+
+def test_bases_that_lead_back_or_nowhere_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    path = tmp_path / "a.yaml"
+    for base in ("a.yaml", "[a.yaml, a.yaml]"):
+        path.write_text(f"_BASE_: {base}\n")
+        refused(path, r"a\.yaml takes in more than 50 files by _BASE_")
+    bases = ("none.yaml", "/dev/zero", "fifo", ".", "''", "https://example.com/a.yaml", '"a\\0b"')
+    for base in (*bases, "3", "{a: b}", "[[a.yaml]]", "null", "~nobody/a.yaml"):
+        path.write_text(f"_BASE_: {base}\n")
+        refused(path, r"a\.yaml has _BASE_ ")
+
+
+def test_bases_are_taken_as_detectron2_takes_them(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.yaml").write_text("_BASE_: [../b.yaml, c.yaml]\nSEED: 3\n")
+    (tmp_path / "b.yaml").write_text("SEED: 1\nSOLVER: {MAX_ITER: 5, GAMMA: 0.5}\n")
+    (tmp_path / "sub/c.yaml").write_text(f"_BASE_: {tmp_path}/b.yaml\nSOLVER: {{GAMMA: 0.25}}\n")
+    read = read_config_file(str(tmp_path / "sub/a.yaml"))
+    assert read == {"SEED": 3, "SOLVER": {"MAX_ITER": 5, "GAMMA": 0.25}}
+    assert read == type(smca.get_cfg()).load_yaml_with_base(str(tmp_path / "sub/a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.STEPS", "(" * 1000),
+        ("SOLVER.STEPS", "-" * 100_000 + "1"),
+        ("SOLVER.STEPS", "{[]: 1}"),
+        ("SOLVER.STEPS", "9" * 5000),
+        ("SOLVER.STEPS", "__import__('os').system('exit')"),
+        ("SOLVER.MAX_ITER", "9**9**9"),
+        ("SOLVER.MAX_ITER", "None"),
+        ("SOLVER.MAX_ITER", "True"),
+        ("SOLVER.MAX_ITER", "1e3"),
+        ("SOLVER.MAX_ITER", "\0"),
+        ("SOLVER.BASE_LR", "x" * 10_000),
+        ("SOLVER.BASE_LR", [1]),
+        ("SOLVER.BASE_LR", 10**400),
+        ("OUTPUT_DIR", "None"),
+        ("_BASE_", "a.yaml"),
+        ("MODEL", "{}"),
+        ("", ""),
+        (".", "1"),
+    ],
+)
+def test_values_of_the_command_line_that_are_none_are_refused(little_memory, key, value):
+    with little_memory(512):
+        message = refused("", "SOLVER|OUTPUT_DIR|key|command line", [key, value])
+    assert key.rpartition(".")[2] in message or "command line" in message
+
+
+SCRAPS = ["&a ", "*a", "<<: ", "!!int ", "!!str ", "\t", ": ", "- ", "? ", "|\n", "%YAML 9\n", "\0"]
+SCRAPS += ["{", "}", "[", "'", '"', "#", "é", "\x85", "null", ".nan", "1e9999", "---\n", "  "]
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(tmp_path_factory, data):
+    text = "_BASE_: []\nMODEL:\n  SMCA: {NHEADS: 4, DROPOUT: 0.5}\nOUTPUT_DIR: out\nSEED: 1\n"
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(text)))
+        scrap = data.draw(st.one_of(st.sampled_from(SCRAPS), st.text(max_size=3)))
+        text = text[:place] + scrap + text[place + data.draw(st.integers(0, 3)) :]
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    defaults = flatten(smca.get_cfg())
+    try:
+        loaded = flatten(load_cfg(smca.get_cfg(), str(path)))
+    except ConfigError as error:
+        assert len(str(error)) < 1500
+        assert "damaged.yaml" in str(error) or "has no value" in str(error)
+    else:
+        assert {key: type(value) for key, value in loaded.items()} == {
+            key: type(value) for key, value in defaults.items()
+        }
+
+
+@settings(max_examples=200)
+@given(
+    key=st.sampled_from(sorted(flatten(smca.get_cfg()))),
+    value=st.one_of(
+        st.text(max_size=12),
+        st.integers().map(str),
+        st.floats().map(str),
+        st.recursive(st.integers(0, 9), st.lists, max_leaves=5).map(str),
+    ),
+)
+@example(key="SEED", value="0x10")
+def test_values_keep_the_type_of_their_key(key, value):
+    default = flatten(smca.get_cfg())[key]
+    try:
+        cfg = load_cfg(smca.get_cfg(), opts=[key, value])
+    except ConfigError as error:
+        assert key in str(error) or "command line" in str(error)
+    else:
+        assert type(flatten(cfg)[key]) is type(default)
+        assert yaml.safe_load(cfg.dump())

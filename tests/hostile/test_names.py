@@ -1,0 +1,152 @@
+"""Names that files give, to images, classes and datasets: where they lead, what they do there."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import smca
+from smca.analysis.markdown import markdown_table
+from smca.data.checking import check_dataset
+from smca.data.coco import DatasetError, dataset_files, load_coco, results_folder
+from smca.data.scoring import tabulate
+from smca.data.truth import distinct
+from smca.launching import guarded
+from smca.modeling.heads import Detections
+from smca.native.evaluation import evaluate
+from smca.training.report import results_tables
+from smca.visualization.attention_sheet import Sheet
+from smca.visualization.curves import draw_histories
+from smca.visualization.detections import draw_detections
+from smca.visualization.page import Picture, write_page
+
+
+def write(folder, file_name="a.png", names=("star",), boxes=((1, 1, 9, 9),)):
+    """An annotation file, an image that it may name, and one beside the image folder."""
+    images = folder / "images"
+    (images / "sub").mkdir(parents=True, exist_ok=True)
+    for path in (images / "a.png", images / "sub/a.png", folder / "a.png"):
+        Image.new("RGB", (30, 20)).save(path)
+    content = {
+        "images": [{"id": 1, "file_name": str(file_name), "width": 30, "height": 20}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": list(box)} for box in boxes],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    return "mine", str(folder / "a.json"), str(images)
+
+
+@pytest.mark.parametrize("name", ["a.png", "sub/a.png", "./a.png", "sub/../a.png", "sub//a.png"])
+def test_names_below_the_image_folder_are_read(tmp_path, name):
+    (record,) = load_coco(*write(tmp_path, name)).records
+    assert record["file_name"].startswith(str(tmp_path / "images"))
+    assert Image.open(record["file_name"]).size == (30, 20)
+    (record,) = load_coco(*write(tmp_path, tmp_path / "images" / name)).records
+    assert Image.open(record["file_name"]).size == (30, 20)
+
+
+def test_links_in_the_image_folder_lead_where_their_owner_wants(tmp_path):
+    files = write(tmp_path, "linked/a.png")
+    (tmp_path / "images/linked").symlink_to(tmp_path)
+    assert len(load_coco(*files).records) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "sub/../../a.png", "/etc/passwd", "/dev/zero", "..", ".", "sub/.."]
+)
+def test_names_that_leave_the_image_folder_are_refused(tmp_path, name):
+    files = write(tmp_path, name)
+    told = rf"'mine'.*a\.json.*images\[0\] has file_name '{re.escape(name)}'.*not inside the image"
+    with pytest.raises(DatasetError, match=told):
+        load_coco(*files)
+    checked = check_dataset(*files, num_queries=9)
+    assert any(name in entry for entries in checked.findings.values() for entry in entries)
+    beside = tmp_path / "images-2/a.png"
+    with pytest.raises(DatasetError, match="not inside the image folder"):
+        load_coco(*write(tmp_path, beside))
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../b", "", ".", "a//b", "\x1b[2J", "a/"])
+def test_names_of_datasets_stay_in_the_folder_of_results(tmp_path, name):
+    cfg = smca.get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.DATASETS.COCO_FORMAT = [[name, "a.json", "images"], ["mine/val", "a.json", "images"]]
+    cfg.DATASETS.TEST = (name, "mine/val")
+    with pytest.raises(DatasetError, match=r"DATASETS\.COCO_FORMAT has the name"):
+        dataset_files(cfg, name)
+    del cfg.DATASETS.COCO_FORMAT[0]
+    assert dataset_files(cfg, "mine/val") == ("a.json", "images")
+    assert results_folder(cfg, "mine/val") == f"{tmp_path}/inference/mine/val"
+
+
+def test_classes_of_one_name_have_an_ap_each(tmp_path):
+    assert distinct(["a", "b", "a", "a (2)", "a"]) == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]
+    dataset = load_coco(*write(tmp_path, names=("star", "star", "moon")))
+    found = Detections(torch.tensor([[1.0, 1, 10, 10]]), torch.ones(1), torch.tensor([0]))
+    result = evaluate(tabulate([(1, found)]), dataset, str(tmp_path))["bbox"]
+    assert result["AP-star"] == pytest.approx(100)
+    assert [key for key in result if "star" in key] == ["AP-star", "AP-star (2)"]
+
+
+@pytest.mark.parametrize(
+    "box", [(np.nan, 1, 9, 9), (1, 1, np.inf, 9), (1, 1, 9, 0), (9, 9, -5, -5)]
+)
+def test_a_box_that_is_none_is_missed_and_never_found(tmp_path, box):
+    dataset = load_coco(*write(tmp_path, boxes=[(1, 1, 9, 9), box]))
+    boxes = torch.tensor([[1.0, 1, 10, 10], [0, 0, 30, 20], [4, 4, 9, 9]])
+    found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64))
+    result = evaluate(tabulate([(1, found)]), dataset, str(tmp_path))["bbox"]
+    # One of two objects, before anything false: precision 1 up to half of the recall.
+    assert result["AP"] == pytest.approx(100 * 51 / 101)
+
+
+EVIL = "<script>alert('$x$ | \"')</script>"
+
+
+def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
+    picture = Picture(png=b"png", caption=[EVIL, EVIL])
+    page = tmp_path / "page.html"
+    write_page(
+        page, title=EVIL, introduction=[EVIL], pictures=[picture], columns=[EVIL], rows=[[EVIL]]
+    )
+    text = page.read_text()
+    assert "<script" not in text and text.count("&lt;script&gt;") == 8
+    assert not re.search(r'alt="[^"]*[<>]', text) and "'\"" not in text
+
+    rows = [[EVIL + "\nb", "1"]]
+    assert markdown_table(["a", "b"], rows).splitlines()[2:] == [
+        "| &lt;script>alert('$x$ \\| \"')&lt;/script> b | 1 |"
+    ]
+    result = {"bbox": {"AP": 1.0, f"AP-{EVIL}": 2.0}}
+    assert "<script" not in results_tables({"mine": result})
+
+    image = np.zeros((20, 30, 3), np.uint8)
+    for name in (EVIL, "$\\frac{$", "x" * 1000, "ノード", "\U0001f600"):
+        assert draw_detections(image, [[1, 1, 9, 9]], [0], [0.5], [name]).size[0] >= 30
+        sheet = Sheet((3, 2), image)
+        sheet.text((0, 0, 3, 1), name, fontsize=9)
+        sheet.figure.savefig(tmp_path / "sheet.png")
+
+
+def test_runs_in_folders_of_any_name_are_drawn(tmp_path):
+    from smca.analysis.runs import read_runs, runs_table
+
+    for name in ("$\\frac{$ $", "a|b", "_c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text('{"iteration": 3, "bbox/AP": 1.5}\n')
+    histories = read_runs(sorted(tmp_path.iterdir()))
+    draw_histories(histories).savefig(tmp_path / "runs.png")
+    assert "| a\\|b |" in runs_table(histories)
+
+
+def test_a_message_has_no_escapes_that_a_terminal_obeys(capsys):
+    def program():
+        raise DatasetError("a\x1b[2Jb\x9bc\ud800 é\nd")
+
+    assert guarded(program) == 2
+    assert capsys.readouterr().err == "DatasetError: a\\x1b[2Jb\\x9bc\\ud800 é\nd\n"
+    assert sys.stderr
