@@ -79,7 +79,9 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace, engine: str) -> int:
+def main(args: argparse.Namespace) -> int:
+    engine, reason = choose_engine(args.engine)
+    print(reason, flush=True)
     found = sources.gather(args.input, args.output, camera=args.webcam)
     predictor = Predictor(
         args.config_file, args.weights, opts=args.opts, device=args.device, engine=engine
@@ -118,7 +120,8 @@ def main(args: argparse.Namespace, engine: str) -> int:
                         least_side=384 if frame.number is None else 0,
                     )
                     writer.write(frame, picture)
-                    results.add(frame, result)
+                    if args.save_json:  # else a camera's would pile up
+                        results.add(frame, result)
                 progress.update(len(batch))
     except KeyboardInterrupt:
         if args.webcam is None:
@@ -140,7 +143,4 @@ def main(args: argparse.Namespace, engine: str) -> int:
 
 
 if __name__ == "__main__":
-    arguments = parse()
-    chosen, why = choose_engine(arguments.engine)
-    print(why, flush=True)
-    sys.exit(guarded(main, arguments, chosen))
+    sys.exit(guarded(main, parse()))

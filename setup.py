@@ -1,6 +1,7 @@
 """Packaging: the importable package `smca` lives in projects/SMCA, as Detectron2's projects do."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 SOURCE = "projects/SMCA"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / SOURCE / "smca/__init__.py").read_text())[1]
+# Its PYTHON and NEEDED; these and the other bounds below are of versions that pass the tests.
+VERSIONS = runpy.run_path(str(HERE / SOURCE / "smca/versions.py"))
 
 # Not on PyPI, and its build needs torch: pip install --no-build-isolation -e '.[detectron2]'
 DETECTRON2 = (
     "detectron2 @ git+https://github.com/facebookresearch/detectron2.git"
     "@02b5c4e295e990042a714712c21dc79b731e8833"
 )
-EXPORT = ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"]
-VIDEO = ["opencv-python-headless>=4.8"]
+EXPORT = ["onnx>=1.21", "onnxscript>=0.2", "onnxruntime>=1.20"]
+VIDEO = ["opencv-python-headless>=4.8.0.76"]
 
 
 class BuildWithConfigs(build_py):
@@ -39,24 +42,25 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=f">={VERSIONS['PYTHON']}",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
     package_data={"smca": ["**/*.yaml", "**/*.json"]},
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["smca-train = smca.train:main"]},
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
-        "numpy",
-        "scipy",
-        "Pillow",
-        "PyYAML",
+        *(f"{name}>={version}" for name, version in VERSIONS["NEEDED"].items()),
+        "numpy>=1.23.5",
+        "scipy>=1.9.3",
+        # Known faults of its decoders are mended there; 13 has no Python 3.10.
+        "Pillow>=13.0; python_version >= '3.11'",
+        "Pillow>=12.3; python_version < '3.11'",
+        "PyYAML>=6.0.1",
         "fvcore>=0.1.5.post20221221",
         "pycocotools>=2.0.7",
-        "matplotlib",
-        "tensorboard",
-        "tqdm",
+        "matplotlib>=3.7",
+        "tensorboard>=2.11.2",
+        "tqdm>=4.64.1",
     ],
     extras_require={
         "detectron2": [DETECTRON2],
@@ -65,7 +69,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
-            "hypothesis>=6",
+            "hypothesis>=6.82",
             "setuptools>=64",
             "wheel",
             *EXPORT,

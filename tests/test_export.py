@@ -149,7 +149,7 @@ def test_a_fixed_size(pixel_detector, tmp_path):
     facts = metadata(cfg, NAMES, (70, 90))
     checks = export_check.check_batches(cfg, size=(70, 90))
     assert len(export(model, path, form="export", metadata=facts, checks=checks)) == 2
-    with pytest.raises(AssertionError, match="70"):
+    with pytest.raises((AssertionError, RuntimeError), match="70"):  # by version of torch
         FORMATS["export"].read(path)(torch.zeros(1, 3, 80, 90))
 
 

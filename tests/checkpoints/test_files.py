@@ -249,7 +249,7 @@ def test_a_damaged_newest_file_is_passed_over(tmp_path, tiny_config, caplog, fau
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.pth"
     write_checkpoint({"model": {"a": torch.ones(2)}}, path)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="pickle|local object"):  # by version of Python
         write_checkpoint({"model": OrderedDict(a=lambda: None)}, path)
     assert_close(torch.load(path)["model"]["a"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]

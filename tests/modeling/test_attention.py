@@ -70,8 +70,8 @@ def test_modulated_attention_and_gradients(oriented, heads):
     if not oriented:  # xy is zero and not part of the model
         gradients, wanted = ((*some[:-1], some[-1][..., :2]) for some in (gradients, wanted))
     for gradient, reference in zip(gradients, wanted, strict=True):
-        # Sums over all keys, which each torch rounds its own way: by the largest of them.
-        assert_close(gradient, reference, atol=5e-5 * reference.abs().max().item(), rtol=0)
+        # Each is a sum over all keys that may cancel, and every torch adds in another order.
+        assert (gradient - reference).norm() < 2e-5 * reference.norm()
 
 
 def test_padded_keys_get_nothing_and_rows_sum_to_one():

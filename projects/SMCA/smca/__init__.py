@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from . import model_zoo
-from .config import add_smca_config, get_cfg
-from .modeling import build_detector
+from .versions import check
+
+check()
+
+from . import model_zoo  # noqa: E402
+from .config import add_smca_config, get_cfg  # noqa: E402
+from .modeling import build_detector  # noqa: E402
 
 if TYPE_CHECKING:
     from .predictor import Predictor

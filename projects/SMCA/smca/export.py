@@ -178,6 +178,7 @@ def _why(model: PixelDetector, form: str, size: Size | None, error: Exception) -
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
     remedy = "" if size else "; with images of one size, --size HEIGHT WIDTH, it may be possible"
+    remedy += f"; this torch is {torch.__version__}, and newer ones export more"
     return f"a model of {names} cannot be exported as {form!r}: {reason}{remedy}"
 
 

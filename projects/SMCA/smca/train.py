@@ -6,16 +6,21 @@ Examples:
     torchrun --nproc-per-node 8 -m smca.train --config smca_R50_108ep
 """
 
+import argparse
+import io
 import os
 import sys
 import warnings
 
-from .cli import argument_parser, choose_engine
+from .cli import argument_parser, choose_engine, detectron2_host
 from .launching import guarded
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
 # not in main, for the processes that are spawned too: they begin by importing this module.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+# Names of classes and files that a terminal cannot show are not worth an error.
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> int:
@@ -23,18 +28,22 @@ def main() -> int:
 
     0, 2 for what the user can mend, 3 for a loss that is not finite, 128 + a signal's number.
     """
-    args = argument_parser(
+    parser = argument_parser(
         "Train or evaluate a detector, on Detectron2 where it is installed, else on PyPI packages "
         "alone."
-    ).parse_args()
+    )
+    return guarded(_run, parser.parse_args())
+
+
+def _run(args: argparse.Namespace) -> int:
     engine, reason = choose_engine(args.engine)
     if os.getenv("RANK", "0") == "0":  # of torchrun's processes, the first says it
         print(reason, flush=True)
     if engine == "detectron2":
-        from .d2.launch import run
-    else:
-        from .native.launch import run
-    return guarded(run, args)
+        return detectron2_host("launch").run(args)
+    from .native.launch import run
+
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _setup_logging(output_dir: str | None) -> None:
     if output_dir is not None:
         handlers = [
             logging.StreamHandler(sys.stdout),
-            logging.FileHandler(os.path.join(output_dir, "log.txt")),
+            logging.FileHandler(os.path.join(output_dir, "log.txt"), encoding="utf-8"),
         ]
     form = logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
     for name in ("smca", "fvcore"):
