@@ -49,7 +49,9 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
 from smca.analysis.memory import peak_above_rest
+from smca.data import scoring
 from smca.data.coco import CocoDataset, load_coco
+from smca.data.scoring import tabulate
 from smca.launching import guarded
 from smca.modeling import Detections
 from smca.native import evaluation
@@ -176,12 +178,12 @@ def plain(case: Case) -> Callable[[], Results]:
 def native(case: Case) -> Callable[[], Results]:
     """The work of the native host's evaluation."""
     dataset, detections = made_up(case)
-    return lambda: evaluation.evaluate(detections, dataset, case.folder)["bbox"]
+    return lambda: evaluation.evaluate(tabulate(detections), dataset, case.folder)["bbox"]
 
 
 def alone(case: Case) -> Callable[[], Results]:
     """The same in one process."""
-    return mock.patch.object(evaluation, "_PROCESSES", 1)(native(case))
+    return mock.patch.object(scoring, "_PROCESSES", 1)(native(case))
 
 
 def detectron2(case: Case) -> Callable[[], Results]:
@@ -201,18 +203,18 @@ def evaluations() -> dict[str, Callable[[Case], Callable[[], Results]]]:
 @contextlib.contextmanager
 def stages() -> Iterator[dict[str, float]]:
     """Seconds by stage, of all that is called in this context and not inside of another stage."""
-    kinds = [COCOeval]
+    hosts = [evaluation]
     if find_spec("detectron2"):
-        from smca.d2.analysis import COCOeval_opt
+        from smca.d2 import evaluation as of_detectron2
 
-        kinds.append(COCOeval_opt)
+        hosts.append(of_detectron2)
     calls = {
         "read": [(json, "load"), (COCO, "createIndex")],
         "write": [(json, "dump"), (json, "dumps"), (torch, "save")],
         "score": [
             (COCO, "loadRes"),
-            (evaluation, "_score"),
-            *product(kinds, ("evaluate", "accumulate", "summarize")),
+            *product(hosts, ["score"]),
+            *product([COCOeval], ("evaluate", "accumulate", "summarize")),
         ],
     }
     spent = dict.fromkeys(calls, 0.0)

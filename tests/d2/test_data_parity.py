@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 
 import smca  # noqa: E402
 from smca.data.coco import load_coco  # noqa: E402
+from smca.data.scoring import tabulate  # noqa: E402
 from smca.data.shapes import write_shapes_dataset  # noqa: E402
 from smca.modeling.heads import Detections  # noqa: E402
 from smca.native.data import NativeMapper, resized_shape  # noqa: E402
@@ -107,7 +108,7 @@ def test_scores(shapes, registered, tmp_path):
         instances.pred_classes = detections.labels
         evaluator.process([record], [{"instances": instances}])
     expected = evaluator.evaluate()["bbox"]
-    scores = evaluate(found, dataset, str(tmp_path))["bbox"]
+    scores = evaluate(tabulate(found), dataset, str(tmp_path))["bbox"]
     assert list(scores) == list(expected)
     for metric, value in expected.items():
         assert scores[metric] == pytest.approx(value, abs=1e-9, nan_ok=True), metric

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -23,8 +22,6 @@ from ..modeling.detector import Detector
 from ..modeling.heads import Detections
 from .datasets import register_datasets
 from .evaluation import CocoEvaluator
-
-__all__ = ["DETECTRON2", "COCOeval_opt", "build", "evaluation", "read"]
 
 
 def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

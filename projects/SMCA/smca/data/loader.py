@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import io
 import os
 import pickle
@@ -89,6 +90,8 @@ class _Sharing(pickle.Pickler):
 
 
 def _init_worker(places: ctypes.Array[Place], worker: int) -> None:
+    # Collections would copy what the trainer has made into each process.
+    gc.freeze()
     take_place(places[worker])
     # Also where it waits for a file that never comes.
     end_with_parent()

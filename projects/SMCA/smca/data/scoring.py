@@ -7,6 +7,7 @@ keeps is then kept of one class only. Classes can be shared out to processes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -163,6 +164,8 @@ _inherited: tuple[COCO, Found, type[COCOeval]]
 def _inherit(*inherited: object) -> None:
     global _inherited
     _inherited = inherited
+    # Collections that look at what is inherited would copy it into each process.
+    gc.freeze()
 
 
 def _score_inherited(label: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..data.coco import CocoDataset, load_datasets, results_folder
+from ..data.scoring import tabulate
 from ..modeling.heads import Detections
 from . import distributed
 from .data import build_test_loader
@@ -51,14 +53,14 @@ class Evaluator(Inference):
         return {name: result for name, result in results.items() if result}
 
     def _evaluate(self, dataset: CocoDataset) -> dict[str, dict[str, float]]:
-        found = self._detections(dataset)
+        found = tabulate(self._detections(dataset))
         if distributed.world_size() > 1:
             first = distributed.rank() == 0
             gathered = [None] * distributed.world_size() if first else None
-            dist.gather_object(list(found), gathered)
+            dist.gather_object(found, gathered)
             if not first:
                 return {}
-            found = [detection for worker in gathered for detection in worker]
+            found = np.concatenate(gathered)
         folder = results_folder(self.cfg, dataset.name)
         return evaluate(found, dataset, folder, by_class=self.cfg.TEST.PER_CLASS_AP)
 

@@ -1,0 +1,201 @@
+"""What runs hold after thousands of iterations, images and frames: no more than at first."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smca.checkpoints import write_checkpoint
+from smca.modeling import build_detector
+
+ROOT = Path(__file__).parent.parent
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says what processes hold"
+)
+
+# Even less than the tiny detector: what runs here runs thousands of times.
+TINIER = [
+    *("MODEL.SMCA.IN_FEATURES", ["res4"], "MODEL.SMCA.NUM_SCALES", 1),
+    *("MODEL.SMCA.ENCODER.BLOCKS", ["intra"], "MODEL.SMCA.DECODER.NUM_LAYERS", 1),
+]
+OPEN = ("files", "threads", "processes")
+
+
+@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
+def engine(request):
+    return request.param
+
+
+@pytest.fixture
+def held(train_net):
+    """``held(program, ...)``: what a program of watched_programs.py prints of itself."""
+
+    def run(*arguments):
+        output = train_net(*arguments, script=ROOT / "tests/watched_programs.py")
+        return json.loads(output.splitlines()[-1])
+
+    return run
+
+
+def noise(folder, count, classes):
+    """A dataset of so many images of noise, with seven boxes each: its entry and its bytes."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(1, count + 1):
+        height, width = rng.integers(32, 49, 2).tolist()
+        name = f"{number}.bmp"
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for category in rng.integers(1, classes + 1, 7).tolist():
+            box = [1, 1, width / 2, height / 2]
+            entry = {"image_id": number, "category_id": category, "bbox": box, "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, "area": box[2] * box[3], **entry})
+    categories = [{"id": number, "name": f"class {number}"} for number in range(1, classes + 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "noise.json").write_text(json.dumps(content))
+    return ["noise", str(folder / "noise.json"), str(folder)]
+
+
+@pytest.mark.slow
+def test_two_thousand_iterations_hold_what_three_hundred_did(
+    engine, config_file, train_net, tmp_path
+):
+    """With evaluations, checkpoints and a moving average on the way."""
+    file = config_file(
+        *(*TINIER, "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (32, 40, 48)),
+        *("DATALOADER.NUM_WORKERS", 2, "MODEL.EMA.ENABLED", True),
+        *("TEST.EVAL_PERIOD", 200, "SOLVER.CHECKPOINT_PERIOD", 250),
+    )
+    output = tmp_path / "long_run.json"
+    flags = ("--config-file", file, "--engines", engine, "--output", output)
+    often = ("--interval", 0.25, "--window", 200)
+    train_net(*flags, *often, script=ROOT / "benchmarks/long_run.py")
+    first, *_, last = json.loads(output.read_text())["rows"]
+    # Nobody may have looked between the last line and the end.
+    assert first["after"] == 300 and last["after"] in (1780, 1800)
+    assert last["resident"] < 1.02 * first["resident"]
+    assert last["total"] < 1.02 * first["total"]
+    assert all(last[name] == first[name] for name in ("threads", "processes"))
+    assert last["files"] <= first["files"] and last["shared"] <= first["most shared"]
+    with output.with_suffix(".csv").open() as file:
+        processes = {int(row["processes"]) for row in csv.DictReader(file)}
+    # The trainer and its loaders; and while it evaluates, other loaders.
+    assert last["processes"] == 3 and max(processes) > 3
+
+
+@pytest.mark.slow
+def test_evaluating_5000_images_needs_what_their_detections_need(
+    engine, config_file, held, tmp_path
+):
+    """Of 100 detections an image, 32 bytes each. An image has 5,000 bytes and is not kept; as
+    Python's objects the detections of one would have 47,000.
+    """
+    classes = 20
+    entry = noise(tmp_path, 5000, classes)
+    file = config_file(
+        *(*TINIER, "DATASETS.COCO_FORMAT", [entry], "DATASETS.TEST", ("noise",)),
+        *("DATASETS.TRAIN", ("noise",), "MODEL.SMCA.NUM_CLASSES", classes),
+        *("DATALOADER.NUM_WORKERS", 1, "INPUT.MIN_SIZE_TEST", 0),
+    )
+    found = held("evaluate", file, engine, 1, "500,2500,5000")
+    resident = {int(image): at["resident"] for image, at in found["at"].items()}
+    for begin, end in ((500, 2500), (2500, 5000), (500, 5000)):
+        assert (resident[end] - resident[begin]) / (end - begin) < 6000, resident
+    # With the loader and two processes that score a class each: one of the largest, since an
+    # untrained detector prefers few. All at once they would need 1.9 GB.
+    assert found["most"] - found["before"]["total"] < 600e6, found
+    results = tmp_path / "out/inference/coco_instances_results.json"
+    assert results.stat().st_size > 40e6
+    assert found["after"][0]["files"] == found["before"]["files"]
+
+
+@pytest.mark.slow
+def test_fifty_evaluations_leave_nothing_behind(engine, config_file, held):
+    file = config_file(*TINIER, "DATALOADER.NUM_WORKERS", 2)
+    found = held("evaluate", file, engine, 50, "1")
+    fifth, last = found["after"][4], found["after"][-1]
+    assert [last[name] for name in OPEN] == [fifth[name] for name in OPEN]
+    assert last["processes"] == 1 and last["shared"] <= fifth["shared"]
+    assert last["resident"] < 1.02 * fifth["resident"]
+
+
+@pytest.fixture
+def weights(tiny_config, tmp_path):
+    """A file of random weights."""
+    detector = build_detector(tiny_config(*TINIER))
+    path = tmp_path / "model.pth"
+    write_checkpoint({"model": detector.state_dict()}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_predictor_of_five_hundred_images_holds_what_one_of_fifty_does(
+    engine, config_file, weights, held
+):
+    first, *_, last = held("predict", config_file(*TINIER), engine, weights, 500)["after"]
+    assert [last[name] for name in OPEN] == [first[name] for name in OPEN]
+    assert last["resident"] < 1.02 * first["resident"]
+
+
+@pytest.mark.slow
+def test_a_video_of_five_hundred_frames_is_drawn_frame_by_frame(
+    config_file, weights, monkeypatch, tmp_path
+):
+    """Of 320x240 pixels, 230 kB each, it would fill 115 MB."""
+    cv2 = pytest.importorskip("cv2")
+    video, output = tmp_path / "long.avi", tmp_path / "drawn"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 25, (320, 240))
+    frame = np.zeros((240, 320, 3), dtype=np.uint8)
+    for number in range(500):
+        frame[:] = number // 2
+        writer.write(frame)
+    writer.release()
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from long_run import watch
+
+    model = ("--config-file", config_file(*TINIER), "--weights", weights, "--engine", "native")
+    files = ("--input", video, "--output", output, "--device", "cpu")
+    small = ("INPUT.MIN_SIZE_TEST", 64)
+    command = [sys.executable, ROOT / "demo.py", *model, *files, *small]
+    samples = [sample.held for sample in watch(list(map(str, command)), tmp_path, 0.1)]
+    drawing = [held for held in samples if held.files == max(h.files for h in samples)]
+    early, late = drawing[len(drawing) // 4], drawing[-1]
+    assert len(drawing) > 8
+    assert late.resident < 1.02 * early.resident
+    written = cv2.VideoCapture(str(output / "long.avi.mp4"))
+    assert written.get(cv2.CAP_PROP_FRAME_COUNT) == 500
+    written.release()
+
+
+@pytest.mark.slow
+def test_a_trainer_and_its_loaders_share_the_records(config_file, held, tmp_path):
+    """20,000 images with seven boxes each: as Python's objects they would have 70 MB in each."""
+    entry = noise(tmp_path, 100, 3)
+    content = json.loads(Path(entry[1]).read_text())
+    images, annotations = content["images"], content["annotations"]
+    content["images"] = [
+        image | {"id": i * 1000 + image["id"]} for i in range(200) for image in images
+    ]
+    content["annotations"] = [
+        annotation | {"image_id": i * 1000 + annotation["image_id"]}
+        for i in range(200)
+        for annotation in annotations
+    ]
+    Path(entry[1]).write_text(json.dumps(content))
+    file = config_file(
+        *(*TINIER, "DATASETS.COCO_FORMAT", [entry], "DATASETS.TRAIN", ("noise",)),
+        *("DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 3),
+    )
+    found = held("load", file)
+    assert found["training"]["processes"] == 4
+    assert found["loaded"]["total"] - found["before"]["total"] < 60e6, found
+    # Of their own each has little: Python's objects that have changed, and batches.
+    assert found["training"]["total"] - found["loaded"]["total"] < 3 * 25e6, found
