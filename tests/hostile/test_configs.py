@@ -21,7 +21,7 @@ FILES = {
     "laughs": (BOMB + "MODEL: *a12\n", "more than 100000 values"),
     "merges": (MERGED, "more than 100000 values"),
     "itself": ("SOLVER: &a\n  STEPS: *a\n", "line 1 .*inside of what it names"),
-    "chain": ("a0: &a0 x\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(3000)), ""),
+    "chain": ("a0: &a0 x\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(3000)), "."),
     "deep": ("MODEL: " + "[" * 50_000, "nested too deeply"),
     "deep keys": ("MODEL: " + "{a: " * 5000 + "1" + "}" * 5000, "nested too deeply"),
     "large": ("# " + "x" * 2**21 + "\nVERSION: 2\n", "larger than"),

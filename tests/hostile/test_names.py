@@ -107,6 +107,7 @@ def test_a_box_that_is_none_is_missed_and_never_found(tmp_path, box):
 EVIL = "<script>alert('$x$ | \"')</script>"
 
 
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
     picture = Picture(png=b"png", caption=[EVIL, EVIL])
     page = tmp_path / "page.html"
