@@ -102,7 +102,10 @@ def test_a_loader_process_that_reads_nothing_blames_no_file(records):
 
 @pytest.mark.parametrize(
     ("engine", "part", "number"),
-    [("native", "val", signal.SIGSEGV), DETECTRON2.values + ("train", signal.SIGKILL)],
+    [
+        ("native", "val", signal.SIGSEGV),
+        pytest.param("detectron2", "train", signal.SIGKILL, marks=needs_detectron2),
+    ],
 )
 def test_a_run_says_so_in_one_line(engine, part, number, config_file, train_net, shapes, tmp_path):
     images = tmp_path / "images"
