@@ -18,12 +18,21 @@ import torch
 from torch import nn
 
 from smca import Predictor, get_cfg
-from smca.analysis.footprint import footprint
+from smca.analysis.footprint import Footprint, footprint
 from smca.config import load_cfg
 from smca.launching import prepare
 from smca.modeling import build_detector
 from smca.native.data import build_train_loader
 from smca.native.evaluator import Evaluator
+
+# A thread that looks has a file open meanwhile.
+_looking = threading.Lock()
+
+
+def held() -> Footprint:
+    """What this process and its children hold now."""
+    with _looking:
+        return footprint()
 
 
 def prepared(config_file: str, engine: str) -> tuple[nn.Module, Callable[[], dict]]:
@@ -57,14 +66,14 @@ def evaluate(config_file: str, engine: str, times: str, marks: str) -> dict:
         nonlocal seen
         seen += 1
         if seen in wanted:
-            at[seen] = asdict(footprint())
+            at[seen] = asdict(held())
 
     detector.register_forward_hook(look)
-    before = asdict(footprint())
+    before = asdict(held())
     most = watch_total()
     for _ in range(int(times)):
         evaluation()
-        after.append(asdict(footprint()))
+        after.append(asdict(held()))
     return {"before": before, "at": at, "after": after, "most": most()}
 
 
@@ -74,7 +83,7 @@ def watch_total() -> Callable[[], int]:
 
     def run():
         while not stop.wait(0.1):
-            found.append(footprint().total)
+            found.append(held().total)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -99,22 +108,22 @@ def predict(config_file: str, engine: str, weights: str, images: str) -> dict:
         height, width = 32 + number % 3 * 16, 32 + number // 3 % 3 * 16
         predictor(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         if number % (int(images) // 10) == 0:
-            after.append(asdict(footprint()))
+            after.append(asdict(held()))
     return {"after": after}
 
 
 def load(config_file: str) -> dict:
     """``before``, then ``loaded``, and ``training`` with loaders that have made some batches."""
     cfg = prepare(load_cfg(get_cfg(), config_file))
-    before = asdict(footprint())
+    before = asdict(held())
     begun = time.perf_counter()
     loader = build_train_loader(cfg, seed=0)
     seconds = time.perf_counter() - begun
-    loaded = asdict(footprint())
+    loaded = asdict(held())
     batches = iter(loader)
     for _ in range(50):
         next(batches)
-    return {"before": before, "seconds": seconds, "loaded": loaded, "training": asdict(footprint())}
+    return {"before": before, "seconds": seconds, "loaded": loaded, "training": asdict(held())}
 
 
 if __name__ == "__main__":
