@@ -59,7 +59,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "pycocotools>=2.0.7",
         "matplotlib>=3.7",
-        "tensorboard>=2.11.2",
+        "tensorboard>=2.19",
         "tqdm>=4.64.1",
     ],
     extras_require={

@@ -89,11 +89,17 @@ def pixel_detector(tiny_config):
     return build
 
 
+free_sizes = pytest.mark.skipif(
+    torch.__version__ < (2, 11), reason="torch's exporter refuses images of any size"
+)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trace_is_the_model_for_any_size(family, pixel_detector, tmp_path):
     check("torchscript", *pixel_detector(*FAMILIES[family]), tmp_path)
 
 
+@free_sizes
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("form", ["onnx", "export"])
@@ -111,6 +117,7 @@ def check(form, cfg, model, folder):
     assert list(folder.iterdir()) == [path]
 
 
+@free_sizes
 def test_onnx_says_what_it_is_and_detects_what_the_predictor_does(pixel_detector, shapes, tmp_path):
     import onnx
 
@@ -243,6 +250,7 @@ def trained(config_file, pixel_detector, shapes, tmp_path):
     return file, tmp_path / "model.pth", tmp_path / "image.png"
 
 
+@free_sizes
 @pytest.mark.slow
 def test_the_tool_and_the_example(trained, train_net, tmp_path):
     """Every format, exported by the command line, prints what the predictor finds."""
