@@ -69,7 +69,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
-            "hypothesis>=6.82",
+            "hypothesis>=6.155",
             "setuptools>=64",
             "wheel",
             *EXPORT,
