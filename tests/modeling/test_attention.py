@@ -70,7 +70,7 @@ def test_modulated_attention_and_gradients(oriented, heads):
     if not oriented:  # xy is zero and not part of the model
         gradients, wanted = ((*some[:-1], some[-1][..., :2]) for some in (gradients, wanted))
     for gradient, reference in zip(gradients, wanted, strict=True):
-        # Each is a sum over all keys that may cancel, and every torch adds in another order.
+        assert_close(gradient, reference, atol=1e-4, rtol=1e-3)
         assert (gradient - reference).norm() < 2e-5 * reference.norm()
 
 
