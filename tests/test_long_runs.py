@@ -85,7 +85,7 @@ def test_two_thousand_iterations_hold_what_three_hundred_did(
     assert last["total"] < 1.02 * first["total"]
     assert all(last[name] == first[name] for name in ("threads", "processes"))
     assert last["files"] <= first["files"] and last["shared"] <= first["most shared"]
-    # The trainer and its loaders. Those of an evaluation live shorter than from one look to the next.
+    # The trainer and its loaders. Those of an evaluation may live between two looks.
     assert last["processes"] == 3
     with output.with_suffix(".csv").open() as file:
         assert {row["engine"] for row in csv.DictReader(file)} == {engine}
