@@ -301,6 +301,20 @@ def test_a_run_killed_before_its_last_file_gets_it(trainer, tmp_path):
     require_equal(folder, whole)
 
 
+def test_a_rate_that_is_changed_for_a_resume_counts(trainer, tmp_path):
+    """From the first iteration on, as do the schedule and the weight decay."""
+    folder, whole = tmp_path / "parts", tmp_path / "whole"
+    train(trainer("whole"))
+    leave(folder, whole, "model_0000002.pth", "model_0000002.pth")
+    decay = ("SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.WEIGHT_DECAY_NORM", 0.5)
+    one = trainer("parts", "SOLVER.BASE_LR", 5e-4, "SOLVER.STEPS", (3, 5), *decay)
+    one.resume_or_load(resume=True)
+    assert {group["lr"] for group in one.optimizer.param_groups} == {5e-5}
+    assert {group["weight_decay"] for group in one.optimizer.param_groups} == {0.5}
+    one.train()
+    assert read_metrics(folder / "metrics.json")["lr"] == ([5], [pytest.approx(5e-6)])
+
+
 def test_a_gradient_scaler_goes_on_where_it_was(engine, trainer, tmp_path):
     """A CPU trains without, so that it is given one here; it doubles every other iteration."""
     folder, whole = tmp_path / "parts", tmp_path / "whole"

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from smca.checkpoints import CheckpointError
 from smca.modeling import build_detector
 from smca.training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
 
@@ -44,6 +45,21 @@ def test_a_run_that_began_with_other_kernels_goes_on_with_fused_ones(tiny_config
     optimizer.load_state_dict(state)
     assert all(group["fused"] for group in optimizer.param_groups)
     assert all(group["fused"] is None for group in state["param_groups"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.OPTIMIZER", "SGD"),
+        ("SOLVER.WEIGHT_DECAY_NORM", 0.0),
+        ("SOLVER.BACKBONE_MULTIPLIER", 0.1),
+        ("MODEL.BACKBONE.FREEZE_AT", 5),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(key, value, tiny_config):
+    state = trained(tiny_config())[1].state_dict()
+    with pytest.raises(CheckpointError, match="the checkpoint's optimizer is not this run's"):
+        trained(tiny_config(key, value))[1].load_state_dict(state)
 
 
 def test_sgd(tiny_config):

@@ -35,6 +35,10 @@ class LRScheduler(hooks.LRScheduler):
         super().after_step()
         trainer.storage.put_scalars(**values, smoothing_hint=False)
 
+    def load_state_dict(self, state: dict) -> None:
+        # The rates are those of this run's config, which may have changed.
+        super().load_state_dict({"last_epoch": state["last_epoch"]})
+
 
 class PictureHook(HookBase):
     """Shows in TensorBoard what the model finds in images it has just learned from."""

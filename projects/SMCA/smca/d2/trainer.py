@@ -30,7 +30,12 @@ from ..data.sampler import TrainingBatches
 from ..training.ema import MovingAverage
 from ..training.report import Clock, write_results
 from ..training.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
-from ..training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
+from ..training.solver import (
+    build_lr_multiplier,
+    build_optimizer,
+    scale_to_workers,
+    set_rates,
+)
 from ..training.step import NonFiniteLossError
 from ..training.stop import StopRequest
 from .checkpointer import SMCACheckpointer
@@ -270,6 +275,7 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
+        set_rates(self.optimizer, self.scheduler.get_lr())
         self.seed = state.get("seed", self.seed)
         self._trainer.clock = Clock(**state.get("clock", {}))
 

@@ -20,7 +20,12 @@ from ..training import SetCriterion, Targets
 from ..training.ema import MovingAverage
 from ..training.report import Clock, results_tables, write_results
 from ..training.scalars import StepScalars
-from ..training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
+from ..training.solver import (
+    build_lr_multiplier,
+    build_optimizer,
+    scale_to_workers,
+    set_rates,
+)
 from ..training.step import NonFiniteLossError, TrainingStep, seed_step
 from ..training.stop import StopRequest
 from ..visualization.training import NUM_SHOWN, training_picture
@@ -100,10 +105,11 @@ class Trainer:
         self.clock = Clock(**state.get("clock", {}))
         if best := state.get("hooks", {}).get("BestCheckpointer"):
             self.best.load_state_dict(best)
-        if schedule := state.get("hooks", {}).get("LRScheduler"):
-            self.scheduler.base_lrs = schedule["base_lrs"]
-        self.scheduler.last_epoch = self.iteration + 1
         self.optimizer.load_state_dict(state["_trainer"]["optimizer"])
+        # The rates are those of this run's config, which may have changed.
+        self.scheduler.last_epoch = start = self.iteration + 1
+        factor = self.scheduler.lr_lambdas[0](start)
+        set_rates(self.optimizer, (base * factor for base in self.scheduler.base_lrs))
         if scaler := state["_trainer"].get("grad_scaler"):
             self.step.scaler.load_state_dict(scaler)
 

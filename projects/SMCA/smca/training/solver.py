@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from fvcore.common.config import CfgNode
@@ -17,6 +17,7 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from ..checkpoints import CheckpointError
 from ..config import ConfigError
 from ..validation import validate
 
@@ -62,12 +63,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.optim.Optimizer:
     """``optimizer``, which clips gradients as ``clip`` (SOLVER.CLIP_GRADIENTS) says, and goes on
-    with its own kernels whatever wrote the state that it loads.
+    with its own kernels and values whatever wrote the state that it loads.
 
     The clipping runs as a hook before each step, after AMP has unscaled the gradients. It leaves
     the norm they had in the optimizer's attribute ``grad_norm``, a tensor on their device.
     """
-    optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
+    optimizer.register_load_state_dict_pre_hook(_fitted)
     if clip.ENABLED:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -80,10 +81,34 @@ def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.opti
     return optimizer
 
 
-def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A checkpoint's state, with the kernels of this run instead of those it was written by."""
-    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A checkpoint's state, with the kernels and values of this run instead of those it was
+    written by. Its learning rates are for the schedule to set, see :func:`set_rates`.
+
+    Raises:
+        CheckpointError: it is of another optimizer, or of other parameters.
+    """
+
+    def kinds(groups: Sequence[dict]) -> list[tuple]:
+        return [("betas" in group, len(group["params"])) for group in groups]
+
+    if kinds(optimizer.param_groups) != kinds(state["param_groups"]):
+        raise CheckpointError(
+            "the checkpoint's optimizer is not this run's: to resume, SOLVER.OPTIMIZER, "
+            "MODEL.BACKBONE.FREEZE_AT, and what has a learning rate or a weight decay of its own "
+            "must be as they were; MODEL.WEIGHTS without --resume starts anew from the weights"
+        )
+    groups = [
+        {**own, "params": saved["params"]}
+        for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
     return {**state, "param_groups": groups}
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
+    """Give the groups of a resumed ``optimizer`` the learning rates they have at its iteration."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def role_of(path: Sequence[str]) -> str:
