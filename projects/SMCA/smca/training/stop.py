@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..data.reading import explain_end
+
 logger = logging.getLogger(__name__)
 
 # A terminal and a launcher may both pass on the same signal; within so many seconds it is one.
@@ -43,8 +45,12 @@ class StopRequest:
             self._group = dist.new_group(backend="gloo")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _, error: BaseException | None, __) -> None:
         self._restore()
+        if self.signal and error and explain_end(error):
+            # In an evaluation, before which a checkpoint was saved.
+            logger.warning("stopped at once: the signal has ended a loader process")
+            raise SystemExit(self.exit_code) from None
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -57,6 +63,9 @@ class StopRequest:
             self.signal, self._since = self.signal or number, time.monotonic()
             name = signal.Signals(number).name
             logger.warning("%s: saving a checkpoint and stopping; again to stop at once", name)
+            # It may have gone to loader processes, too. Of their end only who waits for a batch is
+            # to hear: torch's own handler would raise in the middle of an iteration.
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         elif time.monotonic() - self._since > _SAME_SIGNAL:
             self._restore()
             signal.raise_signal(number)
