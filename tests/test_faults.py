@@ -2,6 +2,7 @@
 
 import importlib.util
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,22 @@ def test_a_full_disk_leaves_the_checkpoint_before(engine, config_file, train_net
     train_net(*run, "--resume", "OUTPUT_DIR", folder)
     models = [torch.load(path, weights_only=True) for path in (whole, folder / whole.name)]
     torch.testing.assert_close(models[0]["model"], models[1]["model"], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_disk_that_has_no_room_for_results_or_the_log(engine, config_file, train_net, tmp_path):
+    results = tmp_path / "out/inference/coco_instances_results.json"
+    results.parent.mkdir(parents=True)
+    for path in (results, tmp_path / "out/log.txt"):
+        path.symlink_to("/dev/full")
+    file = config_file("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
+    process = train_net("--engine", engine, "--config-file", file, wait=False)
+    output = process.printed()
+    assert process.returncode == 2, output[-3000:]
+    last = output.splitlines()[-1]
+    assert last.startswith("OSError: [Errno 28] No space left on device; OUTPUT_DIR must ")
+    assert "Traceback" not in output
+    assert (tmp_path / "out/last_checkpoint").read_text() == "model_final.pth"
 
 
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "empty"])

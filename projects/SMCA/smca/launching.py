@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
 import sys
@@ -36,6 +38,8 @@ _EXPLAINED = {
     2: (ConfigError, DatasetError, CheckpointError, FileNotFoundError, LoaderError),
     3: (FloatingPointError,),
 }
+# What the system says of a disk, or of what stands where a file is to be.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EISDIR)
 # So long torchrun may take to see which worker has ended first.
 _TORCHRUN_LOOKS = 2.0
 
@@ -63,6 +67,9 @@ def explain(error: BaseException) -> Explanation | None:
             shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
             message = f"{type(error).__name__}: {''.join(shown)}"
             return Explanation(code, message, isinstance(error, WorkerError))
+    if isinstance(error, OSError) and error.errno in _DISK:
+        remedy = "OUTPUT_DIR must be writable and have room; --resume goes on from its checkpoints"
+        return Explanation(2, f"{type(error).__name__}: {error}; {remedy}", follows=False)
     return None
 
 
@@ -85,6 +92,8 @@ def outcome(program: Callable[..., int | None], *args: object) -> Explanation:
     """Run ``program(*args)``; how it ended. What is not explained is raised."""
     # What Pillow thinks odd in an image file it says of each; what cannot be read is an error.
     warnings.filterwarnings("ignore", module="PIL")
+    # A line that a full disk or a closed terminal does not take is not worth a traceback.
+    logging.raiseExceptions = False
     try:
         return Explanation(program(*args) or 0, "", follows=False)
     except SystemExit as stop:

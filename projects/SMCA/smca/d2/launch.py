@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import logging
+import sys
+from typing import TextIO
 
 import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
@@ -71,6 +75,9 @@ def train_or_evaluate(
     else:
         default_setup(cfg if config is None else config, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="smca")
+    for handler in logging.getLogger("smca").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is not sys.stdout:
+            atexit.register(_close, handler.stream)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_in_one_line)
     if args.eval_only:
         _evaluate(cfg, trainer, resume=args.resume)
@@ -78,6 +85,12 @@ def train_or_evaluate(
     training = trainer(cfg)
     training.resume_or_load(resume=args.resume)
     training.train()
+
+
+def _close(log: TextIO) -> None:
+    """Close a log file whose last lines a full disk may not take; Detectron2 would raise."""
+    with contextlib.suppress(OSError):
+        log.close()
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
