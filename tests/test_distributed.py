@@ -254,9 +254,9 @@ def test_machines_that_cannot_meet_are_refused(flags, message, config):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native"])
 def test_machines_that_disagree_on_the_checkpoint_are_refused(start, config_file, port, tmp_path):
-    """Each with a folder of its own, only the first machine's has what to resume from."""
+    """Each with a folder of its own, only the first machine's has what to resume from, damaged."""
     (tmp_path / "0").mkdir()
-    (tmp_path / "0/last_checkpoint").write_text("model_0000003.pth")
+    (tmp_path / "0/last_checkpoint").write_bytes(b"model_0000003.pth\xff")
     run = ("--config-file", config_file(), "--resume", "--num-machines", 2)
     run += ("--dist-url", f"tcp://127.0.0.1:{port}", "--machine-rank")
     programs = [start(*run, rank, "OUTPUT_DIR", tmp_path / str(rank)) for rank in range(2)]

@@ -167,7 +167,7 @@ def _require_one_checkpoint(cfg: CfgNode, world_size: int) -> None:
     names: list[str | None] = [None] * world_size
     name = None
     if os.path.isfile(path):
-        with open(path) as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             name = file.read().strip()
     dist.all_gather_object(names, name)
     if len(set(names)) > 1:
