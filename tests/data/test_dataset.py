@@ -136,6 +136,38 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
     np.testing.assert_array_equal(saved(tmp_path, deep), expected)
 
 
+@pytest.mark.parametrize(
+    ("values", "type", "shown"),
+    [
+        ([0, 1.5, 254.75, 255], np.float32, [0, 1, 254, 255]),
+        ([0, 0], np.float32, [0, 0]),
+        ([0, 300, 65535], np.int32, [0, 1, 255]),
+        ([0, 0], np.uint16, [0, 0]),
+        ([0, 0.25, 1], np.float32, None),
+        ([0, 0.001], np.float32, None),
+        ([9, np.nan], np.float32, None),
+        ([9, np.inf], np.float32, None),
+        ([9, -0.5], np.float32, None),
+        ([9, 255.5], np.float32, None),
+        ([9, 65536], np.int32, None),
+        ([300, -1], np.int32, None),
+        ([0, 255], np.int32, None),
+        ([0, 255], np.uint16, None),
+    ],
+)
+def test_grey_values_are_as_bright_as_they_say_or_refused(tmp_path, values, type, shown):
+    """Pillow makes those beyond 0..255 white or black."""
+    path = str(tmp_path / "grey.tif")
+    Image.fromarray(np.array([values], dtype=type)).save(path)
+    if shown is None:
+        words = r"its values are \S+ to \S+, of which .* not say what is white; save it with 8 bits"
+        with pytest.raises(OSError, match=words):
+            read_rgb(path)
+        assert "white; save it" in look_at(path, verify=True).fault
+    else:
+        np.testing.assert_array_equal(np.asarray(read_rgb(path))[0, :, 0], shown)
+
+
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 def test_a_turned_tiff_is_upright_once(tmp_path, compression):
     """Pillow turns it itself, and of a path that it maps into memory it mixes up the rows."""

@@ -33,6 +33,10 @@ def grey(values):
     return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
 
 
+def seen(pixels):
+    return grey(pixels[..., 0] | 2)
+
+
 def from_cmyk(inks):
     left = 255.0 - inks
     return left[..., :3] * left[..., 3:] / 255
@@ -58,9 +62,10 @@ MODES = {
     "P": lambda p: (indexed(p[..., 0] % 16, PALETTE), PALETTE[p[..., 0] % 16]),
     "RGB": lambda p: (Image.fromarray(p[..., :3]), p[..., :3]),
     "RGBA": lambda p: (Image.fromarray(p), p[..., :3]),
-    "I;16": lambda p: (Image.fromarray(p[..., 0] * np.uint16(256) + p[..., 1]), grey(p[..., 0])),
-    "I": lambda p: (Image.fromarray(p[..., 0] * np.int32(256) + p[..., 1]), grey(p[..., 0])),
-    "F": lambda p: (Image.fromarray(p[..., 0].astype(np.float32)), grey(p[..., 0])),
+    # No value is so low that all may be black.
+    "I;16": lambda p: (Image.fromarray((p[..., 0] | 2) * np.uint16(256) + p[..., 1]), seen(p)),
+    "I": lambda p: (Image.fromarray((p[..., 0] | 2) * np.int32(256) + p[..., 1]), seen(p)),
+    "F": lambda p: (Image.fromarray((p[..., 0] | 2).astype(np.float32)), seen(p)),
     "CMYK": lambda p: (Image.fromarray(p, "CMYK"), from_cmyk(p)),
     "YCbCr": lambda p: (Image.fromarray(p[..., :3], "YCbCr"), from_ycbcr(p[..., :3])),
 }

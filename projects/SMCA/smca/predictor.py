@@ -155,7 +155,8 @@ class Predictor:
             detections.
 
         Raises:
-            OSError: a file that is missing or cannot be read as an image.
+            OSError: a file that is missing or cannot be read as an image, or grey values of which
+                white is not known.
             TypeError, ValueError: what is no image, or an array of another shape or type.
             FloatingPointError: the model's weights are not finite.
         """

@@ -74,15 +74,32 @@ def read_rgb(file_name: str) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image as 8-bit RGB, turned as its EXIF orientation says."""
+    """An image as 8-bit RGB, turned as its EXIF orientation says.
+
+    Raises:
+        OSError: grey values that are not finite, negative, beyond 16 bits (whole numbers) or 255
+            (fractional ones), or so low that all would be black.
+    """
     image.load()
     if (turn := turn_of(image)) is not None:
         image = image.transpose(turn)
-    if image.mode.startswith("I"):
-        # Pillow would saturate 16-bit grey values at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
     # No copy of pixels that are right already.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits, or fractional ones in 0..255, as 8 bits."""
+    least, most, whole = values.min(), values.max(), values.dtype.kind in "iu"
+    levels = 2**16 if whole else 2**8
+    # All of the last would be black: they are 8 bits in 16, or fractions of 1.
+    if not 0 <= least <= most <= levels - 1 or 0 < most <= levels / 256:
+        raise OSError(
+            f"its values are {least:g} to {most:g}, of which it does not say what is white; save "
+            "it with 8 bits, or with all of 16"
+        )
+    return (values >> 8 if whole else values).astype(np.uint8)
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
