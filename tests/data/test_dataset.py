@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import pickle
 import random
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_whatever_pillow_raises_is_a_file_that_cannot_be_read(records, caplog, c
         assert TrainingDataset(records, image_id)[Draw(2, 1)][0] == 4
     assert "2.png: it is" in caplog.messages[0]
     with pytest.raises(DatasetError, match=r"2\.png: it is .*; evaluation needs every image"):
+        EvaluationDataset(records, image_id)[2]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_not_waited_for(records, caplog, make):
+    os.unlink(records[2]["file_name"])
+    make(records[2]["file_name"])
+    with caplog.at_level(logging.WARNING):
+        assert TrainingDataset(records, image_id)[Draw(2, 1)][0] == 4
+    assert "2.png: it is no file, but a folder, a pipe or a device" in caplog.messages[0]
+    with pytest.raises(DatasetError, match=r"2\.png: it is no file"):
         EvaluationDataset(records, image_id)[2]
 
 

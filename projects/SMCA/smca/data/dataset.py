@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,9 @@ def open_image(file_name: str) -> Iterator[Image.Image]:
         OSError: the file is missing, or not an image that can be read, whatever Pillow raises when
             it finds out, here or in the block.
     """
+    if os.path.exists(file_name) and not os.path.isfile(file_name):
+        # A pipe would be waited for.
+        raise OSError("it is no file, but a folder, a pipe or a device")
     try:
         # Given the path, Pillow maps uncompressed files, and scrambles TIFFs that are turned.
         with open(file_name, "rb") as file, Image.open(file) as image:
