@@ -188,6 +188,18 @@ def test_a_truncated_file_is_named(tmp_path, detector):
         load(detector, tmp_path / "missing.pth")
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/a.pth", "detectron2://a.pkl"])
+def test_what_cannot_be_downloaded_is_said(tmp_path, monkeypatch, detector, path):
+    """Nobody listens on port 1, and Detectron2's own paths are for its host."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"{path} cannot be downloaded .* name the file"):
+        SafeCheckpointing(detector, str(tmp_path)).load(path)
+    with pytest.raises(FileNotFoundError, match=f"{path}' does not exist; download it"):
+        load(detector, path)
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load(detector, tmp_path)
+
+
 def test_flipped_bits_are_recognised_or_change_nothing(tmp_path, detector):
     path = tmp_path / "a.pth"
     write_checkpoint({"model": detector.state_dict(), "iteration": 7}, path)

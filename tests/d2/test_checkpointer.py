@@ -14,6 +14,7 @@ from detectron2.modeling import build_model  # noqa: E402
 
 from smca.checkpoints import CheckpointError  # noqa: E402
 from smca.d2.checkpointer import SMCACheckpointer  # noqa: E402
+from smca.d2.predictor import Detectron2Host  # noqa: E402
 
 RESNET18 = [
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64),
@@ -99,3 +100,13 @@ def test_another_number_of_classes(d2_config, tmp_path, caplog):
 def test_a_path_that_does_not_exist(d2_config):
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         SMCACheckpointer(build_model(d2_config())).load("nowhere.pth")
+
+
+def test_what_cannot_be_downloaded_is_said(d2_config, tmp_path, monkeypatch):
+    """Nobody listens on port 1."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    path = "http://127.0.0.1:1/a.pth"
+    checkpointer = SMCACheckpointer(build_model(d2_config()))
+    for read in (checkpointer.load, Detectron2Host.local_path):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be downloaded .* name the file"):
+            read(path)

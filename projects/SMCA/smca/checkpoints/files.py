@@ -62,7 +62,9 @@ def read_tensors(path: str | os.PathLike) -> dict:
     """:func:`read_checkpoint`, with the names as they are in the file."""
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path!r} does not exist")
+        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+        remedy = "; download it, and name the file" if "://" in path else ""
+        raise FileNotFoundError(f"checkpoint {path!r} {what}{remedy}")
     if zipfile.is_zipfile(path) and (fault := damage(path)):
         raise CheckpointError(f"{path} is damaged: {fault}")
     try:

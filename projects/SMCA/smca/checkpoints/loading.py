@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fvcore.common.checkpoint import Checkpointer
@@ -124,6 +125,21 @@ def _some(names: list[str]) -> str:
     return (", ".join(names[:5]) or "nothing") + more
 
 
+@contextmanager
+def downloading(path: str) -> Iterator[None]:
+    """A block in which a file is had from a network.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    try:
+        yield
+    except (OSError, AssertionError) as error:  # fvcore asserts that it knows such paths
+        raise CheckpointError(
+            f"{path} cannot be downloaded ({error}); download it by other means, and name the file"
+        ) from error
+
+
 class SafeCheckpointing(Checkpointer):
     """fvcore's checkpointer with whole files, safe reading and clear refusals.
 
@@ -143,7 +159,10 @@ class SafeCheckpointing(Checkpointer):
     class_names: Sequence[str] | None = None
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        if path and "://" not in path and not os.path.isfile(path):
+        if "://" in path:
+            with downloading(path):
+                return super().load(path, *args, **kwargs)
+        if path and not os.path.isfile(path):
             what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
             raise FileNotFoundError(f"checkpoint {path!r} (MODEL.WEIGHTS) {what}")
         return super().load(path, *args, **kwargs)
