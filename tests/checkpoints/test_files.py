@@ -162,6 +162,8 @@ def test_another_model_is_refused_with_its_tensors(tmp_path, detector, tiny_conf
         (b"", "cannot be read"),
         (b"not a checkpoint at all", "cannot be read"),
         ({"model": {}}, "no tensors"),
+        ({"model": None}, "no tensors"),
+        ({"model": torch.ones(3)}, "no tensors"),
         ({"model": {"a": "text"}}, "'a' is a str"),
         ([1, 2], "a list"),
         ({"model": {"a": torch.ones(1)}}, "none of the model's tensors"),

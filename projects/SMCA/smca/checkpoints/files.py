@@ -87,7 +87,8 @@ def read_tensors(path: str | os.PathLike) -> dict:
     content = dict(content)
     _check_class_names(content.get("class_names"), path)
     model = content.get("model", content)
-    if content.get("__author__") == "Caffe2" or "blobs" in content or "conv1_w" in model:
+    caffe2 = isinstance(model, Mapping) and "conv1_w" in model
+    if content.get("__author__") == "Caffe2" or "blobs" in content or caffe2:
         raise CheckpointError(
             f"{path} holds Caffe2's ResNet; take a torchvision-layout one, "
             "such as detectron2://ImageNetPretrained/torchvision/R-50.pkl"
