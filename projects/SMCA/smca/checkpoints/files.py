@@ -100,6 +100,12 @@ def read_tensors(path: str | os.PathLike) -> dict:
 def _scan(path: str) -> None:
     """:func:`scan_pickle` for the pickles of torch's files."""
     if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            begin = file.read(32)
+        if begin.startswith(b"PK"):
+            raise CheckpointError("it cannot be read to its end, which is cut off; copy it again")
+        if not begin.startswith(b"\x80"):
+            raise CheckpointError(f"it cannot be read: torch.save begins no file with {begin!r}")
         # As torch wrote before 1.6: five pickles and the numbers.
         with open(path, "rb") as file:
             for _ in range(5):
