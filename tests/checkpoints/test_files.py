@@ -181,6 +181,20 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, detector, content, mes
         load(detector, path)
 
 
+@pytest.mark.parametrize("type", [torch.float64, torch.float16, torch.bfloat16, torch.int8])
+def test_weights_of_other_types_are_rounded_or_refused(tmp_path, detector, tiny_config, type):
+    model = {name: tensor.to(type) for name, tensor in detector.state_dict().items()}
+    write_checkpoint({"model": model}, tmp_path / "a.pth")
+    if not type.is_floating_point:
+        with pytest.raises(CheckpointError, match=r"a\.pth has whole numbers for backbone\.stem"):
+            load(detector, tmp_path / "a.pth")
+        return
+    found = build_detector(tiny_config())
+    load(found, tmp_path / "a.pth")
+    for name, tensor in found.state_dict().items():
+        assert_close(tensor, model[name].to(tensor.dtype), rtol=0, atol=0)
+
+
 def test_a_truncated_file_is_named(tmp_path, detector):
     write_checkpoint({"model": detector.state_dict()}, tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()

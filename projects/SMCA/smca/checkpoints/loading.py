@@ -80,6 +80,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, wh
     if wrong:
         logger.warning("%s: class head not loaded, it starts anew: %s", source, listed)
         state = {name: tensor for name, tensor in state.items() if name not in wrong}
+    rounded = [n for n, t in state.items() if n in own and _is_rounded(t, own[n])]
+    if rounded:
+        raise CheckpointError(
+            f"{source} has whole numbers for {_some(rounded)}, perhaps of a model that was "
+            "quantised; take the checkpoint from before"
+        )
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     missing = [n for n in own if n not in state and n not in wrong]
@@ -109,6 +115,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, wh
     if unknown:
         logger.warning("%s has tensors the model does not know: %s", source, _some(unknown))
     model.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False)
+
+
+def _is_rounded(tensor: Tensor, wanted: Tensor) -> bool:
+    return wanted.is_floating_point() and not tensor.is_floating_point()
 
 
 def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
