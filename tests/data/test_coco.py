@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import os
 
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from smca.data.coco import (
     load_datasets,
     training_records,
 )
+from smca.data.coco_format import read_annotation_file, read_json
 
 CONTENT = {
     "images": [
@@ -126,6 +128,15 @@ def test_missing_paths_are_named(write, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"none of its 2 images exists.*a\.png"):
         load_coco("mine", json_file, str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_an_annotation_file_that_is_no_file_is_not_waited_for(write, tmp_path, make):
+    _, folder = write(CONTENT)
+    make(tmp_path / "odd.json")
+    for read in (load_coco, read_annotation_file, lambda name, file, _: read_json(name, file)):
+        with pytest.raises(DatasetError, match=r"odd\.json is no file, but a folder"):
+            read("mine", str(tmp_path / "odd.json"), folder)
 
 
 def test_annotations_of_unknown_images_are_counted(write, caplog):

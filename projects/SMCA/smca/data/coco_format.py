@@ -50,7 +50,7 @@ def read_annotation_file(name: str, json_file: str, image_root: str) -> dict:
     Raises:
         DatasetError: a path that does not exist; a file that is not a JSON object.
     """
-    for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
+    for path, exists in ((json_file, os.path.exists), (image_root, os.path.isdir)):
         if not exists(path):
             raise DatasetError(
                 f"dataset {name!r}: {os.path.abspath(path)} does not exist; correct its entry in "
@@ -66,6 +66,11 @@ def read_json(name: str, json_file: str) -> dict:
     Raises:
         DatasetError: a file that cannot be read, or is not a JSON object.
     """
+    if os.path.exists(json_file) and not os.path.isfile(json_file):
+        # A pipe would be waited for, a device never end.
+        raise DatasetError(
+            f"dataset {name!r}: {json_file} is no file, but a folder, a pipe or a device"
+        )
     try:
         # Some programs begin a file with a byte order mark.
         with open(json_file, encoding="utf-8-sig") as file:
