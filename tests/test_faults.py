@@ -67,7 +67,7 @@ def test_a_disk_that_has_no_room_for_results_or_the_log(engine, config_file, tra
     output = process.printed()
     assert process.returncode == 2, output[-3000:]
     last = output.splitlines()[-1]
-    assert last.startswith("OSError: [Errno 28] No space left on device; OUTPUT_DIR must ")
+    assert last.startswith("OSError: [Errno 28] No space left on device; give the place the room ")
     assert "Traceback" not in output
     assert (tmp_path / "out/last_checkpoint").read_text() == "model_final.pth"
 

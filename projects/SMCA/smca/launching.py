@@ -40,6 +40,10 @@ _EXPLAINED = {
 }
 # What the system says of a disk, or of what stands where a file is to be.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EISDIR)
+_DISK_REMEDY = (
+    "give the place the room or the permission it lacks, and run it again; training goes on from "
+    "its last checkpoint with --resume"
+)
 # So long torchrun may take to see which worker has ended first.
 _TORCHRUN_LOOKS = 2.0
 
@@ -58,19 +62,17 @@ def explain(error: BaseException) -> Explanation | None:
     None for all others, whose traceback is wanted.
     """
     error = explain_end(error) or _lost_worker(error) or error
-    for code, kinds in _EXPLAINED.items():
-        if isinstance(error, kinds):
-            message = str(error)
-            if "Original Traceback" in message:  # of a loader process, by torch
-                message = message.strip().splitlines()[-1].partition(": ")[2]
-            # Names from files may have what a terminal would obey.
-            shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-            message = f"{type(error).__name__}: {''.join(shown)}"
-            return Explanation(code, message, isinstance(error, WorkerError))
-    if isinstance(error, OSError) and error.errno in _DISK:
-        remedy = "OUTPUT_DIR must be writable and have room; --resume goes on from its checkpoints"
-        return Explanation(2, f"{type(error).__name__}: {error}; {remedy}", follows=False)
-    return None
+    message, code = str(error), next((c for c in _EXPLAINED if isinstance(error, _EXPLAINED[c])), 0)
+    if "Original Traceback" in message:  # of a loader process, by torch
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    if not code and isinstance(error, OSError) and error.errno in _DISK:
+        code, message = 2, f"{message}; {_DISK_REMEDY}"
+    if not code:
+        return None
+    # Names from files may have what a terminal would obey.
+    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+    message = f"{type(error).__name__}: {''.join(shown)}"
+    return Explanation(code, message, isinstance(error, WorkerError))
 
 
 def _lost_worker(error: BaseException) -> WorkerError | None:
