@@ -79,11 +79,37 @@ def test_wrong_options_are_named(opts, message):
         ("MODEL.PIXEL_MEAN", [1.0]),
         ("MODEL.EMA.DECAY", 1.0),
         ("VIS_PERIOD", -1),
+        ("MODEL.SMCA.IN_FEATURES", [["res5"]]),
+        ("MODEL.SMCA.ENCODER.BLOCKS", [["intra"]]),
+        ("MODEL.PIXEL_MEAN", [0.0, "0", 0.0]),
+        ("MODEL.PIXEL_STD", [1.0, 1.0, float("inf")]),
+        ("MODEL.SMCA.NECK.POSITION_OFFSET", "nan"),
+        ("MODEL.DEVICE", "meta"),
+        ("INPUT.MIN_SIZE_TRAIN", ("800",)),
+        ("INPUT.MIN_SIZE_TRAIN", (None,)),
+        ("INPUT.MIN_SIZE_TRAIN", (0.5,)),
+        ("INPUT.CROP.SIZE", [0.5, 0.9]),
+        ("INPUT.CROP.SIZE", ["384", "600"]),
+        ("INPUT.CROP.MIN_SIZE_BEFORE", (True,)),
+        ("DATASETS.TEST", (None,)),
+        ("DATASETS.COCO_FORMAT", [1]),
+        ("SOLVER.STEPS", ("4",)),
+        ("SOLVER.STEPS", ([4],)),
+        ("SOLVER.BASE_LR", "inf"),
+        ("SOLVER.MOMENTUM", -0.5),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 0),
     ],
 )
 def test_impossible_values_are_named(config, key, value):
     with pytest.raises(ConfigError, match=re.escape(key)):
         validate(config("smca_R50_50ep", key, value))
+
+
+def test_a_range_of_sizes_goes_from_the_least_to_the_most(config):
+    in_range = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN"]
+    validate(config("smca_R50_50ep", *in_range, (400, 800)))
+    with pytest.raises(ConfigError, match=r"INPUT\.MIN_SIZE_TRAIN is \(800, 400\)"):
+        validate(config("smca_R50_50ep", *in_range, (800, 400)))
 
 
 def test_classes_are_counted_where_a_run_starts_and_nowhere_else(config, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode as CN
@@ -58,12 +59,38 @@ _SOLVER_AT_LEAST = {
     "INPUT.MAX_SIZE_TEST": 1,
     "INPUT.MAX_SIZE_TRAIN": 1,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.MOMENTUM": 0,
     "SOLVER.WEIGHT_DECAY": 0,
     "SOLVER.WEIGHT_DECAY_NORM": 0,
     "SOLVER.BACKBONE_MULTIPLIER": 0,
     "SOLVER.SAMPLING_MULTIPLIER": 0,
     "SOLVER.BASE_LR_END": 0,
     "VIS_PERIOD": 0,
+}
+# What lists hold; CROP.SIZE only where it is used.
+_PARTS: dict[str, Any] = {
+    "MODEL.SMCA.IN_FEATURES": str,
+    "MODEL.SMCA.ENCODER.BLOCKS": str,
+    "MODEL.PIXEL_MEAN": (int, float),
+    "MODEL.PIXEL_STD": (int, float),
+    "INPUT.MIN_SIZE_TRAIN": int,
+    "INPUT.CROP.MIN_SIZE_BEFORE": int,
+    "DATASETS.TRAIN": str,
+    "DATASETS.TEST": str,
+    "DATASETS.COCO_FORMAT": (list, tuple),
+    "SOLVER.STEPS": int,
+}
+_IN_WORDS = {
+    str: "names",
+    int: "whole numbers",
+    (int, float): "finite numbers",
+    (list, tuple): "a list of [name, annotation file, image folder]",
+}
+# Infinite, these leave out what they bound, or take the greatest gradient for the norm.
+_INFINITE = {
+    "MODEL.SMCA.MODULATION.BETA",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
 }
 
 
@@ -91,6 +118,7 @@ def validate_model(cfg: CN) -> None:
         ConfigError: naming the key, its value and what is allowed.
     """
     require_own_model(cfg)
+    _check_numbers(cfg)
     _check_model(cfg)
     _require(
         cfg.MODEL.SMCA.NUM_CLASSES > 0,
@@ -148,7 +176,9 @@ def _check_model(cfg: CN) -> None:
     std = cfg.MODEL.PIXEL_STD
     _require(min(std) > 0, "MODEL.PIXEL_STD", std, "three positive numbers")
     try:
-        torch.device(cfg.MODEL.DEVICE)
+        device = torch.device(cfg.MODEL.DEVICE)
+        if device.type != "cuda":  # for which the CPU stands in
+            torch.zeros((), device=device).item()
     except RuntimeError:
         _require(False, "MODEL.DEVICE", cfg.MODEL.DEVICE, "'cuda' or 'cpu'")
 
@@ -162,6 +192,7 @@ def validate(cfg: CN) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
+    _check_numbers(cfg)
     if is_own_model(cfg):
         _check_model(cfg)
     _check_table(cfg, _SOLVER_CHOICES, _SOLVER_AT_LEAST)
@@ -185,12 +216,13 @@ def validate(cfg: CN) -> None:
     if clip.ENABLED:
         name = "SOLVER.CLIP_GRADIENTS"
         _require(clip.CLIP_TYPE == "full_model", f"{name}.CLIP_TYPE", clip.CLIP_TYPE, "full_model")
-        _require(clip.CLIP_VALUE > 0, f"{name}.CLIP_VALUE", clip.CLIP_VALUE, "positive")
+        for key in ("CLIP_VALUE", "NORM_TYPE"):
+            _require(clip[key] > 0, f"{name}.{key}", clip[key], "positive")
     if cfg.INPUT.CROP.ENABLED:
         crop = cfg.INPUT.CROP
         _require(crop.TYPE == "absolute_range", "INPUT.CROP.TYPE", crop.TYPE, "'absolute_range'")
         _require(
-            len(crop.SIZE) == 2 and 0 < crop.SIZE[0] <= crop.SIZE[1],
+            [type(side) for side in crop.SIZE] == [int, int] and 0 < crop.SIZE[0] <= crop.SIZE[1],
             "INPUT.CROP.SIZE",
             crop.SIZE,
             "[least, most] in pixels",
@@ -199,12 +231,13 @@ def validate(cfg: CN) -> None:
         _require(len(before) > 0 and min(before) > 0, "INPUT.CROP.MIN_SIZE_BEFORE", before, "sizes")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    count = 2 if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else None
+    in_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+    ascending = len(sizes) == 2 and sizes[0] <= sizes[1]
     _require(
-        all(size >= 0 for size in sizes) and (len(sizes) == count if count else len(sizes) > 0),
+        min(sizes, default=-1) >= 0 and (ascending or not in_range),
         "INPUT.MIN_SIZE_TRAIN",
         sizes,
-        "sizes in pixels" + (" (two: least and most)" if count else ""),
+        "sizes in pixels" + (" (two: least and most)" if in_range else ""),
     )
     for entry in cfg.DATASETS.COCO_FORMAT:
         _require(
@@ -213,6 +246,22 @@ def validate(cfg: CN) -> None:
             entry,
             "a list of [name, annotation file, image folder]",
         )
+
+
+def _check_numbers(cfg: CN) -> None:
+    """Numbers are finite, and lists hold what they are lists of."""
+    flat: dict[str, Any] = flatten(cfg)
+    for key, kind in _PARTS.items():
+        parts = flat[key] if isinstance(flat[key], (list, tuple)) else [flat[key]]
+        fits = all(isinstance(part, kind) and not isinstance(part, bool) for part in parts)
+        _require(fits and all(map(_is_finite, parts)), key, flat[key], _IN_WORDS[kind])
+    for key, value in flat.items():
+        fits = _is_finite(value) or (key in _INFINITE and value > 0)
+        _require(fits, key, value, "finite")
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _check_table(cfg: CN, choices: dict, at_least: dict) -> None:
