@@ -173,9 +173,6 @@ class BestCheckpointer(HookBase):
         self.best = BestModel(checkpointer)
         self.metric = metric
 
-    def before_train(self) -> None:
-        self.best.recall(self.trainer.start_iter)
-
     def after_step(self) -> None:
         storage = self.trainer.storage
         value, evaluated_at = storage.latest().get(self.metric, (None, None))

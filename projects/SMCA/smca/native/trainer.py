@@ -118,7 +118,6 @@ class Trainer:
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if self.average:
             self.average.begin()
-        self.best.recall(self.iteration + 1)
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
