@@ -333,3 +333,15 @@ def test_class_names_are_saved_where_they_are_known(tmp_path, detector):
     assert "class_names" not in load(detector, tmp_path / "without.pth")
     extra = load(detector, tmp_path / "with.pth")
     assert extra == {"class_names": ["circle", "square", "triangle"], "iteration": 3}
+
+
+def test_a_folder_with_another_runs_checkpoints(tmp_path, caplog):
+    """What begins anew there says so, and of two runs' files only the own ones are resumed from."""
+    checkpointer = SafeCheckpointing(torch.nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_0000009")
+    checkpointer.resume_or_load("", resume=False)
+    assert "--resume would have gone on from them" in caplog.text
+    for number in (1, 3):
+        checkpointer.save(f"model_{number:07d}")
+    (tmp_path / "model_0000003.pth").write_bytes(b"")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")

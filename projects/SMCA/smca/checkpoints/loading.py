@@ -188,6 +188,9 @@ class SafeCheckpointing(Checkpointer):
         name = os.path.basename(tag.read_text(encoding="utf-8", errors="replace").strip())[:255]
         name = name if name and name.isprintable() else tag.name
         others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")))
+        if name.startswith("model_"):
+            # Later ones are another run's, which was here before.
+            others = [path for path in others if os.path.basename(path) < name]
         faults = {}
         for path in dict.fromkeys([os.path.join(self.save_dir, name), *reversed(others)]):
             fault = damage(path)
@@ -206,6 +209,12 @@ class SafeCheckpointing(Checkpointer):
             for name in ("model_*.pth.tmp", "last_checkpoint.tmp"):
                 for unfinished in Path(self.save_dir).glob(name):
                     unfinished.unlink(missing_ok=True)
+        elif self.save_dir and not resume and self.has_checkpoint():
+            logger.warning(
+                "%s has a run's checkpoints, which this one replaces; --resume would have gone on "
+                "from them",
+                self.save_dir,
+            )
         # A run goes on with all it had; only weights to start from may lack something.
         self.resuming = resume and self.has_checkpoint()
         self.whole = self.whole or self.resuming
