@@ -57,7 +57,7 @@ def finish(process, code=0):
 
 
 def wait_for(process, condition):
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.printed()[-5000:]
         assert time.monotonic() < end

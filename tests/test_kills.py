@@ -154,7 +154,7 @@ def written(folder):
 
 def wait_for_moment(program, folder, writes, seconds):
     """Wait ``seconds`` from the beginning of write ``writes``, from now if 0, or for the end."""
-    before, limit = written(folder), time.monotonic() + 120
+    before, limit = written(folder), time.monotonic() + 300
     while writes > 0 and not program.ended():
         assert time.monotonic() < limit, program.log.read_text()[-5000:]
         names = written(folder)
@@ -208,17 +208,22 @@ def test_twenty_kills_lose_nothing(engine, program, config_file, train_net, tmp_
     moments += [(chance.randint(1, 3), chance.uniform(0, 0.5)) for _ in range(8)]
     moments += [(0, chance.uniform(0, 2)) for _ in range(4)]
     chance.shuffle(moments)
-    ends, resumed, unfinished = 0, set(), 0
-    while moments:
+    ends, resumed, kills, unfinished = 0, set(), 0, 0
+    while moments or unfinished < 4:
+        # However fast files are written here, some are to be cut short.
+        moments = moments or [(1, 0.0)]
         folder = tmp_path / f"parts{ends}"
         program.start(*run, "--resume", "OUTPUT_DIR", folder)
         wait_for_moment(program, folder, *moments[-1])
         code = program.kill()
-        if code == 0:  # It was at its end before.
+        if code == 0:  # It was at its end before; the next one is killed sooner.
             require_equal(folder, whole)
             ends += 1
+            moments[-1] = (moments[-1][0], moments[-1][1] / 2)
             continue
         assert code == -signal.SIGKILL, program.log.read_text()[-5000:]
+        kills += 1
+        assert kills < 60
         unfinished += bool(written(folder))
         resumed.add((ends, last_checkpoint(folder)))
         moments.pop()
@@ -231,8 +236,7 @@ def test_twenty_kills_lose_nothing(engine, program, config_file, train_net, tmp_
     while program.left() and time.monotonic() < end:
         time.sleep(0.1)
     assert not program.left()
-    # The kills were not all alike, and the run went on between them.
-    assert unfinished >= 4
+    # The run went on between the kills.
     assert len(resumed) >= 8
     shown = shown_precisions(folder)
     assert shown and shown == pytest.approx({step: expected[step] for step in shown})
@@ -362,5 +366,5 @@ with StopRequest() as stop:
 def test_a_signal_that_follows_anothers_does_not_stop_the_saving(tmp_path):
     """Of two workers one hears of the other's signal first, and saves when its own comes."""
     command = [sys.executable, "-c", TOLD, str(tmp_path / "store")]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout) == (0, "saved\n"), ended.stderr

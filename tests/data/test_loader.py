@@ -28,7 +28,7 @@ class Reader:
     """A FIFO, and the process that has begun to read it among the children of another."""
 
     def __init__(self, path, parent):
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while True:
             with contextlib.suppress(OSError):  # nobody reads yet
                 self.writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
