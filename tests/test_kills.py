@@ -323,6 +323,10 @@ def test_a_rate_that_is_changed_for_a_resume_counts(trainer, tmp_path):
     assert {group["weight_decay"] for group in one.optimizer.param_groups} == {0.5}
     one.train()
     assert read_metrics(folder / "metrics.json")["lr"] == ([5], [pytest.approx(5e-6)])
+    # With an earlier end the run is there already.
+    leave(folder, whole, "model_0000002.pth", "model_0000002.pth")
+    train(trainer("parts", "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()), resume=True)
+    assert last_checkpoint(folder) == "model_final.pth"
 
 
 def test_a_gradient_scaler_goes_on_where_it_was(engine, trainer, tmp_path):

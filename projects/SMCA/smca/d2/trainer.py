@@ -275,7 +275,8 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        set_rates(self.optimizer, self.scheduler.get_lr())
+        if self.scheduler.last_epoch <= self.max_iter:
+            set_rates(self.optimizer, self.scheduler.get_lr())
         self.seed = state.get("seed", self.seed)
         self._trainer.clock = Clock(**state.get("clock", {}))
 

@@ -108,8 +108,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["_trainer"]["optimizer"])
         # The rates are those of this run's config, which may have changed.
         self.scheduler.last_epoch = start = self.iteration + 1
-        factor = self.scheduler.lr_lambdas[0](start)
-        set_rates(self.optimizer, (base * factor for base in self.scheduler.base_lrs))
+        if start <= self.max_iter:
+            factor = self.scheduler.lr_lambdas[0](start)
+            set_rates(self.optimizer, (base * factor for base in self.scheduler.base_lrs))
         if scaler := state["_trainer"].get("grad_scaler"):
             self.step.scaler.load_state_dict(scaler)
 
