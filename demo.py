@@ -71,6 +71,10 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch < 1:
         parser.error(f"--batch is {args.batch}; it must be at least 1")
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold is {args.threshold:g}; scores are from 0 to 1")
+    if args.webcam is not None and args.webcam < 0:
+        parser.error(f"--webcam is {args.webcam}; cameras have numbers from 0")
     # Pairs that follow --input would be taken for more of it.
     for index, text in enumerate(args.input):
         if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", text) and not os.path.exists(text):

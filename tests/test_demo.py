@@ -1,6 +1,7 @@
 """demo.py as users run it, and where it reads from and writes to."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torchvision.ops import box_convert
 import smca
 from smca.checkpoints import write_checkpoint
 from smca.config import ConfigError
+from smca.launching import guarded
 from smca.modeling import build_detector
 from smca.visualization import sources
 
@@ -164,6 +166,21 @@ def test_what_cannot_work_is_one_line(run, shapes, tmp_path):
     assert process.returncode == 2
     assert output.splitlines()[-1].startswith(f"ConfigError: {path} is an input")
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--threshold", "nan", "--threshold is nan; scores are from 0 to 1"),
+        ("--threshold", "30", "--threshold is 30; scores are from 0 to 1"),
+        ("--webcam", "-5", "--webcam is -5; cameras have numbers from 0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(flag, value, message, monkeypatch, capsys):
+    program = runpy.run_path(str(DEMO))
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--config-file", "a.yaml", flag, value])
+    assert guarded(program["parse"]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def write_images(*paths):
