@@ -118,6 +118,16 @@ def test_what_cannot_be_drawn_is_said_in_one_line(opts, arguments, message, mode
     assert message in errors.splitlines()[-1]
 
 
+def test_weights_that_are_not_finite_have_no_picture(model, image, tool, tmp_path):
+    config, weights = model("one").split(",")
+    content = torch.load(weights)
+    content["model"]["heads.class_head.bias"] += torch.nan
+    torch.save(content, weights)
+    code, _, errors = tool("--config-file", config, "--weights", weights, "--image", image)
+    assert code == 3
+    assert "its weights are not finite" in errors.splitlines()[-1]
+
+
 def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
     _, weights = model("run").split(",")
     run = ("--config-file", config_file(), "--weights", weights, "--output", tmp_path / "pictures")

@@ -185,11 +185,7 @@ class Predictor:
         return batch, sizes, [np.array(image) for image in originals]
 
     def _result(self, found: Detections, threshold: float) -> Result:
-        if not found.scores.isfinite().all():
-            raise FloatingPointError(
-                "the model gives scores that are not numbers: its weights are not finite, such as "
-                "those of a training that has diverged; take an earlier checkpoint"
-            )
+        require_finite(found.scores)
         kept = found.scores >= threshold
         labels = found.labels[kept].cpu()
         return Result(
@@ -197,6 +193,18 @@ class Predictor:
             scores=found.scores[kept].cpu(),
             labels=labels,
             class_names=tuple(self.class_names[label] for label in labels.tolist()),
+        )
+
+
+def require_finite(scores: Tensor) -> None:
+    """
+    Raises:
+        FloatingPointError: the model's weights are not finite.
+    """
+    if not scores.isfinite().all():
+        raise FloatingPointError(
+            "the model gives scores that are not numbers: its weights are not finite, such as "
+            "those of a training that has diverged; take an earlier checkpoint"
         )
 
 

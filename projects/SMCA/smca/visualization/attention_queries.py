@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from ..config import ConfigError
+from ..predictor import Predictor, require_finite
 from .recording import CoAttentionRecord, Look, has_co_attention_maps, record_co_attention
-
-if TYPE_CHECKING:
-    from ..predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
 
     Raises:
         ConfigError: the decoder attends to no maps, or has no such layer.
+        FloatingPointError: the model's weights are not finite.
     """
     decoder = predictor.detector.decoder
     if not has_co_attention_maps(predictor.detector):
@@ -157,6 +155,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
         output_sizes=[(height, width)],
     )
     logits = predictions.logits[-1, 0].cpu()
+    require_finite(logits)
     softmax = predictor.cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
     boxes = box_convert(predictions.boxes[-1, 0].cpu(), "cxcywh", "xyxy")
     return Inspection(
