@@ -128,6 +128,31 @@ def test_weights_that_are_not_finite_have_no_picture(model, image, tool, tmp_pat
     assert "its weights are not finite" in errors.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("opts", "arguments", "message"),
+    [
+        ((), ("--images", 0), "--images and --queries are at least 1"),
+        ((), ("--output", __file__), f"File exists: '{__file__}'"),
+        (("DATASETS.TEST", ()), (), "DATASETS.TEST is empty"),
+        (("DATASETS.COCO_FORMAT", [["val", "a.json", "."]]), (), "a.png cannot be read as an"),
+    ],
+)
+def test_what_cannot_be_drawn_of_a_run(
+    opts, arguments, message, model, tool, config_file, tmp_path, monkeypatch
+):
+    _, weights = model("run").split(",")
+    monkeypatch.chdir(tmp_path)
+    names = [{"id": number, "name": name} for number, name in enumerate("abc")]
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9}
+    content = {"images": [image], "categories": names, "annotations": []}
+    Path("a.json").write_text(json.dumps(content))
+    Path("a.png").write_text("no image")
+    run = ("--config-file", config_file(*opts), "--weights", weights, "--output", "pictures")
+    code, _, errors = tool(*run, *arguments, script=TOOLS / "draw_run.py")
+    assert code == 2
+    assert message in errors.splitlines()[-1]
+
+
 def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
     _, weights = model("run").split(",")
     run = ("--config-file", config_file(), "--weights", weights, "--output", tmp_path / "pictures")

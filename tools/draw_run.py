@@ -14,11 +14,10 @@ import torch
 from torchvision.ops import box_convert
 
 from smca import get_cfg
-from smca.config import load_cfg
+from smca.config import ConfigError, load_cfg
 from smca.data.coco import load_datasets
-from smca.data.dataset import read_rgb
 from smca.launching import guarded
-from smca.predictor import Predictor
+from smca.predictor import Predictor, read_image
 from smca.visualization.attention import draw_co_attention
 from smca.visualization.attention_queries import inspect_image
 from smca.visualization.curves import plot_ap
@@ -34,7 +33,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=12, help="images to draw detections on")
     parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention of")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score drawn")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if min(args.images, args.queries) < 1:
+        parser.error("--images and --queries are at least 1")
+    return args
 
 
 def main() -> None:
@@ -42,6 +44,8 @@ def main() -> None:
     cfg = load_cfg(get_cfg(), args.config_file)
     output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     predictor = Predictor(cfg, args.weights or os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; name the dataset whose images are drawn")
     (dataset, *_) = load_datasets(predictor.cfg, cfg.DATASETS.TEST)
     # The fullest images tell most.
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
@@ -49,7 +53,7 @@ def main() -> None:
 
     drawn = []
     for record in records:
-        image = read_rgb(record["file_name"])
+        image = read_image(record["file_name"])
         found = predictor(image)
         drawn.append(
             draw_detections(

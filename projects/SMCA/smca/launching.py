@@ -38,8 +38,8 @@ _EXPLAINED = {
     2: (ConfigError, DatasetError, CheckpointError, FileNotFoundError, LoaderError),
     3: (FloatingPointError,),
 }
-# What the system says of a disk, or of what stands where a file is to be.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EISDIR)
+# What the system says of a disk.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 _DISK_REMEDY = (
     "give the place the room or the permission it lacks, and run it again; training goes on from "
     "its last checkpoint with --resume"
@@ -62,17 +62,25 @@ def explain(error: BaseException) -> Explanation | None:
     None for all others, whose traceback is wanted.
     """
     error = explain_end(error) or _lost_worker(error) or error
-    message, code = str(error), next((c for c in _EXPLAINED if isinstance(error, _EXPLAINED[c])), 0)
+    code = next((code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds)), None)
+    if code is None and not _is_of_a_file(error):
+        return None
+    message = str(error)
     if "Original Traceback" in message:  # of a loader process, by torch
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    if not code and isinstance(error, OSError) and error.errno in _DISK:
-        code, message = 2, f"{message}; {_DISK_REMEDY}"
-    if not code:
-        return None
+    if isinstance(error, OSError) and error.errno in _DISK:
+        message += f"; {_DISK_REMEDY}"
     # Names from files may have what a terminal would obey.
     shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
     message = f"{type(error).__name__}: {''.join(shown)}"
-    return Explanation(code, message, isinstance(error, WorkerError))
+    return Explanation(code or 2, message, isinstance(error, WorkerError))
+
+
+def _is_of_a_file(error: BaseException) -> bool:
+    """Whether the system, or a reader of images, says what is wrong with a file or a disk."""
+    if not isinstance(error, OSError):
+        return False
+    return bool(error.filename) or error.errno is None or error.errno in _DISK
 
 
 def _lost_worker(error: BaseException) -> WorkerError | None:
