@@ -13,7 +13,10 @@ from importlib import metadata
 PYTHON = "3.10"
 # torch before 2.10 can be made to run code by a checkpoint (CVE-2026-24747).
 NEEDED = {"torch": "2.10", "torchvision": "0.25"}
-_INSTALL = "pip install --upgrade " + " ".join(f"'{name}>={n}'" for name, n in NEEDED.items())
+_PACKAGES = " ".join(f"'{name}>={n}'" for name, n in NEEDED.items())
+_INSTALL = f"pip install --upgrade {_PACKAGES}"
+# Of a build for CPUs and one for CUDA both may be the newest, which pip then leaves as they are.
+_BOTH = f"pip install --force-reinstall {_PACKAGES}"
 
 
 class VersionError(ImportError):
@@ -52,7 +55,7 @@ def check() -> None:
             reason = " ".join(str(error).split())
             raise VersionError(
                 f"smca needs {name}, which cannot be imported ({type(error).__name__}: {reason}); "
-                f"installed: {listed or 'none'}; {_INSTALL} installs two that fit"
+                f"installed: {listed or 'none'}; {_BOTH} installs two that fit"
             ) from error
         require(name, module.__version__, needed, _INSTALL)
 
