@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.torch_version import TorchVersion
 
 from smca import build_detector, export_check
 from smca.checkpoints import write_checkpoint
 from smca.export import FORMATS, ExportError, PixelDetector, export, metadata
+from smca.modeling.backbone import BasicStem
 from smca.native.data import resized_shape
 from smca.predictor import Predictor
 
@@ -89,22 +91,29 @@ def pixel_detector(tiny_config):
     return build
 
 
-free_sizes = pytest.mark.skipif(
-    torch.__version__ < (2, 11), reason="torch's exporter refuses images of any size"
-)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trace_is_the_model_for_any_size(family, pixel_detector, tmp_path):
     check("torchscript", *pixel_detector(*FAMILIES[family]), tmp_path)
 
 
-@free_sizes
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("form", ["onnx", "export"])
 def test_a_graph_is_the_model_for_any_size(form, family, pixel_detector, tmp_path):
     check(form, *pixel_detector(*FAMILIES[family]), tmp_path)
+
+
+@pytest.mark.parametrize("version", ["2.12.1", "2.13.0"])
+def test_a_stem_is_captured_for_even_and_odd_sides(version, monkeypatch):
+    """By a torch whose exporter refuses pooling with strides, too."""
+    monkeypatch.setattr(torch, "__version__", min(torch.__version__, TorchVersion(version)))
+    stem = BasicStem(4, norm="BN").eval()
+    sides = {2: torch.export.Dim("height", min=8), 3: torch.export.Dim("width", min=8)}
+    arguments = torch.rand(1, 3, 33, 50), None, None
+    file = torch.export.export(stem, arguments, dynamic_shapes=(sides, None, None), strict=False)
+    for height, width in ((9, 8), (34, 51), (35, 52), (36, 53)):
+        images = torch.rand(1, 3, height, width)
+        assert torch.equal(file.module()(images, None, None), stem(images, None, None))
 
 
 def check(form, cfg, model, folder):
@@ -117,7 +126,6 @@ def check(form, cfg, model, folder):
     assert list(folder.iterdir()) == [path]
 
 
-@free_sizes
 def test_onnx_says_what_it_is_and_detects_what_the_predictor_does(pixel_detector, shapes, tmp_path):
     import onnx
 
@@ -250,7 +258,6 @@ def trained(config_file, pixel_detector, shapes, tmp_path):
     return file, tmp_path / "model.pth", tmp_path / "image.png"
 
 
-@free_sizes
 @pytest.mark.slow
 def test_the_tool_and_the_example(trained, train_net, tmp_path):
     """Every format, exported by the command line, prints what the predictor finds."""

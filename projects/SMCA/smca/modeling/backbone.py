@@ -162,6 +162,9 @@ class BasicStem(nn.Module):
 
     def forward(self, images: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
         x = zero_padding(F.relu_(self.conv1(images, valid_in)), valid_in)
+        if torch.compiler.is_exporting() and torch.__version__ < "2.13":
+            # With strides, the exporters of these want to know whether the sides are even.
+            return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)[:, :, ::2, ::2]
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
