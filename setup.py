@@ -19,7 +19,7 @@ DETECTRON2 = (
     "detectron2 @ git+https://github.com/facebookresearch/detectron2.git"
     "@02b5c4e295e990042a714712c21dc79b731e8833"
 )
-EXPORT = ["onnx>=1.21", "onnxscript>=0.2", "onnxruntime>=1.20"]
+EXPORT = ["onnx>=1.21", "onnxscript>=0.6", "onnxruntime>=1.20"]
 VIDEO = ["opencv-python-headless>=4.8.0.76"]
 
 
