@@ -84,7 +84,6 @@ def test_wrong_options_are_named(opts, message):
         ("MODEL.PIXEL_MEAN", [0.0, "0", 0.0]),
         ("MODEL.PIXEL_STD", [1.0, 1.0, float("inf")]),
         ("MODEL.SMCA.NECK.POSITION_OFFSET", "nan"),
-        ("MODEL.DEVICE", "meta"),
         ("INPUT.MIN_SIZE_TRAIN", ("800",)),
         ("INPUT.MIN_SIZE_TRAIN", (None,)),
         ("INPUT.MIN_SIZE_TRAIN", (0.5,)),

@@ -1,6 +1,7 @@
-"""Loader processes that are killed, wait for ever or find no memory; a FIFO makes a file wait."""
+"""Loader processes that are killed, wait for a file, or find no memory."""
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -24,33 +25,47 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ne
 PROGRAM = Path(__file__).parent.parent.parent / "train_net.py"
 
 
-class Reader:
-    """A FIFO, and the process that has begun to read it among the children of another."""
+class Held:
+    """A file that others wait for when they open it, for 45 seconds at most: a lease is on it."""
 
-    def __init__(self, path, parent):
+    def __init__(self, path):
+        self._file = os.open(path, os.O_RDWR)
+        # The usual signal that somebody waits would end this process.
+        fcntl.fcntl(self._file, fcntl.F_SETSIG, signal.SIGURG)
+        try:
+            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            pytest.skip(f"needs leases on files ({error})")
+
+    def reader(self, parent):
+        """The number of the process that waits, a child of another."""
+        children = Path(f"/proc/{parent}/task/{parent}/children")
         end = time.monotonic() + 300
         while True:
-            with contextlib.suppress(OSError):  # nobody reads yet
-                self.writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-                break
+            for number in children.read_text().split():
+                with contextlib.suppress(OSError):  # it has ended
+                    if Path(f"/proc/{number}/wchan").read_text() == "__break_lease":
+                        return int(number)
             assert time.monotonic() < end
             time.sleep(0.02)
-        children = Path(f"/proc/{parent}/task/{parent}/children")
-        while True:
-            found = [n for n in children.read_text().split() if self._reads(n, path)]
-            if found:
-                break
-            assert time.monotonic() < end
-        self.number = int(found[0])
 
-    @staticmethod
-    def _reads(number, path):
-        files = Path(f"/proc/{number}/fd").iterdir()
-        return any(os.path.realpath(file) == os.path.realpath(path) for file in files)
+    def let_go(self):
+        fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        os.close(self._file)
 
-    def kill(self, number):
-        os.kill(self.number, number)
-        os.close(self.writing)
+
+@pytest.fixture
+def hold():
+    """``hold(path)``: a :class:`Held` file, until the test ends."""
+    files = []
+
+    def begin(path):
+        files.append(Held(path))
+        return files[-1]
+
+    yield begin
+    for file in files:
+        file.let_go()
 
 
 def content(record):
@@ -59,11 +74,9 @@ def content(record):
 
 @pytest.fixture
 def records(tmp_path):
-    """Two files, and a third one whose reading does not end."""
-    paths = [tmp_path / name for name in ("first", "second", "fifo")]
-    for path in paths[:2]:
+    paths = [tmp_path / name for name in ("first", "second", "third")]
+    for path in paths:
         path.write_text(path.name)
-    os.mkfifo(paths[2])
     return [{"file_name": str(path)} for path in paths]
 
 
@@ -75,11 +88,12 @@ def records(tmp_path):
         (signal.SIGSEGV, "replace it or take it out of the annotations"),
     ],
 )
-def test_the_end_of_a_loader_process_names_the_file(number, remedy, records):
+def test_the_end_of_a_loader_process_names_the_file(number, remedy, records, hold):
+    third = hold(records[2]["file_name"])
     loader = list_loader(EvaluationDataset(records, content), num_workers=1, batch_size=1)
     batches = iter(loader)
     assert [next(batches), next(batches)] == [["first"], ["second"]]
-    Reader(records[2]["file_name"], os.getpid()).kill(number)
+    os.kill(third.reader(os.getpid()), number)
     with pytest.raises(RuntimeError) as caught:
         next(batches)
     message = str(explain_end(caught.value))
@@ -107,12 +121,13 @@ def test_a_loader_process_that_reads_nothing_blames_no_file(records):
         pytest.param("detectron2", "train", signal.SIGKILL, marks=needs_detectron2),
     ],
 )
-def test_a_run_says_so_in_one_line(engine, part, number, config_file, train_net, shapes, tmp_path):
+def test_a_run_says_so_in_one_line(
+    engine, part, number, config_file, train_net, shapes, hold, tmp_path
+):
     images = tmp_path / "images"
     shutil.copytree(shapes[part][1], images)
-    fifo = sorted(images.iterdir())[-1]
-    fifo.unlink()
-    os.mkfifo(fifo)
+    path = sorted(images.iterdir())[-1]
+    image = hold(path)
     own = [
         [name, file, str(images) if name == part else folder]
         for name, (file, folder) in shapes.items()
@@ -120,14 +135,14 @@ def test_a_run_says_so_in_one_line(engine, part, number, config_file, train_net,
     length = ("SOLVER.MAX_ITER", 1 if part == "val" else 100, "SOLVER.STEPS", ())
     file = config_file("DATASETS.COCO_FORMAT", own, "DATALOADER.NUM_WORKERS", 1, *length)
     process = train_net("--engine", engine, "--config-file", file, wait=False)
-    Reader(fifo, process.pid).kill(number)
+    os.kill(image.reader(process.pid), number)
     output = process.printed()
     assert process.returncode == 2, output[-3000:]
     last = output.splitlines()[-1].lstrip("\0")  # with which torch ends what it says of a crash
     assert last.startswith(
         f"LoaderError: a loader process was ended by {number.name} while it read"
     )
-    assert str(fifo) in last
+    assert str(path) in last
     assert "Traceback" not in output
 
 
@@ -147,20 +162,20 @@ next(batches)
 """
 
 
-def test_a_loader_process_that_waits_ends_with_its_trainer(records):
+def test_a_loader_process_that_waits_ends_with_its_trainer(records, hold):
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")}
-    fifo = records[2]["file_name"]
-    trainer = subprocess.Popen([sys.executable, "-c", WAITING, fifo], env=environment)
+    path = records[2]["file_name"]
+    file = hold(path)
+    trainer = subprocess.Popen([sys.executable, "-c", WAITING, path], env=environment)
     try:
-        reader = Reader(fifo, trainer.pid)
+        reader = file.reader(trainer.pid)
     finally:
         trainer.kill()
         trainer.wait()
     end = time.monotonic() + 10
-    while Path(f"/proc/{reader.number}").exists():
+    while Path(f"/proc/{reader}").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.close(reader.writing)
 
 
 @pytest.mark.parametrize("engine", ["native", DETECTRON2])

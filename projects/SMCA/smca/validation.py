@@ -178,7 +178,7 @@ def _check_model(cfg: CN) -> None:
     try:
         device = torch.device(cfg.MODEL.DEVICE)
         if device.type != "cuda":  # for which the CPU stands in
-            torch.zeros((), device=device).item()
+            torch.zeros((), device=device)
     except RuntimeError:
         _require(False, "MODEL.DEVICE", cfg.MODEL.DEVICE, "'cuda' or 'cpu'")
 
