@@ -135,8 +135,10 @@ def test_an_error_in_one_worker_is_what_is_said_last(
         (images / path.name).symlink_to(path)
     own = [["train", *shapes["train"]], ["val", shapes["val"][0], str(images)]]
     file = config_file("DATASETS.COCO_FORMAT", own, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
+    begun = time.monotonic()
     process = start(engine, launcher, "--config-file", file)
     output = process.printed()
+    assert time.monotonic() - begun < 100
     message = rf"DatasetError: cannot read \S*/{paths[-1].name}"
     if launcher == "own":
         assert process.returncode == 2, output[-3000:]

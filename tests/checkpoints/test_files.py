@@ -195,6 +195,11 @@ def test_weights_of_other_types_are_rounded_or_refused(tmp_path, detector, tiny_
         assert_close(tensor, model[name].to(tensor.dtype), rtol=0, atol=0)
 
 
+def test_no_path_loads_nothing(tmp_path, detector):
+    for path in (None, ""):
+        assert SafeCheckpointing(detector, str(tmp_path)).load(path) == {}
+
+
 def test_a_truncated_file_is_named(tmp_path, detector):
     write_checkpoint({"model": detector.state_dict()}, tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()

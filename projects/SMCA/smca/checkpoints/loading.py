@@ -169,7 +169,7 @@ class SafeCheckpointing(Checkpointer):
     class_names: Sequence[str] | None = None
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        if "://" in path:
+        if path and "://" in path:
             with downloading(path):
                 return super().load(path, *args, **kwargs)
         if path and not os.path.isfile(path):
