@@ -5,39 +5,27 @@ is what the step does besides. The moving average of the weights is part of it.
 """
 
 import contextlib
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
+from cuda_copies import INDEXING, copies_that_wait, place
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import smca
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
+from smca.modeling.heads import Predictions
 from smca.training import SetCriterion, Targets
 from smca.training.ema import MovingAverage
+from smca.training.matcher import Matches
 from smca.training.solver import build_optimizer
 from smca.training.step import TrainingStep
 
-PACKAGE = Path(smca.__file__).parent
 # Operations whose result's shape, or the number that Python gets, is known to the device only.
 WAITING = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"),
     *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
 }
-INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-
-
-def place() -> str:
-    """The innermost line of the package that is running."""
-    lines = [
-        f"{Path(frame.filename).name}: {frame.line}"
-        for frame in traceback.extract_stack()
-        if PACKAGE in Path(frame.filename).parents
-    ]
-    return lines[-1] if lines else "outside the package"
 
 
 class Operations(TorchDispatchMode):
@@ -137,11 +125,55 @@ def test_a_step_waits_once(tiny_config, loss, amp):
     assert only.startswith("matcher.py") and ".cpu()" in only
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_copies_to_a_gpu_that_wait_are_seen(amp):
+    with copies_that_wait() as found, torch.autocast("cuda", enabled=amp):
+        x = torch.ones(4, 8, device="cuda")
+        assert (x @ x.mT).dtype == (torch.float16 if amp else torch.float32)
+        pixels, index = torch.ones(4, 8).pin_memory(), torch.tensor([0, 2])
+        x.copy_(pixels, non_blocking=True), x.copy_(pixels, True)
+        pixels.to("cuda", non_blocking=True), x.to(torch.float64), pixels.to(torch.float64)
+        x[-1:] = 2.0
+        x[index.to("cuda", non_blocking=True)]
+        x.cpu(), pixels.copy_(x), torch.full((), 3.0, device="cuda")
+        assert not found
+        for copy in (
+            *(lambda: x[..., [0, 2]], lambda: x[index], lambda: x[0].__setitem__(0, 2.0)),
+            *(lambda: x.copy_(pixels), lambda: pixels.to("cuda"), lambda: x.new_tensor([1.0])),
+        ):
+            found.clear()
+            copy()
+            assert found == ["outside the package"]
+
+
+@pytest.mark.parametrize("loss", ["focal", "softmax"])
+def test_the_losses_wait_for_no_copy_to_the_gpu(tiny_config, monkeypatch, loss):
+    cfg = tiny_config("MODEL.SMCA.LOSS.CLASSIFICATION", loss)
+    criterion = SetCriterion(**SetCriterion.from_config(cfg))
+    with copies_that_wait() as found:
+        predictions = Predictions(
+            logits=torch.randn(2, 3, 10, 4, device="cuda"),
+            boxes=torch.rand(2, 3, 10, 4, device="cuda"),
+            centers=torch.rand(2, 3, 10, 2, device="cuda"),
+        )
+        boxes, labels = torch.tensor([[5.0, 9, 20, 30]]), torch.tensor([0])
+        cuda = torch.device("cuda")
+        targets = Targets.from_images([labels] * 3, [boxes] * 3, [(64, 64)] * 3, cuda)
+        # The assignment reads numbers, and has its own test.
+        pairs = (torch.zeros(6, dtype=torch.int64, device="cuda") for _ in range(4))
+        matches = Matches(*pairs)
+        monkeypatch.setattr(criterion, "matcher", lambda *_: matches)
+        assert len(criterion(predictions, targets)) == 6
+    assert not found
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_gpu_is_waited_for_once(tiny_config, monkeypatch, amp):
-    _, run = training_step(tiny_config(), "cuda", amp=amp)
+@pytest.mark.parametrize("loss", ["focal", "softmax"])
+def test_a_gpu_is_waited_for_once(tiny_config, monkeypatch, loss, amp):
+    cfg = tiny_config("MODEL.SMCA.LOSS.CLASSIFICATION", loss)
+    _, run = training_step(cfg, "cuda", amp=amp)
     run()
     copies, copy = [], Tensor.cpu
 

@@ -110,7 +110,7 @@ class SetCriterion:
         wanted = logits.new_full(logits.shape[:3], columns - 1, dtype=torch.int64)
         wanted[found] = labels
         weight = logits.new_ones(columns)
-        weight[-1] = self.no_object_weight
+        weight[-1:] = self.no_object_weight  # fills; [-1] has a GPU wait for a copy of the number
         loss = F.cross_entropy(logits.movedim(-1, 1), wanted, weight, reduction="none")
         # Nothing is learned where no-object weighs nothing and no image has an object.
         total = _mean_over_workers(weight[wanted].flatten(1).sum(1))
