@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from smca.checkpoints import CheckpointError
@@ -67,6 +68,29 @@ def test_sgd(tiny_config):
     optimizer = build_optimizer(cfg, build_detector(cfg))
     assert isinstance(optimizer, torch.optim.SGD)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_an_overflow_in_the_first_step_leaves_no_trace(tiny_config, name):
+    def steps(gradients):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 64)
+        cfg = tiny_config("SOLVER.OPTIMIZER", name, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
+        optimizer = build_optimizer(cfg, model)
+        scaler = torch.amp.GradScaler("cpu", enabled=True)
+        for gradient in gradients:
+            for parameter in model.parameters():
+                parameter.grad = scaler.scale(torch.full_like(parameter, gradient))
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        return model.state_dict(), optimizer.state_dict()["state"]
+
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    try:
+        assert_close(steps([float("inf"), 0.1, 0.2]), steps([0.1, 0.2]))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_norms_may_decay_otherwise(tiny_config):

@@ -15,6 +15,7 @@ optimizer = L(torch.optim.AdamW)(
     ),
     lr=1e-4,
     weight_decay=1e-4,
-    # One pass over each parameter; on a CPU and on CUDA.
+    # One pass over each parameter; on a CPU and on CUDA. Not for SGD, whose momentum is
+    # uninitialised memory if mixed precision skips the first step.
     fused=True,
 )

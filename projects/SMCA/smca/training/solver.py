@@ -51,13 +51,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         for (rate, decay), parameters in groups.items()
     ]
     trained = [parameter for group in groups.values() for parameter in group]
-    # One pass over each parameter, where there is a kernel for it.
-    options = {"lr": solver.BASE_LR, "fused": all(p.device.type in _FUSED for p in trained)}
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(described, momentum=solver.MOMENTUM, **options)
+        # Not fused: its momentum is uninitialised memory if AMP skips the first step, as it does
+        # where the scaled gradients overflow.
+        optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
     else:
-        optimizer = torch.optim.AdamW(described, **options)
+        # One pass over each parameter, where there is a kernel for it.
+        fused = all(p.device.type in _FUSED for p in trained)
+        optimizer = torch.optim.AdamW(described, lr=solver.BASE_LR, fused=fused)
     return with_clipping(optimizer, solver.CLIP_GRADIENTS)
 
 
