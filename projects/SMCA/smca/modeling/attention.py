@@ -21,6 +21,8 @@ from .layers import full_precision, linear, per_scale
 
 # CUDA's fused kernels want the channels of a head in multiples of this; a CPU's take any number.
 _CHANNEL_MULTIPLE = 8
+# So many numbers of a half precision sum up to a float32 of 24 bits: they have 11 and 8 each.
+PARTS = {torch.float16: 2, torch.bfloat16: 3}
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,15 @@ class LogitBias:
     Attributes:
         query: (B, H or 1, N or 1, E).
         key: (B or 1, 1, L, E).
-        query_parts, key_parts: for each of the E channels, how many numbers of a half precision
-            sum up to it accurately enough (float32 needs one).
+        key_parts: for each of the E channels, how many numbers of a half precision sum up to its
+            keys exactly; never more than for the channel before.
+        split: the queries need the accuracy of float32 in half precision too.
     """
 
     query: Tensor
     key: Tensor
-    query_parts: tuple[int, ...]
     key_parts: tuple[int, ...]
+    split: bool = True
 
     def channels(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Factors of ``dtype`` whose inner product is the bias: (..., N, E'), (..., L, E').
@@ -45,17 +48,15 @@ class LogitBias:
         With half precision every pair of parts gets a channel of its own, so that the products,
         which kernels sum in float32, add up to the float32 bias.
         """
-        if dtype not in (torch.float16, torch.bfloat16):
+        if dtype not in PARTS:
             return self.query.to(dtype), self.key.to(dtype)
-        query_parts = _parts(self.query, max(self.query_parts), dtype)
-        key_parts = _parts(self.key, max(self.key_parts), dtype)
         queries, keys = [], []
-        for i, query in enumerate(query_parts):
-            for j, key in enumerate(key_parts):
-                both = zip(self.query_parts, self.key_parts, strict=True)
-                used = [e for e, (m, n) in enumerate(both) if i < m and j < n]
-                queries.append(query[..., used])
-                keys.append(key[..., used])
+        for query in _parts(self.query, PARTS[dtype] if self.split else 1, dtype):
+            for number, key in enumerate(_parts(self.key, max(self.key_parts), dtype)):
+                # Slices: an index that is a list would be copied to the device, which waits.
+                used = sum(number < count for count in self.key_parts)
+                queries.append(query[..., :used])
+                keys.append(key[..., :used])
         return torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
 
 
@@ -84,16 +85,16 @@ def padding_biases(padding: Tensor | None) -> list[LogitBias]:
     # Far beyond any logit, with factors that half precision still holds.
     key = torch.where(padding, -6e4, 0.0)[:, None, :, None]
     query = torch.full((1, 1, 1, 1), 6e4, device=padding.device)
-    return [LogitBias(query=query, key=key, query_parts=(1,), key_parts=(1,))]
+    return [LogitBias(query=query, key=key, key_parts=(1,), split=False)]
 
 
 def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tuple[Tensor, Tensor]:
     """Scaled queries and keys with the biases' channels, filled up to what the kernel wants."""
     query = query * query.shape[-1] ** -0.5
-    if not biases:
-        return query, key
     queries, keys = [query], [key]
     for bias in biases:
+        # In float16 the gradient of padding's keys overflows; it stays in their own channel, which
+        # nothing reads.
         extra_query, extra_key = bias.channels(query.dtype)
         queries.append(extra_query.expand(*query.shape[:-1], -1))
         keys.append(extra_key.expand(*key.shape[:-1], -1))
@@ -101,6 +102,8 @@ def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tup
     if fill and query.device.type != "cpu":
         queries.append(query.new_zeros(1).expand(*query.shape[:-1], fill))
         keys.append(key.new_zeros(1).expand(*key.shape[:-1], fill))
+    if len(queries) == 1:
+        return query, key
     return torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
 
 

@@ -3,8 +3,8 @@
 Shapes: B images, N queries, C channels, S scales, G Gaussians a query and scale (one a head, or 1).
 
 log G is a quadratic form in the key's position, so that, up to a term that is constant in the key
-and that softmax drops, it is an inner product of five numbers of the query with x, x^2, y, y^2 and
-xy of the key. Positions are counted from the middle of the map, which keeps the numbers small.
+and that softmax drops, it is an inner product of five numbers of the query with x^2, y^2, xy, x and
+y of the key. Positions are counted from the middle of the map, which keeps the numbers small.
 """
 
 from __future__ import annotations
@@ -43,18 +43,17 @@ class Gaussians:
         cx, cy = self.center[:, :, scale].unbind(-1)  # (B, N, G)
         cx, cy = cx - columns // 2, cy - rows // 2
         xx, yy, xy = (self.precision[:, :, scale] * self.rate[scale]).unbind(-1)
-        factors = [2 * (xx * cx + xy * cy), -xx, 2 * (yy * cy + xy * cx), -yy]
-        if oriented:
-            factors.append(-2 * xy)
+        squares = [-xx, -yy, -2 * xy] if oriented else [-xx, -yy]
+        factors = [*squares, 2 * (xx * cx + xy * cy), 2 * (yy * cy + xy * cx)]
         query = torch.stack(factors, dim=-1).transpose(1, 2)  # (B, G, N, E)
         # A Gaussian far narrower than a cell is made wider, about its centre, but stays narrower.
         # Half precisions then hold these numbers, and padding's bias is beyond what they make.
         largest = query.detach().abs().amax(dim=-1, keepdim=True)
         return LogitBias(
             query=query * (_LARGEST / largest.clamp(min=_LARGEST)),
-            key=_monomials(shape, self.center)[..., : len(factors)],
-            query_parts=(3,) * len(factors),
-            key_parts=(1, 2, 1, 2, 2)[: len(factors)],
+            key=_monomials(shape, self.center, oriented=oriented),
+            # Squares of coordinates take more bits than a half precision has, coordinates do not.
+            key_parts=(2,) * len(squares) + (1, 1),
         )
 
     def log_density(self, scale: int, points: Tensor) -> Tensor:
@@ -64,14 +63,17 @@ class Gaussians:
         return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
 
 
-def _monomials(shape: Size, like: Tensor) -> Tensor:
-    """x, x^2, y, y^2, xy of each cell, counted from the middle of the map: (1, 1, L, 5)."""
+def _monomials(shape: Size, like: Tensor, *, oriented: bool) -> Tensor:
+    """x^2, y^2, xy where ``oriented``, x and y of each cell, counted from the middle of the map:
+    (1, 1, L, 4 or 5).
+    """
     rows, columns = shape
     device = like.device
     x = torch.arange(columns, device=device) - columns // 2
     y = torch.arange(rows, device=device) - rows // 2
     y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((x, x * x, y, y * y, x * y), dim=-1).flatten(0, 1).to(like)[None, None]
+    squares = [x * x, y * y, x * y] if oriented else [x * x, y * y]
+    return torch.stack((*squares, x, y), dim=-1).flatten(0, 1).to(like)[None, None]
 
 
 @dataclass(frozen=True)
