@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from smca.modeling.encoder import IntraMultiEncoder
 from smca.modeling.memory import Memory, extents
@@ -148,6 +150,22 @@ def test_recomputing_keeps_less_and_changes_nothing():
     assert kept["all"] < 0.3 * kept["none"] and kept["multi"] < 0.7 * kept["none"]
     assert_close(gradients["multi"], gradients["none"], rtol=0, atol=0)
     assert_close(gradients["all"], gradients["none"], rtol=0, atol=0)
+
+
+def test_recomputed_blocks_keep_the_random_state_of_their_device(monkeypatch):
+    """torch keeps that of the devices of the tensors it is given; a GPU's masks are drawn there."""
+    given = []
+
+    def record(function, *args, **options):
+        given.extend(tree_leaves(args))
+        return checkpoint(function, *args, **options)
+
+    monkeypatch.setattr("smca.modeling.encoder.checkpoint", record)
+    memory = make_memory()
+    options = {"num_scales": S, "dim": C, "num_heads": H, "ffn_dim": 48, "recompute": "all"}
+    IntraMultiEncoder(blocks=["intra", "multi"], **options).train()(memory)
+    assert [type(each) for each in given] == [torch.Tensor] * 2
+    assert given[0] is memory.tokens
 
 
 def test_neck_makes_the_papers_three_scales(tolerance):

@@ -149,7 +149,18 @@ class IntraMultiEncoder(nn.Module):
     def forward(self, memory: Memory) -> Memory:
         for block, recomputed in zip(self.blocks, self.recomputed, strict=True):
             if recomputed and self.training:
-                memory = checkpoint(block, memory, use_reentrant=False)
+                memory = _recomputed(block, memory)
             else:
                 memory = block(memory)
         return memory
+
+
+def _recomputed(block: nn.Module, memory: Memory) -> Memory:
+    """``block(memory)``, whose activations are computed again in the backward pass."""
+
+    def tokens_of(tokens: Tensor) -> Tensor:
+        return block(memory.with_tokens(tokens)).tokens
+
+    # Tokens, not their memory: torch keeps the random state, and so the dropout masks, of the
+    # devices of the tensors that it is given.
+    return memory.with_tokens(checkpoint(tokens_of, memory.tokens, use_reentrant=False))
