@@ -172,7 +172,7 @@ def training_step(args: argparse.Namespace, device: torch.device) -> Callable[[]
     subject = NATIVE.build(cfg, str(device))
     subject.model.train()
     image = torch.rand(1, 3, *args.step_size, device=device)
-    step = TrainingStep(build_optimizer(cfg, subject.model), device=device, amp=False)
+    step = TrainingStep(build_optimizer(cfg, subject.model), device=device, amp=None)
     return lambda: step(lambda: {"loss": subject.loss(image)}, [0])
 
 

@@ -53,7 +53,7 @@ class Workload:
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
         optimizer = build_optimizer(cfg, self.detector)
-        self.step = TrainingStep(optimizer, device=self.device, amp=setting.half)
+        self.step = TrainingStep(optimizer, device=self.device, amp=HALF.get(setting.precision))
         self.enter: Callable[[str], None] = lambda stage: None
         self.see(setting.size, setting.batch)
 

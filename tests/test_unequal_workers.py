@@ -86,7 +86,7 @@ def work(rank, world_size, file, folder):
         model = torch.nn.parallel.DistributedDataParallel(detector)
     criterion = SetCriterion(**SetCriterion.from_config(cfg))
     optimizer = build_optimizer(cfg, detector)
-    step = TrainingStep(optimizer, device=torch.device("cpu"), amp=False)
+    step = TrainingStep(optimizer, device=torch.device("cpu"), amp=None)
     mine = range(rank, 2, world_size)
     targets = Targets.from_images(
         [labels[i].long() for i in mine],

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.training.step import NonFiniteLossError, TrainingStep, seed_step
+from smca.training.step import NonFiniteLossError, TrainingStep, amp_dtype, seed_step
 
 
-def make(amp=False):
+def make(amp=None):
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -23,11 +23,31 @@ def test_a_step_is_forward_backward_update():
 
 
 def test_mixed_precision_on_a_cpu_is_bfloat16():
-    layer, step = make(amp=True)
+    layer, step = make(amp=torch.bfloat16)
     seen = []
     step(lambda: {"a": seen.append(layer(torch.randn(3, 4))) or seen[-1].float().sum()}, [1])
     assert seen[0].dtype == torch.bfloat16
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_mixed_precision_is_what_the_device_has(config, monkeypatch, newer):
+    """V100 and T4 have no bfloat16, and torch's emulation of it no fused attention."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: newer)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    enabled = ("SOLVER.AMP.ENABLED", True)
+    assert amp_dtype(config("quickstart"), cuda) is None
+    assert amp_dtype(config("quickstart", *enabled), cpu) is torch.bfloat16
+    chosen = amp_dtype(config("quickstart", *enabled), cuda)
+    assert chosen is (torch.bfloat16 if newer else torch.float16)
+    for name in ("bfloat16", "float16"):
+        cfg = config("quickstart", *enabled, "SOLVER.AMP.PRECISION", name)
+        assert amp_dtype(cfg, cuda) is amp_dtype(cfg, cpu) is getattr(torch, name)
+
+
+def test_only_float16_scales_its_loss():
+    scales = [make(amp)[1].scaler.is_enabled() for amp in (None, torch.bfloat16, torch.float16)]
+    assert scales == [False, False, True]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

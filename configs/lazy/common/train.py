@@ -11,7 +11,7 @@ train = dict(
     max_iter=366500,
     device="cuda",
     # float16 with loss scaling on CUDA, bfloat16 on a CPU.
-    amp=dict(enabled=False),
+    amp=dict(enabled=False, precision="auto"),
     # The norm of all gradients together.
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),
     # An exponential moving average of the weights, which is evaluated instead of them.

@@ -133,6 +133,9 @@ def add_smca_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # Ours: that of what places Deformable DETR's samples and references.
     cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
+    # Ours: what mixed precision computes in. "auto": bfloat16 where the device has it, float16 on
+    # older GPUs. "float16" has its loss scaled, "bfloat16" needs none.
+    cfg.SOLVER.AMP.PRECISION = "auto"
     # Ours: "AdamW", or "SGD" for Detectron2's Faster R-CNN.
     cfg.SOLVER.OPTIMIZER = "AdamW"
     # Ours: short side before the random crop, one of these.
@@ -239,7 +242,7 @@ def get_cfg() -> CN:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0  # the largest norm, positive
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0  # 2.0: the Euclidean norm
-    # Mixed precision: float16 with loss scaling on CUDA, bfloat16 on a CPU.
+    # Mixed precision, see PRECISION.
     cfg.SOLVER.AMP = CN({"ENABLED": False})
 
     cfg.TEST = CN()

@@ -29,6 +29,7 @@ _SOLVER_CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.OPTIMIZER": ("AdamW", "SGD"),
+    "SOLVER.AMP.PRECISION": ("auto", "bfloat16", "float16"),
 }
 _AT_LEAST = {
     "MODEL.SMCA.NUM_CLASSES": 0,

@@ -46,6 +46,7 @@ PLACES = {
     "SOLVER.MAX_ITER": "train.max_iter",
     "SOLVER.BASE_LR": "optimizer.lr",
     "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "SOLVER.AMP.PRECISION": "train.amp.precision",
     "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
     "SOLVER.CLIP_GRADIENTS.ENABLED": "train.clip_grad.enabled",
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": "train.clip_grad.max_norm",

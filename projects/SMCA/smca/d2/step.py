@@ -33,7 +33,7 @@ class StepTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
-        amp: bool,
+        amp: torch.dtype | None,
         seed: int,
         average: MovingAverage | None = None,
     ):

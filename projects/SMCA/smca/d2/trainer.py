@@ -36,7 +36,7 @@ from ..training.solver import (
     scale_to_workers,
     set_rates,
 )
-from ..training.step import NonFiniteLossError
+from ..training.step import NonFiniteLossError, amp_dtype
 from ..training.stop import StopRequest
 from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
@@ -104,7 +104,7 @@ class Trainer(DefaultTrainer):
             data_loader,
             optimizer,
             device=device,
-            amp=cfg.SOLVER.AMP.ENABLED,
+            amp=amp_dtype(cfg, device),
             seed=self.seed,
             average=average,
         )

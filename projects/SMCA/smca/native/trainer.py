@@ -26,7 +26,7 @@ from ..training.solver import (
     scale_to_workers,
     set_rates,
 )
-from ..training.step import NonFiniteLossError, TrainingStep, seed_step
+from ..training.step import NonFiniteLossError, TrainingStep, amp_dtype, seed_step
 from ..training.stop import StopRequest
 from ..visualization.training import NUM_SHOWN, training_picture
 from .data import Sample, build_train_loader
@@ -65,7 +65,9 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda iteration: multiplier(iteration / self.max_iter)
         )
-        self.step = TrainingStep(self.optimizer, device=self.device, amp=cfg.SOLVER.AMP.ENABLED)
+        self.step = TrainingStep(
+            self.optimizer, device=self.device, amp=amp_dtype(cfg, self.device)
+        )
         self.evaluator = Evaluator(cfg, self.average.model if self.average else self.detector)
         self.checkpointer = SafeCheckpointing(
             self.detector,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 
 import torch
@@ -67,7 +68,7 @@ class StepScalars:
         Returns:
             ``epoch``, images seen by images of the training set; ``lr``, and ``lr_backbone`` and
             ``lr_sampling`` where these parts have rates of their own; ``grad_norm``, before the
-            clipping, where gradients are clipped.
+            clipping, where gradients are clipped and have not overflowed float16.
         """
         scalars: dict[str, float] = {}
         if self.num_images:
@@ -77,9 +78,9 @@ class StepScalars:
         for role, group in self._groups.items():
             if group != main:
                 scalars[f"lr_{role}"] = self._rate(group)
-        norm = getattr(self.optimizer, "grad_norm", None)
-        if norm is not None:
-            scalars["grad_norm"] = float(norm)
+        norm = float(getattr(self.optimizer, "grad_norm", math.nan))
+        if math.isfinite(norm):
+            scalars["grad_norm"] = norm
         return scalars
 
     def _rate(self, group: int) -> float:

@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
+from fvcore.common.config import CfgNode
 from torch import Tensor
+
+# Of float16's loss scaling, which doubles it when it can. Gradients of random weights overflow
+# above about this, and from torch's default of 2^16 the first steps of a run would be lost.
+_INITIAL_SCALE = 2.0**10
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -41,14 +46,36 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-class TrainingStep:
-    """Runs steps in float32, or in mixed precision: float16 on CUDA, bfloat16 on a CPU."""
+def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
+    """The half precision that SOLVER.AMP asks for on ``device``; None: none, all is float32."""
+    amp = cfg.SOLVER.AMP
+    if not amp.ENABLED:
+        return None
+    if amp.PRECISION != "auto":
+        return getattr(torch, amp.PRECISION)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, device: torch.device, amp: bool):
+
+class TrainingStep:
+    """Runs steps in float32 or in mixed precision."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, device: torch.device, amp: torch.dtype | None
+    ):
+        """
+        Args:
+            optimizer: of the parameters on ``device``.
+            device: where the model is.
+            amp: what autocast computes in, such as :func:`amp_dtype` says; None: no autocast.
+        """
         self.optimizer = optimizer
         self.device = device
         self.amp = amp
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=_INITIAL_SCALE, enabled=amp is torch.float16
+        )
 
     def __call__(
         self, compute_losses: Callable[[], Mapping[str, Tensor]], image_ids: Sequence[int]
@@ -64,14 +91,14 @@ class TrainingStep:
         Raises:
             NonFiniteLossError: on every worker when one has such a loss, before the update.
         """
-        with torch.autocast(self.device.type, enabled=self.amp):
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             losses = compute_losses()
         stacked = torch.stack(list(losses.values()))
         # The copy waits for the forward pass only; the backward pass is queued meanwhile.
         values = _mean_over_workers(stacked.detach()).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied:
-            copied.record()
+            copied.record(torch.cuda.current_stream(self.device))
         self.optimizer.zero_grad()
         self.scaler.scale(stacked.sum()).backward()
         if copied:
