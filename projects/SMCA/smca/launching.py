@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,10 @@ _DISK_REMEDY = (
     "give the place the room or the permission it lacks, and run it again; training goes on from "
     "its last checkpoint with --resume"
 )
+# What torch names the GPUs it was built for: sm_90, sm_90a, compute_120.
+_BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+# The oldest that PyPI's torch has code for, and where there is a torch for older ones.
+_OLDEST, _OLD_GPUS = (7, 5), "--index-url https://download.pytorch.org/whl/cu126 "
 # So long torchrun may take to see which worker has ended first.
 _TORCHRUN_LOOKS = 2.0
 
@@ -141,15 +145,17 @@ def _tell_torchrun(message: str) -> None:
 
 
 def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
-    """Check a merged config, draw the dataset of shapes where it is wanted and missing, count
-    classes, choose the device that exists, make OUTPUT_DIR; returns the config frozen.
+    """Check a merged config, choose the device that exists, draw the dataset of shapes where it is
+    wanted and missing, count classes, make OUTPUT_DIR; returns the config frozen.
 
     Args:
-        cfg: the configuration, which is changed.
+        cfg: the configuration, which is changed. A GPU that MODEL.DEVICE has the number of becomes
+            torch's current one.
         world_size: number of processes that will train.
 
     Raises:
-        ConfigError: a value that cannot work, or an OUTPUT_DIR that cannot be written.
+        ConfigError: a value that cannot work, a GPU that is not there or that torch has no code
+            for, or an OUTPUT_DIR that cannot be written.
         DatasetError: classes to be counted in a dataset that cannot be read.
     """
 
@@ -163,15 +169,15 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {batch}; it must be a multiple of the {world_size} processes"
         )
+    if cfg.MODEL.DEVICE.startswith("cuda") and not _take_gpu(cfg.MODEL.DEVICE, world_size):
+        say("MODEL.DEVICE: there is no GPU, the CPU is used")
+        cfg.MODEL.DEVICE = "cpu"
     if folder := missing_shapes(cfg):
         say(f"Drawing {sum(QUICKSTART.values())} images of shapes in {folder}, once")
         write_shapes_dataset(folder, **QUICKSTART)
     if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
         cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
         say(f"MODEL.SMCA.NUM_CLASSES: {cfg.MODEL.SMCA.NUM_CLASSES}, as in {source}")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        say("MODEL.DEVICE: there is no GPU, the CPU is used")
-        cfg.MODEL.DEVICE = "cpu"
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
@@ -180,3 +186,61 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written: {error}") from error
     cfg.freeze()
     return cfg
+
+
+def _take_gpu(name: str, world_size: int) -> bool:
+    """Make the GPU of a number torch's current one; False where there is no GPU at all.
+
+    Raises:
+        ConfigError: see :func:`prepare`.
+    """
+    try:
+        index = torch.device(name).index
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {name!r}; it must be 'cuda' or 'cpu'") from error
+    if index is not None and world_size > 1:
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}; it must be 'cuda' for {world_size} processes, which have a "
+            "GPU each: the environment's CUDA_VISIBLE_DEVICES chooses which"
+        )
+    if not torch.cuda.is_available():
+        return False
+    count = torch.cuda.device_count()
+    if index is None:
+        _require_code_for(range(min(world_size, count)))
+        return True
+    if index >= count:
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}; there are {count} GPUs here, it must be 'cuda' or one of "
+            f"'cuda:0' to 'cuda:{count - 1}'"
+        )
+    _require_code_for([index])
+    # Streams and events are the current device's where none is named.
+    torch.cuda.set_device(index)
+    return True
+
+
+def _require_code_for(gpus: Iterable[int]) -> None:
+    """Raise a ConfigError if this build of torch has no code that one of the GPUs can run."""
+    matches = [_BUILT_FOR.fullmatch(name) for name in torch.cuda.get_arch_list()]
+    built = [(m[1], (int(m[2]), int(m[3])), m[4]) for m in matches if m]
+    for gpu in gpus if built else ():  # of AMD's GPUs names are other ones
+        has = torch.cuda.get_device_capability(gpu)
+        if any(_runs_on(has, *code) for code in built):
+            continue
+        index = _OLD_GPUS if has < _OLDEST else ""
+        raise ConfigError(
+            f"MODEL.DEVICE is 'cuda', but torch {torch.__version__} has no code for the GPU {gpu}, "
+            f"{torch.cuda.get_device_name(gpu)} of compute capability {has[0]}.{has[1]}, only "
+            f"{', '.join(torch.cuda.get_arch_list())}; install a torch that has: pip uninstall "
+            f"torch torchvision, then pip install {index}torch torchvision; or set MODEL.DEVICE cpu"
+        )
+
+
+def _runs_on(has: tuple[int, int], kind: str, built: tuple[int, int], suffix: str) -> bool:
+    """Whether a GPU of compute capability ``has`` can run what was built for another one."""
+    if suffix == "a":  # for this one alone
+        return built == has
+    if kind == "compute":  # compiled for the GPU when it is loaded
+        return built <= has
+    return built[0] == has[0] and built[1] <= has[1]
