@@ -164,12 +164,18 @@ def work(rank, fault, folder):
     group = dist.new_group(timeout=timedelta(seconds=5))
     for number in range(10**6):
         if rank == 1 and number == 3:
-            if fault == "raises":
+            if fault == "raises late":
+                time.sleep(1)
+            if fault.startswith("raises"):
                 raise KeyError("of its own")
+            if fault == "aborts":
+                os.abort()
             if fault == "leaves":
                 os._exit(0)
             if fault == "hangs":
                 os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 0 and number == 3 and fault == "raises late":
+            os.abort()  # as NCCL has it do that waits for the other one
         dist.all_reduce(torch.ones(1), group=group)
 
 if __name__ == "__main__":
@@ -179,26 +185,32 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "code", "message"),
     [
-        ("raises", "KeyError: 'of its own'"),
-        ("leaves", "WorkerError: worker 1 of 2 ended with exit code 0 before its work was done"),
+        ("raises", 1, "KeyError: 'of its own'"),
+        ("raises late", 1, "KeyError: 'of its own'"),
+        ("leaves", 1, "WorkerError: worker 1 of 2 ended with exit code 0 before its work was done"),
+        ("aborts", 134, "WorkerError: worker 1 of 2 was ended by SIGABRT"),
         (
             "hangs",
+            1,
             "WorkerError: worker 0 of 2 has waited in vain for another one, which hangs: Timed out "
             "waiting 5000ms for recv operation to complete; worker 1 of 2 did not end and was "
             "killed",
         ),
     ],
 )
-def test_the_first_fault_is_the_last_line(fault, message, tmp_path):
+def test_the_first_fault_is_the_last_line(fault, code, message, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), fault, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code
     lines = done.stderr.splitlines()
     assert lines[-1] == message
-    assert ("worker 1 of 2:" in lines) == (fault == "raises")
-    assert done.stderr.count("Traceback") == (fault == "raises")
+    raises = fault.startswith("raises")
+    assert ("worker 1 of 2:" in lines) == raises
+    assert done.stderr.count("Traceback") == raises

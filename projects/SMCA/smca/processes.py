@@ -65,7 +65,8 @@ class _Worker:
         if self.exit_code == -signal.SIGKILL:
             how += ", most likely because the machine has run out of memory"
         message = f"{WorkerError.__name__}: {self.name} {how}{advice}"
-        return Explanation(code, message, follows=False)
+        # NCCL has a worker abort that waits for another one in vain.
+        return Explanation(code, message, follows=self.exit_code == -signal.SIGABRT)
 
 
 def run_together(
@@ -89,8 +90,9 @@ def run_together(
         failures = _wait(workers, advice)
     if not failures:
         return 0
-    # Of those that end at once, one is the cause of the others.
-    first = min(failures, key=lambda failure: failure.follows)
+    # Of those that end at once, one is the cause of the others. If none says so, one that has not
+    # said how it ended may be.
+    first = min(failures, key=lambda failure: (failure.follows, failure.code <= 128))
     message = first.message
     if first.follows and (hung := [worker.name for worker in workers if worker.killed]):
         message += f"; {', '.join(hung)} did not end and was killed"
