@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
-from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import (
@@ -28,6 +28,7 @@ from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
 from ..training.ema import MovingAverage
+from ..training.parallel import data_parallel
 from ..training.report import Clock, write_results
 from ..training.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
 from ..training.solver import (
@@ -58,6 +59,9 @@ logger = logging.getLogger(__name__)
 
 class Trainer(DefaultTrainer):
     """Trains SMCA: any number of processes sees the same batches, and ``--resume`` is exact.
+
+    Exact is bit for bit on a CPU. On CUDA the same random numbers are drawn, but sums are rounded
+    otherwise from run to run.
 
     Checkpoints have the layout of Detectron2's own, with ``seed`` and ``clock`` added.
     """
@@ -94,9 +98,9 @@ class Trainer(DefaultTrainer):
         self.evaluated = average.model if average else model
         self.trained = model
         if comm.get_world_size() > 1:
-            model = create_ddp_model(
+            model = data_parallel(
                 model,
-                device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
+                device,
                 find_unused_parameters=getattr(model, "has_unread_maps", False),
             )
         self._trainer = StepTrainer(

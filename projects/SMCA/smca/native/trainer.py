@@ -10,7 +10,6 @@ from dataclasses import asdict
 
 import torch
 from fvcore.common.config import CfgNode
-from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..config import ConfigError
@@ -18,6 +17,7 @@ from ..data.coco import load_datasets
 from ..modeling.detector import build_detector
 from ..training import SetCriterion, Targets
 from ..training.ema import MovingAverage
+from ..training.parallel import data_parallel
 from ..training.report import Clock, results_tables, write_results
 from ..training.scalars import StepScalars
 from ..training.solver import (
@@ -58,7 +58,7 @@ class Trainer:
             self.average = MovingAverage(self.detector, decay=cfg.MODEL.EMA.DECAY)
         self.model = self.detector
         if world_size() > 1:
-            self.model = DistributedDataParallel(self.detector)
+            self.model = data_parallel(self.detector, self.device)
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.optimizer = build_optimizer(cfg, self.detector)
         multiplier = build_lr_multiplier(cfg)
