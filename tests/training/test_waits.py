@@ -68,7 +68,7 @@ def waits(on_host=()):
         yield found
 
 
-def training_step(cfg, device: str, *, amp: bool = False):
+def training_step(cfg, device: str, *, amp: torch.dtype | None = None):
     """The optimizer, and a function that takes a step with two images as the trainer does it."""
     torch.manual_seed(0)
     device = torch.device(device)
@@ -108,7 +108,7 @@ def test_what_waits_is_seen():
     assert not found
 
 
-@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
 @pytest.mark.parametrize("loss", ["focal", "softmax"])
 def test_a_step_waits_once(tiny_config, loss, amp):
     cfg = tiny_config("MODEL.SMCA.LOSS.CLASSIFICATION", loss)
@@ -169,7 +169,7 @@ def test_the_losses_wait_for_no_copy_to_the_gpu(tiny_config, monkeypatch, loss):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("amp", [None, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("loss", ["focal", "softmax"])
 def test_a_gpu_is_waited_for_once(tiny_config, monkeypatch, loss, amp):
     cfg = tiny_config("MODEL.SMCA.LOSS.CLASSIFICATION", loss)
