@@ -59,7 +59,7 @@ def measured_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
         device: to be measured.
         dtype: of the matrices; see :func:`precision` for tf32.
     """
-    size = 8192 if device.type == "cuda" else 512  # a CPU may be very slow in float16
+    size = 8192 if device.type == "cuda" else 256  # a CPU may be very slow in float16
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     source, copied = (torch.zeros(1 << 26, device=device) for _ in range(2))

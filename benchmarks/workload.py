@@ -59,13 +59,19 @@ class Workload:
 
     def see(self, size: Size, batch: int) -> None:
         """Work on other images from now on."""
-        self.images = list(torch.randint(256, (batch, 3, *size), dtype=torch.uint8))
+        images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8)
+        # As loaders give them.
+        self.images = list(images.pin_memory() if self.device.type == "cuda" else images)
         labels = torch.arange(NUM_OBJECTS) % self.cfg.MODEL.SMCA.NUM_CLASSES
         self.objects = [labels] * batch, [made_up_boxes(*size)] * batch
 
     def _batch(self) -> tuple[Tensor, list[Size]]:
         self.enter("input")
         return pad_images(self.images, mean=self.mean, std=self.std)
+
+    def targets(self, sizes: list[Size]) -> Targets:
+        """Objects of the batch, whose images are of these sizes."""
+        return Targets.from_images(*self.objects, sizes, self.device)
 
     @torch.no_grad()
     def infer(self) -> list[Detections]:
@@ -85,7 +91,7 @@ class Workload:
         """A step: forward, matcher, loss, backward, clipping and update; returns the losses."""
         self.detector.train()
         images, sizes = self._batch()
-        targets = Targets.from_images(*self.objects, sizes, self.device)
+        targets = self.targets(sizes)
 
         def losses() -> dict[str, Tensor]:
             predictions = self.detector(images, sizes)

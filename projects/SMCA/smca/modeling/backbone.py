@@ -16,6 +16,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..config import ConfigError
 from .memory import Size, valid_mask
 
+# Devices whose convolutions are faster in this format; they keep what they are given.
+CHANNELS_LAST = ("cpu",)
+
 
 class GroupNorm(nn.GroupNorm):
     """Group norm whose statistics leave padding out."""
@@ -29,14 +32,16 @@ class GroupNorm(nn.GroupNorm):
         if valid is None:
             # Less torch's check: a single number is normed to zero, as it is beside padding.
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        groups = x.unflatten(1, (self.num_groups, -1))  # (B, G, C / G, h, w)
-        valid = valid[:, None].to(x.dtype)
+        # As torch's under autocast, in float32: squares and sums of float16 overflow.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        groups = x.to(dtype).unflatten(1, (self.num_groups, -1))  # (B, G, C / G, h, w)
+        valid = valid[:, None].to(dtype)
         count = valid.sum((-2, -1), keepdim=True) * groups.shape[2]
         mean = (groups * valid).sum((2, 3, 4), keepdim=True) / count
         centered = groups - mean
         variance = (centered.square() * valid).sum((2, 3, 4), keepdim=True) / count
         normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
-        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+        return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 # Depth: (bottlenecks?, blocks a stage).
@@ -322,8 +327,7 @@ class ResNet(nn.Module):
             mask = valid_mask(sizes, stride, shape, images.device)
             return None if mask is None else mask[:, None]
 
-        if images.device.type == "cpu" and not self.narrow:
-            # Convolutions keep the format they are given, and are faster in this one there.
+        if images.device.type in CHANNELS_LAST and not self.narrow:
             images = images.contiguous(memory_format=torch.channels_last)
         half = _halved(images.shape[-2:])
         stride, shape = 4, _halved(half)

@@ -148,10 +148,8 @@ class IntraMultiEncoder(nn.Module):
 
     def forward(self, memory: Memory) -> Memory:
         for block, recomputed in zip(self.blocks, self.recomputed, strict=True):
-            if recomputed and self.training:
-                memory = _recomputed(block, memory)
-            else:
-                memory = block(memory)
+            run = _recomputed if recomputed and self.training else EncoderBlock.__call__
+            memory = run(block, memory)
         return memory
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Of float16's loss scaling, which doubles it when it can. Gradients of random weights overflow
 # above about this, and from torch's default of 2^16 the first steps of a run would be lost.
-_INITIAL_SCALE = 2.0**10
+INITIAL_SCALE = 2.0**10
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -74,7 +74,7 @@ class TrainingStep:
         self.device = device
         self.amp = amp
         self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=_INITIAL_SCALE, enabled=amp is torch.float16
+            device.type, init_scale=INITIAL_SCALE, enabled=amp is torch.float16
         )
 
     def __call__(

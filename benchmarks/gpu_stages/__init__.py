@@ -1,0 +1,1 @@
+"""The stages of benchmarks/gpu_check.py, each a module with ``run(check)``."""

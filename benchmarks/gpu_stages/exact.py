@@ -1,0 +1,206 @@
+"""SMCA's attention on a device, beside float64 on the CPU.
+
+Shapes: B images, N queries, L keys, H heads, d channels a head, G Gaussians a query.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from references import attention_replaced
+from roofline import precision
+from torch import Tensor
+
+from smca.analysis.operations import Operations
+from smca.modeling import attention
+from smca.modeling.attention import padding_biases
+from smca.modeling.memory import Size
+from smca.modeling.spatial_prior import Gaussians
+
+HEADS, CHANNELS = 8, 32
+# The largest scale of a Gaussian, and beta.
+_LARGEST, _BETA = 2.0, 8.0
+# A weight that no precision rounds to zero.
+_SURELY_SEEN = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """B images with N queries and a map of ``shape`` cells.
+
+    Attributes:
+        kind: of the precision, as MODEL.SMCA.MODULATION.SCALE; "shared" is independent with one
+            Gaussian for all heads.
+        padded: the last image ends before the map does.
+    """
+
+    kind: str
+    padded: bool
+    shape: Size
+    images: int
+    queries: int
+
+
+class Numbers:
+    """What a case attends with: leaves whose gradients are wanted, by name, in float64.
+
+    Queries, keys and values are numbers that every half precision has exactly, so that all
+    precisions are compared with the same ones.
+    """
+
+    def __init__(self, case: Case):
+        generator = torch.Generator().manual_seed(0)
+        self.case = case
+        images, queries = case.images, case.queries
+        keys = math.prod(case.shape)
+        gaussians = 1 if case.kind == "shared" else HEADS
+        sizes = {"query": queries, "key": keys, "value": keys, "gradient": queries}
+        self.leaves = {
+            name: torch.randn(images, HEADS, size, CHANNELS, generator=generator)
+            .to(torch.bfloat16)
+            .to(torch.float16)
+            .double()
+            for name, size in sizes.items()
+        }
+        place = images, queries, 1, gaussians
+        # Numbers of float32, which the prior computes in.
+        extent = torch.tensor(case.shape[::-1])
+        self.leaves["center"] = (torch.rand(*place, 2, generator=generator) * extent).double()
+        channels = {"fixed": 0, "single": 1, "oriented": 3}.get(case.kind, 2)
+        scales = torch.rand(*place, channels, generator=generator) * _LARGEST
+        self.leaves["scales"] = scales.double()
+        self.gradient = self.leaves.pop("gradient")
+        self.padding = None
+        if case.padded:
+            padding = torch.zeros(images, *case.shape, dtype=torch.bool)
+            padding[-1, :, -max(1, case.shape[1] // 4) :] = True
+            self.padding = padding.flatten(1)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The leaves on a device: centres and scales in float32 where the others are halves."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return {
+            name: leaf.to(device, wide if name in ("center", "scales") else dtype).requires_grad_()
+            for name, leaf in self.leaves.items()
+        }
+
+    def attend(self, leaves: dict[str, Tensor], *, dropout: float = 0.0) -> Tensor:
+        """(B, H, N, d)."""
+        center = leaves["center"]
+        oriented = self.case.kind == "oriented"
+        gaussians = Gaussians(
+            center=center,
+            precision=_precision(self.case.kind, leaves["scales"], center),
+            rate=(1 / _BETA * 25 / self.case.shape[0],),
+        )
+        padding = None if self.padding is None else self.padding.to(center.device)
+        biases = [gaussians.bias(0, self.case.shape, oriented=oriented), *padding_biases(padding)]
+        return attention.attend(
+            leaves["query"], leaves["key"], leaves["value"], biases=biases, dropout=dropout
+        )
+
+    def exact(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Output and gradients in float64, from matrices as Eqs. 1 to 6 read."""
+        leaves = self.on(torch.device("cpu"), torch.float64)
+        with attention_replaced("unfused"):
+            out = self.attend(leaves)
+        return out.detach(), _gradients(out, leaves, self.gradient)
+
+
+def _precision(kind: str, scales: Tensor, like: Tensor) -> Tensor:
+    """(..., 3): xx, yy, xy of P."""
+    if kind == "fixed":
+        return F.pad(torch.ones_like(like), (0, 1))
+    if kind == "oriented":
+        x, y, slant = scales.unbind(-1)
+        return torch.stack((x * x, y * y + slant * slant, x * slant), dim=-1)
+    return F.pad(scales.square().expand(*scales.shape[:-1], 2), (0, 1))
+
+
+def _gradients(out: Tensor, leaves: dict[str, Tensor], gradient: Tensor) -> dict[str, Tensor]:
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf.numel()}
+    found = torch.autograd.grad(out, list(wanted.values()), gradient.to(out))
+    return dict(zip(wanted, found, strict=True))
+
+
+def error(found: Iterable[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative error, by norms; infinite where numbers are not finite."""
+    largest = 0.0
+    for each, reference in zip(found, wanted, strict=True):
+        each = each.detach().double().cpu()
+        if not each.isfinite().all():
+            return math.inf
+        largest = max(largest, float((each - reference).norm() / reference.norm()))
+    return largest
+
+
+def _gradient_errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+    """Columns of queries, keys and values, and of the Gaussians, whose sums cancel the most."""
+    columns = {"gradient error": ("query", "key", "value"), "of Gaussians": ("center", "scales")}
+    return {
+        column: error(
+            [found[name] for name in names if name in found],
+            [wanted[name] for name in names if name in wanted],
+        )
+        for column, names in columns.items()
+    }
+
+
+def errors(numbers: Numbers, exact: tuple, name: str, device: torch.device) -> dict:
+    """Columns: errors of output and gradients in a precision, and the kernels that ran."""
+    with precision(name) as dtype, Operations() as operations:
+        leaves = numbers.on(device, dtype)
+        out = numbers.attend(leaves)
+        gradients = _gradients(out, leaves, numbers.gradient)
+    wanted_out, wanted = exact
+    return {
+        "output error": error([out], [wanted_out]),
+        **_gradient_errors(gradients, wanted),
+        "dropped": 0.0,
+        "kernels": " ".join(operations.attention) or "math",
+    }
+
+
+def errors_with_dropout(numbers: Numbers, name: str, device: torch.device, dropout: float) -> dict:
+    """The same with dropped weights, whose mask is read off values that are units.
+
+    The mask is drawn anew in each run from the same seed, and so in the backward pass: that of the
+    gradients is right only where both agree.
+    """
+    with precision(name) as dtype:
+        leaves = numbers.on(device, dtype)
+        with Operations() as operations:
+            torch.manual_seed(1)
+            out = numbers.attend(leaves, dropout=dropout)
+            gradients = _gradients(out, leaves, numbers.gradient)
+        kept = []
+        with torch.no_grad():
+            for columns in torch.eye(leaves["value"].shape[2], dtype=dtype).split(CHANNELS, 1):
+                units = F.pad(columns, (0, CHANNELS - columns.shape[1])).expand_as(leaves["value"])
+                torch.manual_seed(1)
+                weights = numbers.attend({**leaves, "value": units.to(device)}, dropout=dropout)
+                kept.append(weights[..., : columns.shape[1]].double().cpu())
+    # Weights that round to zero look dropped, but count for nothing.
+    mask = (torch.cat(kept, dim=-1) != 0).double() / (1 - dropout)
+    dropped = 0.0
+
+    def drop(weights: Tensor, _: float) -> Tensor:
+        nonlocal dropped
+        dropped = float((mask[weights > _SURELY_SEEN] == 0).double().mean())
+        return weights * mask
+
+    exact = numbers.on(torch.device("cpu"), torch.float64)
+    with attention_replaced("unfused"), mock.patch.object(F, "dropout", drop):
+        wanted_out = numbers.attend(exact)
+    wanted = _gradients(wanted_out, exact, numbers.gradient)
+    return {
+        "output error": error([out], [wanted_out.detach()]),
+        **_gradient_errors(gradients, wanted),
+        "dropped": dropped,
+        "kernels": " ".join(operations.attention) or "math",
+    }

@@ -1,0 +1,220 @@
+"""What may be faster on a GPU than what the project does: each beside it, in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from co_attention import Case, CoAttention
+from levers import DEFAULT, LEVERS, Lever, Worker
+from measuring import Row, ratio, summary, take_turns
+from torch import Tensor
+from workload import Setting, Workload
+
+from smca.modeling import attention, backbone
+from smca.modeling.attention import Attention, attend
+from smca.modeling.layers import full_precision
+from smca.modeling.smca_decoder import ModulatedCoAttention
+from smca.training import step
+
+from .check import Check
+from .flex import flex_attend
+from .train import MAIN
+
+
+def own_width(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    biases: list = (),
+    dropout: float = 0.0,
+) -> Tensor:
+    """The project's attention with values as wide as they are: no flash kernel takes them."""
+    query, key = attention._with_biases(query, key, biases)
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=1.0)
+
+
+def pairwise_distance(a: Tensor, b: Tensor, p: int) -> Tensor:
+    """``torch.cdist(a, b, p=1)`` by plain operations."""
+    return (a[..., :, None, :] - b[..., None, :, :]).abs().sum(-1)
+
+
+def in_float32(
+    self: ModulatedCoAttention, query: Tensor, key: Tensor, value: Tensor, biases: Sequence = ()
+) -> Tensor:
+    """The co-attention in float32, whatever autocast says."""
+    with full_precision(query.device):
+        out = Attention.attend(self, query.float(), key.float(), value.float(), biases)
+    return out.to(query.dtype)
+
+
+# Each against the default, in training steps of SMCA.
+STEPS = {
+    "co-attention in float32": Lever(
+        taken=False,
+        patch=lambda: mock.patch.object(ModulatedCoAttention, "attend", in_float32),
+    ),
+    "channels last": Lever(
+        taken=False,
+        patch=lambda: mock.patch.object(backbone, "CHANNELS_LAST", ("cpu", "cuda")),
+    ),
+    "values of their own width": Lever(
+        taken=False, patch=lambda: mock.patch.object(attention, "attend", own_width)
+    ),
+    "two bfloat16 numbers for a float32": Lever(
+        taken=False, patch=lambda: mock.patch.dict(attention.PARTS, {torch.bfloat16: 2})
+    ),
+    "cuDNN attention": Lever(taken=False, patch=lambda: cudnn(True)),
+    "fused AdamW": LEVERS["fused optimizer"],
+    "frozen batch norm inside convolutions": LEVERS["frozen batch norm inside convolutions"],
+    "L1 costs by plain operations": Lever(
+        taken=False, patch=lambda: mock.patch.object(torch, "cdist", pairwise_distance)
+    ),
+    "foreach clipping": LEVERS["foreach clipping"],
+}
+
+
+@contextlib.contextmanager
+def cudnn(enabled: bool) -> Iterator[None]:
+    """torch may choose cuDNN's attention, or may not."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def run(check: Check) -> None:
+    batch = 4
+    for name, lever in STEPS.items():
+        work = functools.partial(steps, check, lever, batch)
+        check.attempt("levers", work, lever=name, batch=batch, precision="bf16")
+    co_attention(check, "bf16")
+    for enabled in (False, True):
+        for dropout in (0.1, 0.0):
+            check.attempt(
+                "images of many sizes",
+                functools.partial(many_sizes, check, enabled, dropout),
+                cuDNN=enabled,
+                dropout=dropout,
+            )
+    for scale in (2.0**16, 2.0**10):
+        check.attempt(
+            "float16's first steps", functools.partial(first_steps, check, scale), scale=scale
+        )
+    name = "values of their own width"
+    for number in ("fp32", "tf32"):
+        work = functools.partial(steps, check, STEPS[name], batch, number)
+        check.attempt("levers", work, lever=name, batch=batch, precision=number)
+    co_attention(check, "fp32")
+    if not check.tiny:
+        lever = LEVERS["compiled"]
+        work = functools.partial(steps, check, lever, batch)
+        check.attempt("levers", work, lever="compiled blocks", batch=batch, precision="bf16")
+
+
+def steps(check: Check, lever: Lever, batch: int, number: str = "bf16") -> Row:
+    """A training step with a lever and without it."""
+    cfg, setting = check.config(MAIN), check.setting(batch, number)
+    usual, other = (Worker(cfg, setting, each, "training") for each in (DEFAULT, lever))
+    both = ("with", "without") if lever.taken else ("without", "with")
+    functions = dict(zip(both, (usual, other), strict=True))
+    times = take_turns(functions, device=check.device, rounds=check.pick(5, 1))
+    return {
+        "taken": lever.taken,
+        "seconds with": summary(times["with"]),
+        "seconds without": summary(times["without"]),
+        "with / without": ratio(times, "with", "without"),
+    }
+
+
+def co_attention(check: Check, number: str) -> None:
+    """One co-attention, forward and backward, with other ways to have log G."""
+    for shape in check.pick(((50, 84), (100, 168)), ((5, 7),)):
+        case = Case(shape, check.pick(4, 1), check.pick(300, 9), number, str(check.device))
+        check.attempt(
+            "co-attention",
+            functools.partial(ways, check, case),
+            map="{}x{}".format(*shape),
+            batch=case.batch,
+            precision=number,
+        )
+
+
+def ways(check: Check, case: Case) -> Iterator[Row]:
+    numbers = CoAttention(case)
+    fused = numbers.work("fused", backward=True)
+
+    def patched(attend: Callable) -> Callable[[], object]:
+        def work() -> object:
+            with mock.patch.object(attention, "attend", attend):
+                return fused()
+
+        return work
+
+    def float32(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
+        halves = query.dtype
+        return attend(query.float(), key.float(), value.float(), **options).to(halves)
+
+    def fewer_parts() -> object:
+        with mock.patch.dict(attention.PARTS, {torch.bfloat16: 2}):
+            return fused()
+
+    works = {
+        "fused": fused,
+        "own width": patched(own_width),
+        "two parts": fewer_parts,
+        "float32": patched(float32),
+        "dense mask": numbers.work("dense", backward=True),
+        "unfused": numbers.work("unfused", backward=True),
+    }
+    if check.cuda:
+        works["FlexAttention"] = flex_attend(numbers)
+    times = take_turns(works, device=check.device, rounds=check.pick(7, 1), least_seconds=0.02)
+    for name, seconds in times.items():
+        yield {
+            "way": name,
+            "seconds": summary(seconds),
+            "time / fused": ratio(times, name, "fused"),
+        }
+
+
+def many_sizes(check: Check, enabled: bool, dropout: float) -> Row:
+    """The first pass over images of many sizes, which may build a plan for each, and the second."""
+    cfg = check.config(MAIN, "MODEL.SMCA.ATTENTION_DROPOUT", dropout)
+    sizes = [(480 + 32 * i, 1333 - 40 * i) for i in range(check.pick(10, 1))]
+    if check.tiny:
+        sizes = [(64, 96)]
+    with cudnn(enabled):
+        workload = Workload(cfg, Setting((64, 96), 2, "bf16", str(check.device)))
+        workload.train()
+        seconds = []
+        for _ in range(2):
+            begun = time.perf_counter()
+            for size in sizes:
+                workload.see(size, 2)
+                workload.train()
+            if check.cuda:
+                torch.cuda.synchronize()
+            seconds.append((time.perf_counter() - begun) / len(sizes))
+    first, second = seconds
+    return {"sizes": len(sizes), "seconds a step, first": first, "again": second}
+
+
+def first_steps(check: Check, scale: float) -> Row:
+    """How many of a run's first steps float16 loses to overflow."""
+    with mock.patch.object(step, "INITIAL_SCALE", scale):
+        workload = Workload(check.config(MAIN), check.setting(2, "fp16"))
+    lost, count = 0, check.pick(30, 2)
+    for _ in range(count):
+        before = workload.step.scaler.get_scale()
+        workload.train()
+        lost += workload.step.scaler.get_scale() < before
+    return {"steps": count, "lost": lost, "scale after": workload.step.scaler.get_scale()}

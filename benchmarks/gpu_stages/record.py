@@ -1,0 +1,84 @@
+"""The file that a GPU check writes: runs, each with its stages, each with the rows it measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+PACKAGE = BENCHMARKS.parent / "projects/SMCA/smca"
+FILE = "gpu_check.json"
+RUNNING, DONE, FAILED, CUT_OFF = "running", "done", "failed", "cut off"
+
+
+def code_hash() -> str:
+    """Of what is measured and what measures it: results of another hash are of other code."""
+    digest = hashlib.sha256()
+    for path in sorted(_measured()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _measured() -> Iterator[Path]:
+    for folder in (PACKAGE / "modeling", PACKAGE / "training", BENCHMARKS / "gpu_stages"):
+        yield from folder.glob("*.py")
+    yield BENCHMARKS / "gpu_check.py"
+
+
+class Record:
+    """Appends to a file that is whole at every moment, whoever is stopped when.
+
+    The program and the process of its running stage write in turns.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE
+
+    def runs(self) -> list[dict]:
+        """What has been recorded so far."""
+        return json.loads(self.path.read_text()) if self.path.exists() else []
+
+    def begin_run(self, **facts: object) -> None:
+        self._write([*self.runs(), {**facts, "code": code_hash(), "stages": []}])
+
+    def begin_stage(self, name: str, limit: float) -> None:
+        runs = self.runs()
+        stage = {"stage": name, "status": RUNNING, "limit": round(limit), "reason": "", "rows": []}
+        runs[-1]["stages"].append(stage)
+        self._write(runs)
+
+    def add(self, row: dict) -> None:
+        """Add a row to the running stage."""
+        runs = self.runs()
+        runs[-1]["stages"][-1]["rows"].append(row)
+        self._write(runs)
+
+    def end_stage(self, **facts: object) -> dict:
+        """Add facts, such as its status, to the running stage; returns the stage."""
+        runs = self.runs()
+        runs[-1]["stages"][-1] |= facts
+        self._write(runs)
+        return runs[-1]["stages"][-1]
+
+    def _write(self, runs: list[dict]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(_plain(runs), indent=1))
+        part.replace(self.path)
+
+
+def _plain(value: object) -> object:
+    """What JSON has: no dataclasses, no infinite numbers."""
+    if is_dataclass(value):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value

@@ -1,0 +1,289 @@
+"""Whether the device computes what it should, on fused kernels, without waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import math
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from co_attention import Case as CoAttentionCase
+from co_attention import CoAttention
+from measuring import ROOT, Row
+from roofline import HALF, PRECISIONS, precision
+from torch import Tensor
+from workload import Setting, Workload
+
+from smca.analysis.operations import Operations
+from smca.modeling.memory import Size
+
+from .check import Check, holds
+from .exact import Case, Numbers, errors, errors_with_dropout
+
+# What rounding once makes: 2^-24, 2^-11, 2^-8, 2^-11; and so much more in a sum of products, and in
+# a gradient, which is a product of two such.
+OUTPUT = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2, "fp16": 2e-3}
+GRADIENT = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 4e-2, "fp16": 1e-2}
+DROPOUT = 0.1
+FAMILIES = {
+    "SMCA": "smca_R50_50ep",
+    "SMCA, single scale": "smca_single_scale_R50_50ep",
+    "SMCA, depthwise": "smca_depthwise_R50_50ep",
+    "SMCA, oriented": ("smca_R50_50ep", "MODEL.SMCA.MODULATION.SCALE", "oriented"),
+    "DETR": "baselines/detr_focal_R50_50ep",
+    "Conditional DETR": "baselines/conditional_detr_R50_50ep",
+    "Deformable DETR": "baselines/deformable_detr_R50_50ep",
+}
+
+
+# Maps of the co-attention, with images and queries that its matrices in float64 have room for.
+MAPS = {(25, 34): (2, 300), (50, 84): (2, 100), (100, 168): (1, 50)}
+
+
+def run(check: Check) -> None:
+    smallest, *larger = check.pick(MAPS, {(5, 7): (2, 9)}).items()
+    attention(check, *smallest, dropouts=(0.0, DROPOUT))
+    check.attempt("same as on a CPU", lambda: like_cpu(check))
+    check.attempt("recomputing", lambda: recomputing(check))
+    half_precision(check)
+    if check.cuda:
+        waits(check)
+    check.attempt("growth of memory", lambda: growth(check))
+    if check.cuda:
+        check.attempt("GPU tests", gpu_tests)
+    for shape, sizes in larger:
+        attention(check, shape, sizes, dropouts=(0.0,))
+
+
+def attention(
+    check: Check, shape: Size, sizes: tuple[int, int], *, dropouts: Sequence[float]
+) -> None:
+    """Every kind of Gaussian, with and without padding and dropout, in every precision."""
+    for kind in ("independent", "single", "fixed", "shared", "oriented"):
+        for padded in (True, False):
+            numbers = Numbers(Case(kind, padded, shape, *sizes))
+            exact = functools.cache(numbers.exact)
+            # With dropout a CPU takes seconds for what is exact.
+            for dropout in dropouts if kind == "independent" else dropouts[:1]:
+                for number in PRECISIONS:
+                    check.attempt(
+                        "attention",
+                        functools.partial(compared, check, number, numbers, exact, dropout),
+                        map="{}x{}".format(*shape),
+                        gaussian=kind,
+                        padding=padded,
+                        dropout=dropout,
+                        precision=number,
+                    )
+
+
+def compared(
+    check: Check, number: str, numbers: Numbers, exact: Callable[[], tuple], dropout: float
+) -> Row:
+    """Errors in a precision, and whether they are what rounding makes, on a fused kernel."""
+    if dropout:
+        row = errors_with_dropout(numbers, number, check.device, dropout)
+    else:
+        row = errors(numbers, exact(), number, check.device)
+    passed = {
+        "output error": row["output error"] <= OUTPUT[number],
+        "gradient error": row["gradient error"] <= GRADIENT[number],
+        "of Gaussians": row["of Gaussians"] <= GRADIENT[number],
+        "dropped": abs(row["dropped"] - dropout) < 0.02,
+        # A CPU's have no dropout.
+        "kernels": row["kernels"] != "math" or (dropout > 0 and not check.cuda),
+    }
+    wrong = ", ".join(what for what, holding in passed.items() if not holding)
+    return row | {"wrong": wrong, "passed": not wrong}
+
+
+def padded_pair(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes of two images, of which the second is padded."""
+    height, width = size
+    return [size, (height * 3 // 4, width - 8)]
+
+
+def detector_of(check: Check, name: str | tuple, device: str, *changes: object) -> Workload:
+    """A family's detector with random weights; dropout is off."""
+    name, *more = (name,) if isinstance(name, str) else name
+    off = ("MODEL.SMCA.DROPOUT", 0.0, "MODEL.SMCA.ATTENTION_DROPOUT", 0.0)
+    cfg = check.config(name, *off, *more, *changes)
+    return Workload(cfg, Setting(check.pick((480, 640), (64, 96)), 2, "fp32", device))
+
+
+def _images(check: Check) -> Tensor:
+    size = check.pick((480, 640), (64, 96))
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    # As pixels are, less their mean; a tiny backbone would make numbers too large of these.
+    images *= check.pick(50, 5)
+    _, (height, width) = padded_pair(size)
+    images[1, :, height:] = 0
+    images[1, :, :, width:] = 0
+    return images
+
+
+def half_precision(check: Check) -> None:
+    """Logits of every family beside those of float32."""
+    images = _images(check)
+    sizes = padded_pair(tuple(images.shape[-2:]))
+    for family, name in FAMILIES.items():
+        found: dict[str, Tensor] = {}
+
+        def logits(number: str, name=name, found=found) -> Row:
+            if "detector" not in found:
+                found["detector"] = detector_of(check, name, str(check.device)).detector.eval()
+            half = torch.autocast(check.device.type, HALF.get(number), enabled=number in HALF)
+            with torch.no_grad(), precision(number), half:
+                out = found["detector"](images.to(check.device), sizes).logits
+            exact = found.setdefault("exact", out)
+            return holds(float((out - exact).abs().max()), 2e-2)
+
+        for number in ("fp32", "bf16", "fp16"):
+            work = functools.partial(logits, number)
+            check.attempt("logits beside float32", work, model=family, precision=number)
+
+
+def _losses(workload: Workload, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradients of the sum of the losses as one vector."""
+    detector = workload.detector.train()
+    sizes = padded_pair(tuple(images.shape[-2:]))
+    predictions = detector(images.to(workload.device), sizes)
+    targets = workload.targets(sizes)
+    sum(workload.criterion(predictions, targets).values()).backward()
+    gradients = [p.grad.flatten() for p in detector.parameters() if p.grad is not None]
+    detector.zero_grad()
+    return predictions.logits.detach().cpu(), torch.cat(gradients).cpu()
+
+
+def like_cpu(check: Check) -> Iterator[Row]:
+    """A detector with the same weights and images on both, TF32 off."""
+    images = _images(check)
+    found = []
+    for device in ("cpu", str(check.device)):
+        with precision("fp32"):
+            found.append(_losses(detector_of(check, FAMILIES["SMCA"], device), images))
+    (logits, gradients), (other_logits, other_gradients) = found
+    yield {"what": "logits"} | holds(float((logits - other_logits).abs().max()), 1e-3)
+    error = float((gradients - other_gradients).norm() / gradients.norm())
+    yield {"what": "gradients, relative"} | holds(error, 1e-2)
+    norms = float(abs(other_gradients.norm() / gradients.norm() - 1))
+    yield {"what": "norm of the gradients, relative"} | holds(norms, 1e-3)
+
+
+def recomputing(check: Check) -> Row:
+    """Gradients with dropout, of blocks that are computed again and of blocks that are not."""
+    images = _images(check)
+    found = []
+    for recompute in ("none", "all"):
+        changes = ("MODEL.SMCA.DROPOUT", 0.1, "MODEL.SMCA.ATTENTION_DROPOUT", 0.1)
+        with precision("fp32"):
+            workload = detector_of(
+                check,
+                FAMILIES["SMCA"],
+                str(check.device),
+                *changes,
+                *("MODEL.SMCA.ENCODER.RECOMPUTE", recompute),
+            )
+            torch.manual_seed(2)
+            found.append(_losses(workload, images)[1])
+    return holds(float((found[1] - found[0]).norm() / found[0].norm()), 1e-3)
+
+
+def waits(check: Check) -> None:
+    """Training steps in which torch raises wherever the host waits, but where the matcher may."""
+    for family, name in FAMILIES.items():
+        for number in ("fp32", *HALF):
+            check.attempt(
+                "waits of a step",
+                functools.partial(_steps_without_waits, check, name, number),
+                model=family,
+                precision=number,
+            )
+
+
+def _steps_without_waits(check: Check, name: str | tuple, number: str) -> Row:
+    name, *more = (name,) if isinstance(name, str) else name
+    setting = Setting(check.pick((320, 416), (64, 96)), 2, number, str(check.device))
+    workload = Workload(check.config(name, *more), setting)
+    workload.train()
+    permitted = []
+    with _only_where_permitted(permitted):
+        workload.train()
+    return holds(len(permitted), 1)
+
+
+@contextlib.contextmanager
+def _only_where_permitted(seen: list) -> Iterator[None]:
+    """Raise at every wait but ``Tensor.cpu``, which the matcher calls for its costs."""
+    cpu = Tensor.cpu
+
+    def permitted(tensor: Tensor) -> Tensor:
+        seen.append(tensor.shape)
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return cpu(tensor)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    torch.cuda.set_sync_debug_mode("error")
+    Tensor.cpu = permitted
+    try:
+        yield
+    finally:
+        Tensor.cpu = cpu
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def growth(check: Check) -> Iterator[Row]:
+    """The power of queries, keys and both with which memory grows, forward and backward."""
+    rows, columns = check.pick((25, 84), (5, 8))
+    queries = check.pick(300, 20)
+    for what in ("keys", "queries", "keys and queries"):
+        sizes = []
+        for factor in (1, 2, 4, 8):
+            case = CoAttentionCase(
+                (rows * (factor if "keys" in what else 1), columns),
+                check.pick(4, 1),
+                queries * (factor if "queries" in what else 1),
+                "fp32",
+                str(check.device),
+            )
+            sizes.append(_needed(CoAttention(case).work("fused", backward=True), check))
+        logs = [[math.log(x) for x in series] for series in ((1, 2, 4, 8), sizes)]
+        power = statistics.linear_regression(*logs).slope
+        yield {"by": what} | holds(power, 1.1)
+
+
+def _needed(work: Callable[[], object], check: Check) -> int:
+    """Bytes at the peak of ``work``; without an allocator that counts, of its largest tensor."""
+    if not check.cuda:
+        with Operations() as operations:
+            work()
+        return operations.largest
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(check.device)
+    torch.cuda.reset_peak_memory_stats(check.device)
+    work()
+    return torch.cuda.max_memory_allocated(check.device) - before
+
+
+def gpu_tests() -> Row:
+    """The tests that are marked gpu."""
+    if importlib.util.find_spec("pytest") is None:
+        return {"result": "pytest is not installed: pip install pytest hypothesis"}
+    files = [
+        str(path)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text()
+    ]
+    arguments = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run([*arguments, *files], cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    said = re.findall(r"^=*\s*(\d+ (?:passed|failed).*?)\s*=*$", done.stdout, re.M)
+    return {"result": said[-1] if said else "no test ran", "passed": done.returncode == 0}
