@@ -150,7 +150,7 @@ def work(args: argparse.Namespace) -> int:
     end_with_parent()
     check = Check(args.device, tiny=args.tiny, record=Record(args.output), limit=args.limit)
     if check.cuda:
-        torch.cuda.set_device(check.device)
+        torch.cuda.set_device(check.device.index or 0)
     importlib.import_module(f"gpu_stages.{args.work}").run(check)
     if check.left:
         check.record.end_stage(reason=f"no time for {'; '.join(check.left)}")
