@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smca.modeling import attention
 from smca.modeling.memory import Size
-from smca.modeling.spatial_prior import Gaussians
+from smca.modeling.spatial_prior import Gaussians, Grid
 
 HEADS, CHANNELS = 8, 32
 # The largest scale a Gaussian has here, of which the square divides by its squared width.
@@ -59,15 +59,23 @@ class CoAttention:
 
     def gaussians(self) -> Gaussians:
         squares = F.pad(self.scales.square(), (0, 1))
-        return Gaussians(center=self.center, precision=squares, rate=(self.rate,))
+        return Gaussians(
+            center=self.center, precision=squares, rate=self.center.new_tensor([self.rate])
+        )
+
+    def biases(self) -> list:
+        """log G, in the form that the attention of the moment takes."""
+        dtype = self.tokens[0].dtype
+        grid = Grid.of([self.shape], oriented=False, dtype=dtype, like=self.center)
+        return self.gaussians().biases(grid)
 
     def work(self, name: str, *, backward: bool) -> Callable[[], Tensor]:
         """What is timed, with an attention of ``ATTENDS``; it returns (B, H, N, d)."""
 
         def forward() -> Tensor:
             with attention_replaced(name):
-                bias = self.gaussians().bias(0, self.shape, oriented=False)
-                return attention.attend(*(x.transpose(1, 2) for x in self.tokens), biases=[bias])
+                tokens = (x.transpose(1, 2) for x in self.tokens)
+                return attention.attend(*tokens, biases=self.biases())
 
         def forward_backward() -> Tensor:
             out = forward()
@@ -79,17 +87,13 @@ class CoAttention:
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:
         """Output (H, N, d) and log G (H, N, L) of the first image, in float64."""
-        rows, columns = self.shape
-        middle = self.center.new_tensor([[columns // 2, rows // 2]], dtype=torch.float64)
         points = torch.cartesian_prod(*(torch.arange(float(n)) for n in self.shape)).flip(-1)
         first = Gaussians(
             center=self.center[:1].double(),
             precision=F.pad(self.scales[:1].double().square(), (0, 1)),
-            rate=(self.rate,),
+            rate=self.center.new_tensor([self.rate], dtype=torch.float64),
         )
-        log_g = first.log_density(0, points.to(middle))[0]
-        # Less what is constant in the key, of which the bias in the middle of the map has none.
-        log_g -= first.log_density(0, middle)[0]
+        log_g = first.log_density(0, points.to(first.rate))[0]
         query, key, value = (tokens[0].double().transpose(0, 1) for tokens in self.tokens)
         weights = torch.baddbmm(log_g, query, key.mT, alpha=CHANNELS**-0.5).softmax(-1)
         return weights @ value, log_g
@@ -99,16 +103,14 @@ class CoAttention:
         """Largest differences to what :meth:`exact` gives."""
         found = self.work(name, backward=False)()[0]
         with attention_replaced(name):
-            bias = self.gaussians().bias(0, self.shape, oriented=False)
+            (bias,) = self.biases()
         if isinstance(bias, Matrix):
             # torch's takes the mask in the precision of queries and keys.
-            logits = bias.logits[0].to(found.dtype if name == "dense" else torch.float32).float()
-            rows, columns = self.shape
-            found_log_g = logits - logits[..., (rows // 2) * columns + columns // 2, None]
+            kind = found.dtype if name == "dense" else torch.float32
+            found_log_g = bias.logits[0].to(kind).float()
         else:
-            query, key = bias.channels(found.dtype)
             # Kernels multiply half precision exactly and sum in float32.
-            found_log_g = query[0].float() @ key[0].float().mT
+            found_log_g = bias.query[0].float() @ bias.key[0].float().mT
         return {
             "output_error": float((found - output).abs().max()),
             "log_g_error": float((found_log_g - log_g).abs().max()),

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smca.modeling import attention
-from smca.modeling.attention import LogitBias, attend
-from smca.modeling.memory import Size
-from smca.modeling.spatial_prior import Gaussians
+from smca.modeling.attention import PADDING, LogitBias, attend
+from smca.modeling.spatial_prior import Gaussians, Grid
 
 # How the public implementations attend in training, with its probability of dropping a weight.
 UNFUSED_RECIPE, RECIPE_DROPOUT = "unfused, dropout", 0.1
@@ -31,16 +30,23 @@ class Matrix:
     logits: Tensor
 
 
-def log_density(gaussians: Gaussians, scale: int, shape: Size, *, oriented: bool) -> Matrix:
-    """In place of :meth:`Gaussians.bias`: log G of every cell of a map, as Eqs. 4-6 read."""
-    y, x = (torch.arange(float(n), device=gaussians.center.device) for n in shape)
+def log_densities(gaussians: Gaussians, grid: Grid) -> list[Matrix]:
+    """In place of :meth:`Gaussians.biases`: log G of every cell of a map, as Eqs. 4-6 read."""
+    return [_log_density(gaussians, grid, scale) for scale in range(len(grid.shapes))]
+
+
+def _log_density(gaussians: Gaussians, grid: Grid, scale: int) -> Matrix:
+    y, x = (torch.arange(float(n), device=gaussians.center.device) for n in grid.shapes[scale])
     y, x = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
     cx, cy = gaussians.center[:, :, scale].transpose(1, 2)[..., None].unbind(-2)  # (B, G, N, 1)
     precision = gaussians.precision[:, :, scale].transpose(1, 2) * gaussians.rate[scale]
     xx, yy, xy = precision[..., None].unbind(-2)
     dx, dy = x - cx, y - cy  # (B, G, N, L)
     distance = xx * dx**2 + yy * dy**2
-    return Matrix(-(distance + 2 * xy * dx * dy if oriented else distance))
+    logits = -(distance + 2 * xy * dx * dy if grid.oriented else distance)
+    if grid.padded:
+        logits = logits + PADDING * grid.keys[scale][..., -1].to(logits)[:, :, None]
+    return Matrix(logits)
 
 
 def dense(biases: Sequence[LogitBias | Matrix]) -> Tensor:
@@ -104,6 +110,6 @@ def attention_replaced(name: str) -> Iterator[None]:
         return
     with (
         mock.patch.object(attention, "attend", ATTENDS[name]),
-        mock.patch.object(Gaussians, "bias", log_density),
+        mock.patch.object(Gaussians, "biases", log_densities),
     ):
         yield

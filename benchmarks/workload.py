@@ -142,10 +142,11 @@ class Workload:
         return seconds
 
 
+@torch.no_grad()
 def _tame(backbone: torch.nn.Module) -> None:
     """Keep the numbers of a deep backbone without trained weights within float16."""
     for module in backbone.modules():
         if isinstance(module, (BasicBlock, Bottleneck)):
             *_, last = module.children()
             if getattr(last.norm, "weight", None) is not None:
-                last.norm.weight.data.mul_(0.25)
+                last.norm.weight.mul_(0.25)

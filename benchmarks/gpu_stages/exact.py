@@ -18,9 +18,8 @@ from torch import Tensor
 
 from smca.analysis.operations import Operations
 from smca.modeling import attention
-from smca.modeling.attention import padding_biases
 from smca.modeling.memory import Size
-from smca.modeling.spatial_prior import Gaussians
+from smca.modeling.spatial_prior import Gaussians, Grid
 
 HEADS, CHANNELS = 8, 32
 # The largest scale of a Gaussian, and beta.
@@ -92,17 +91,20 @@ class Numbers:
     def attend(self, leaves: dict[str, Tensor], *, dropout: float = 0.0) -> Tensor:
         """(B, H, N, d)."""
         center = leaves["center"]
-        oriented = self.case.kind == "oriented"
         gaussians = Gaussians(
             center=center,
             precision=_precision(self.case.kind, leaves["scales"], center),
-            rate=(1 / _BETA * 25 / self.case.shape[0],),
+            rate=center.new_tensor([25 / self.case.shape[0] / _BETA]),
         )
-        padding = None if self.padding is None else self.padding.to(center.device)
-        biases = [gaussians.bias(0, self.case.shape, oriented=oriented), *padding_biases(padding)]
-        return attention.attend(
-            leaves["query"], leaves["key"], leaves["value"], biases=biases, dropout=dropout
+        grid = Grid.of(
+            [self.case.shape],
+            oriented=self.case.kind == "oriented",
+            dtype=leaves["query"].dtype,
+            like=center,
+            padding=None if self.padding is None else [self.padding.to(center.device)],
         )
+        tokens = leaves["query"], leaves["key"], leaves["value"]
+        return attention.attend(*tokens, biases=gaussians.biases(grid), dropout=dropout)
 
     def exact(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Output and gradients in float64, from matrices as Eqs. 1 to 6 read."""

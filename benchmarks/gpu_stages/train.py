@@ -45,13 +45,14 @@ def run(check: Check) -> None:
     rounds = check.pick(5, 1)
     measure(check, "SMCA", MAIN, 4, "bf16", variants, rounds)
     measure(check, "SMCA", MAIN, 16, "bf16", ["fused"], rounds)
+    measure(check, "SMCA", MAIN, 2, "bf16", ["fused"], rounds)
     check.attempt("encoder and decoder", lambda: parts(check, 16, "bf16"))
     check.attempt("kernels of a step", lambda: kernels(check, 16, "bf16"))
     if check.tiny:
         return
     for number in ("fp16", "tf32", "fp32"):
         measure(check, "SMCA", MAIN, 4, number, ["fused"], rounds)
-    for batch in (2, 1, 8):
+    for batch in (1, 8):
         measure(check, "SMCA", MAIN, batch, "bf16", ["fused"], rounds)
     for model, name in OTHERS.items():
         measure(check, model, name, 4, "bf16", ["fused"], rounds)

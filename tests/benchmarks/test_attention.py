@@ -54,7 +54,7 @@ def test_the_references_compute_what_the_fused_attention_does(references, name):
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[1, 6:] = True
     factor = torch.randn(2, 4, 5, 3, requires_grad=True)
-    bias = LogitBias(factor, torch.randn(2, 1, 9, 3), (1, 1, 1), (1, 1, 1))
+    bias = LogitBias(factor, torch.randn(2, 1, 9, 3))
     biases = [bias, *padding_biases(padding)]
     results = []
     for function in (attend, references.ATTENDS[name]):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.modeling.attention import LogitBias, attend, attention_weights, padding_biases
-from smca.modeling.spatial_prior import Gaussians
+from smca.modeling.attention import attend, attention_weights
+from smca.modeling.spatial_prior import PARTS, Gaussians, Grid
 
 B, N, H, D = 2, 300, 8, 32
 SHAPE = (50, 84)
@@ -41,8 +41,18 @@ def random_gaussians(shape, *, oriented=False, largest=2.0, heads=H, queries=N):
     lower = lower * 0.5**0.5 if oriented else lower * torch.eye(2)
     matrix = lower @ lower.mT
     numbers = torch.stack((matrix[..., 0, 0], matrix[..., 1, 1], matrix[..., 0, 1]), dim=-1)
-    gaussians = Gaussians(center=center[:, :, None], precision=numbers[:, :, None], rate=(1 / 16,))
+    rate = torch.tensor([1 / 16])
+    gaussians = Gaussians(center=center[:, :, None], precision=numbers[:, :, None], rate=rate)
     return gaussians, center, matrix
+
+
+def bias_of(gaussians, shape, *, oriented=False, dtype=torch.float32, padding=None):
+    """What one map has added to its logits: log G, and what leaves padding out."""
+    padding = None if padding is None else [padding]
+    like = gaussians.center
+    grid = Grid.of([shape], oriented=oriented, dtype=dtype, like=like, padding=padding)
+    (bias,) = gaussians.biases(grid)
+    return bias
 
 
 @pytest.mark.parametrize("oriented", [False, True])
@@ -55,7 +65,7 @@ def test_modulated_attention_and_gradients(oriented, heads):
     leaves = [query, key, value, gaussians.center, gaussians.precision]
     for leaf in leaves:
         leaf.requires_grad_()
-    bias = gaussians.bias(0, SHAPE, oriented=oriented)
+    bias = bias_of(gaussians, SHAPE, oriented=oriented)
     out = attend(query, key, value, biases=[bias])
     weight = torch.randn_like(out)
     gradients = torch.autograd.grad((out * weight).sum(), leaves)
@@ -84,7 +94,7 @@ def test_padded_keys_get_nothing_and_rows_sum_to_one():
     padding[1, :, 9:] = True
     padding = padding.flatten(1)
     query, key, value = torch.randn(B, H, N, D), *torch.randn(2, B, H, padding.shape[1], D)
-    biases = [gaussians.bias(0, shape, oriented=False), *padding_biases(padding)]
+    biases = [bias_of(gaussians, shape, padding=padding)]
     weights = attention_weights(query, key, biases=biases)
     assert weights.masked_select(padding[:, None, None].expand_as(weights)).eq(0).all()
     assert_close(weights.sum(-1), torch.ones(B, H, N))
@@ -103,8 +113,8 @@ def test_log_gaussian_is_accurate_in_every_precision(dtype):
     torch.manual_seed(0)
     shape = (100, 168)
     gaussians, center, matrix = random_gaussians(shape, oriented=True, queries=40)
-    query, key = gaussians.bias(0, shape, oriented=True).channels(dtype)
-    log_g = query.float() @ key.float().mT  # as kernels sum, in float32
+    bias = bias_of(gaussians, shape, oriented=True, dtype=dtype)
+    log_g = bias.query.float() @ bias.key.float().mT  # as kernels sum, in float32
     expected = log_gaussian(center.double(), matrix.double(), 1 / 16, shape)
     near = expected > -20
     # Softmax does not see a constant of the row.
@@ -113,13 +123,19 @@ def test_log_gaussian_is_accurate_in_every_precision(dtype):
     assert error[near].abs().max() < 1e-3
 
 
-def test_half_precision_parts_pass_on_one_gradient():
-    query = torch.randn(1, 1, 3, 1, requires_grad=True)
-    key = torch.arange(5.0)[None, None, :, None]
-    bias = LogitBias(query=query, key=key, key_parts=(1,))
-    split, keys = bias.channels(torch.bfloat16)
-    (split.float() @ keys.float().mT).sum().backward()
-    assert_close(query.grad, torch.full_like(query, key.sum().item()))
+@pytest.mark.parametrize("dtype", PARTS)
+def test_half_precision_parts_pass_on_one_gradient(dtype):
+    torch.manual_seed(0)
+    gaussians, *_ = random_gaussians((9, 7), oriented=True, queries=6)
+    leaves = gaussians.center.requires_grad_(), gaussians.precision.requires_grad_()
+    weights, found = torch.randn(B, H, 6, 63), []
+    for each in (torch.float32, dtype):
+        bias = bias_of(gaussians, (9, 7), oriented=True, dtype=each)
+        log_g = bias.query.float() @ bias.key.float().mT
+        found.append(torch.autograd.grad((log_g * weights).sum(), leaves))
+    tolerance = 2 * torch.finfo(dtype).eps
+    for exact, half in zip(*found, strict=True):
+        assert (half - exact).norm() < tolerance * exact.norm()
 
 
 def test_a_fused_kernel_runs_with_a_prior_and_with_padding():
@@ -130,7 +146,7 @@ def test_a_fused_kernel_runs_with_a_prior_and_with_padding():
     padding[1, 600:] = True
     query = torch.randn(B, H, 50, D, requires_grad=True)
     key, value = torch.randn(2, B, H, padding.shape[1], D)
-    biases = [gaussians.bias(0, shape, oriented=False), *padding_biases(padding)]
+    biases = [bias_of(gaussians, shape, padding=padding)]
     with torch.profiler.profile() as profile:
         attend(query, key, value, biases=biases).sum().backward()
     kernels = {event.key for event in profile.key_averages()}

@@ -1,5 +1,7 @@
 """The ResNet against torchvision's, with torchvision's weights read from a file."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -9,6 +11,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from smca.checkpoints import read_checkpoint
 from smca.config import ConfigError
 from smca.modeling import ResNet
+from smca.modeling.backbone import ConvNorm
 
 
 @pytest.mark.parametrize(("depth", "dilated"), [(18, False), (50, False), (50, True)])
@@ -78,6 +81,36 @@ def test_padding_leaves_no_trace(depth, norm, stem):
     for name in alone:
         rows, columns = alone[name].shape[-2:]
         assert_close(padded[name][:1, :, :rows, :columns], alone[name])
+
+
+def test_a_frozen_norm_follows_its_numbers():
+    """They are kept as scale and shift, and made anew when they change."""
+    torch.manual_seed(0)
+    conv = ConvNorm(3, 4, 1, norm="FrozenBN")
+    x = torch.randn(2, 3, 5, 6)
+
+    def same() -> bool:
+        norm, plain = conv.norm, torch.nn.functional.conv2d(x.to(conv.weight), conv.weight)
+        numbers = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        expected = torch.nn.functional.batch_norm(plain, *numbers, eps=norm.eps)
+        return torch.allclose(conv(x.to(conv.weight), None), expected, atol=1e-5)
+
+    with torch.inference_mode():
+        assert same()
+    conv(x, None).sum().backward()
+    with torch.no_grad():
+        conv.norm.running_var.fill_(4.0)
+    assert same()
+    conv.norm.load_state_dict({k: v + 1 for k, v in conv.norm.state_dict().items()})
+    assert same()
+    conv.norm.bias.data.add_(1.0)  # which no version counts, unlike the next
+    conv.norm.bias.mul_(1.0)
+    assert same()
+    copied = copy.deepcopy(conv)
+    copied.norm.weight.mul_(3.0)
+    assert same()
+    conv = copied.double()
+    assert same()
 
 
 def test_frozen_stages_do_not_train():

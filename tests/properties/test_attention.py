@@ -15,7 +15,7 @@ from smca.modeling.encoder import IntraMultiEncoder
 from smca.modeling.memory import Memory, extents, valid_cells
 from smca.modeling.position_encoding import sine_positions
 from smca.modeling.smca_decoder import SMCADecoder
-from smca.modeling.spatial_prior import Gaussians, SpatialPrior
+from smca.modeling.spatial_prior import Gaussians, Grid, SpatialPrior
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fixed", "single", "independent", "oriented")
@@ -169,7 +169,9 @@ def drawn_gaussians(kind, shape, power, *, on_a_key=False):
     matrix = lower @ lower.T
     numbers = torch.stack((matrix[0, 0], matrix[1, 1], matrix[0, 1]))
     gaussians = Gaussians(
-        center=center.expand(1, 1, 1, 1, 2), precision=numbers.expand(1, 1, 1, 1, 3), rate=(1 / 16,)
+        center=center.expand(1, 1, 1, 1, 2),
+        precision=numbers.expand(1, 1, 1, 1, 3),
+        rate=torch.tensor([1 / 16]),
     )
     return gaussians, matrix.double()
 
@@ -204,7 +206,11 @@ def test_log_g_is_at_most_zero_and_largest_at_the_key_nearest_to_the_centre(
     if on_a_key:
         assert log_g.max() == 0 and (grid[log_g.argmax()] == gaussians.center[0, 0, 0, 0]).all()
 
-    query, key = gaussians.bias(0, shape, oriented=kind == "oriented").channels(dtype)
+    like = gaussians.center
+    (bias,) = gaussians.biases(
+        Grid.of([shape], oriented=kind == "oriented", dtype=dtype, like=like)
+    )
+    query, key = bias.query, bias.key
     assert query.isfinite().all() and key.isfinite().all()
     bias = query[0, 0, 0].float() @ key[0, 0].float().T
     assert bias.isfinite().all()
@@ -257,15 +263,21 @@ def test_gradients_of_modulated_attention_are_those_of_finite_differences(
     batch, length = memory.padding.shape
     query, key = torch.randn(batch, H, 2, 4), torch.randn(batch, H, length, 4)
     value = torch.randn(batch, H, length, 4).double()
+    grid = Grid.of(
+        memory.shapes,
+        oriented=prior.kind == "oriented",
+        dtype=torch.float64,
+        like=memory.extent,
+        padding=memory.padding_by_scale(),
+    )
     observed, reference = torch.randn(batch, 2, C), torch.randn(batch, 2, 2)
 
     def attended(observed, reference, query, key):
-        found, start = prior(observed, reference, memory), 0
+        found, start = prior(observed, reference, memory, grid), 0
         outs = []
-        for bias, padding in zip(found.biases, memory.padding_by_scale(), strict=True):
-            scale = slice(start, start + padding.shape[1])
-            biases = [bias, *padding_biases(padding)]
-            outs.append(attend(query, key[:, :, scale], value[:, :, scale], biases=biases))
+        for bias in found.biases:
+            scale = slice(start, start + bias.key.shape[2])
+            outs.append(attend(query, key[:, :, scale], value[:, :, scale], biases=[bias]))
             start = scale.stop
         weights = 1.0 if found.selection is None else found.selection.permute(2, 0, 1)[..., None]
         return (torch.stack(outs) * weights[:, :, None]).sum((-1, -2))

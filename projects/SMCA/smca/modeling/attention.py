@@ -21,57 +21,21 @@ from .layers import full_precision, linear, per_scale
 
 # CUDA's fused kernels want the channels of a head in multiples of this; a CPU's take any number.
 _CHANNEL_MULTIPLE = 8
-# So many numbers of a half precision sum up to a float32 of 24 bits: they have 11 and 8 each.
-PARTS = {torch.float16: 2, torch.bfloat16: 3}
+# Of a padded key's bias both factors, but for a sign: far beyond any logit, and float16 holds them.
+PADDING = 6e4
 
 
 @dataclass(frozen=True)
 class LogitBias:
-    """A bias on attention logits: the inner product of ``query`` and ``key``, in float32.
+    """A bias on attention logits: the inner product of ``query`` and ``key``.
 
     Attributes:
         query: (B, H or 1, N or 1, E).
         key: (B or 1, 1, L, E).
-        key_parts: for each of the E channels, how many numbers of a half precision sum up to its
-            keys exactly; never more than for the channel before.
-        split: the queries need the accuracy of float32 in half precision too.
     """
 
     query: Tensor
     key: Tensor
-    key_parts: tuple[int, ...]
-    split: bool = True
-
-    def channels(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Factors of ``dtype`` whose inner product is the bias: (..., N, E'), (..., L, E').
-
-        With half precision every pair of parts gets a channel of its own, so that the products,
-        which kernels sum in float32, add up to the float32 bias.
-        """
-        if dtype not in PARTS:
-            return self.query.to(dtype), self.key.to(dtype)
-        queries, keys = [], []
-        for query in _parts(self.query, PARTS[dtype] if self.split else 1, dtype):
-            for number, key in enumerate(_parts(self.key, max(self.key_parts), dtype)):
-                # Slices: an index that is a list would be copied to the device, which waits.
-                used = sum(number < count for count in self.key_parts)
-                queries.append(query[..., :used])
-                keys.append(key[..., :used])
-        return torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
-
-
-def _parts(x: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
-    """``count`` tensors of ``dtype`` that sum up to ``x``.
-
-    Each carries the gradient of ``x``: all of them have the same one, that of the sum's summands
-    multiplied by the same key parts, so only the first may pass it on.
-    """
-    parts = [x.to(dtype)]
-    rest = x.detach()
-    for _ in range(count - 1):
-        rest = rest - parts[-1].detach().float()
-        parts.append(rest.to(dtype))
-    return parts
 
 
 def padding_biases(padding: Tensor | None) -> list[LogitBias]:
@@ -82,10 +46,9 @@ def padding_biases(padding: Tensor | None) -> list[LogitBias]:
     """
     if padding is None:
         return []
-    # Far beyond any logit, with factors that half precision still holds.
-    key = torch.where(padding, -6e4, 0.0)[:, None, :, None]
-    query = torch.full((1, 1, 1, 1), 6e4, device=padding.device)
-    return [LogitBias(query=query, key=key, key_parts=(1,), split=False)]
+    key = torch.where(padding, -PADDING, 0.0)[:, None, :, None]
+    query = torch.full((1, 1, 1, 1), PADDING, device=padding.device)
+    return [LogitBias(query=query, key=key)]
 
 
 def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tuple[Tensor, Tensor]:
@@ -95,9 +58,8 @@ def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tup
     for bias in biases:
         # In float16 the gradient of padding's keys overflows; it stays in their own channel, which
         # nothing reads.
-        extra_query, extra_key = bias.channels(query.dtype)
-        queries.append(extra_query.expand(*query.shape[:-1], -1))
-        keys.append(extra_key.expand(*key.shape[:-1], -1))
+        queries.append(bias.query.to(query.dtype).expand(*query.shape[:-1], -1))
+        keys.append(bias.key.to(key.dtype).expand(*key.shape[:-1], -1))
     fill = -sum(part.shape[-1] for part in queries) % _CHANNEL_MULTIPLE
     if fill and query.device.type != "cpu":
         queries.append(query.new_zeros(1).expand(*query.shape[:-1], fill))

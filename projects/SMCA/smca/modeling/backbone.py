@@ -44,6 +44,36 @@ class GroupNorm(nn.GroupNorm):
         return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, with its numbers as one scale and one shift."""
+
+    _affine: tuple[list[tuple[Tensor, int]], tuple[Tensor, Tensor]] | None = None
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,), kept until the numbers they are made of change.
+
+        They are five operations, and a network has a hundred norms: on a GPU the host would be
+        busy with them.
+        """
+        numbers = (self.weight, self.bias, self.running_mean, self.running_var)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.weight.is_inference():
+            return self._made(*numbers)
+        seen = [(number, number._version) for number in numbers]
+        if self._affine is None or any(
+            old is not new or before != now
+            for (old, before), (new, now) in zip(self._affine[0], seen, strict=True)
+        ):
+            with torch.inference_mode(False):  # or training could not use them
+                self._affine = seen, self._made(*numbers)
+        return self._affine[1]
+
+    def _made(
+        self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scale = weight * (variance + self.eps).rsqrt()
+        return scale, bias - mean * scale
+
+
 # Depth: (bottlenecks?, blocks a stage).
 DEPTHS = {
     10: (False, (1, 1, 1, 1)),
@@ -63,7 +93,7 @@ def group_norm(channels: int) -> GroupNorm:
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "FrozenBN": FrozenBatchNorm2d,
+    "FrozenBN": FrozenBatchNorm,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "GN": group_norm,
@@ -86,10 +116,9 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """``valid`` (B, 1, h, w): which cells of the output are not padding; None: all."""
-        if isinstance(self.norm, FrozenBatchNorm2d):
+        if isinstance(self.norm, FrozenBatchNorm):
             # Scaling the weights is cheaper than scaling the map, and the same.
-            scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
-            shift = self.norm.bias - self.norm.running_mean * scale
+            scale, shift = self.norm.affine()
             return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
         x = super().forward(x)
         if self.norm.training and type(self.norm) is nn.BatchNorm2d and x[:, 0].numel() == 1:
@@ -309,7 +338,7 @@ class ResNet(nn.Module):
                 parameter.requires_grad = False
             for conv in stage.modules():
                 if isinstance(conv, ConvNorm) and isinstance(conv.norm, nn.BatchNorm2d):
-                    conv.norm = FrozenBatchNorm2d(conv.out_channels)
+                    conv.norm = FrozenBatchNorm(conv.out_channels)
 
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """

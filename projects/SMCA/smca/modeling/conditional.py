@@ -167,14 +167,23 @@ class ConditionalDecoder(Decoder):
             return self.reference.weight.expand(position.shape[0], -1, -1)
         return self.reference(position)
 
+    def places(self, reference: Tensor, memory: Memory) -> Tensor:
+        """p_s, the sine embedding of the reference points (B, N, C)."""
+        angle = reference.sigmoid() * (2 * math.pi)
+        channels = self.query_embed.embedding_dim // 2
+        return torch.cat([sine_embedding(angle[..., axis], channels) for axis in (1, 0)], dim=-1)
+
     def prior(
-        self, number: int, target: Tensor, position: Tensor, reference: Tensor, memory: Memory
+        self,
+        number: int,
+        target: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Memory,
+        places: Tensor,
     ) -> Callable[[Tensor], Tensor]:
         """:meth:`spatial_query` but for its last argument, which the layer finds."""
-        angle = reference.sigmoid() * (2 * math.pi)
-        channels = position.shape[-1] // 2
-        sine = torch.cat([sine_embedding(angle[..., axis], channels) for axis in (1, 0)], dim=-1)
-        return partial(self.spatial_query, number, sine, target)
+        return partial(self.spatial_query, number, places, target)
 
     def spatial_query(self, number: int, sine: Tensor, content: Tensor, attended: Tensor) -> Tensor:
         """The spatial query p_q (B, N, C), before its projection.

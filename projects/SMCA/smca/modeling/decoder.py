@@ -39,7 +39,7 @@ class CoAttention(Attention):
         """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
         return (
             self.split_heads(self.q_proj(target + position)),
-            self.split_heads(self.k_proj(memory.tokens + memory.positions)),
+            self.split_heads(self.k_proj(memory.keys())),
             self.split_heads(self.v_proj(memory.tokens)),
         )
 
@@ -106,7 +106,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Learned queries, which layer by layer attend to each other and to the image.
 
-    What a decoder of the family adds stands in :meth:`initial_reference` and :meth:`prior`.
+    What a decoder of the family adds stands in :meth:`initial_reference`, :meth:`places` and
+    :meth:`prior`.
     """
 
     def __init__(self, *, num_queries: int, dim: int, layers: Sequence[DecoderLayer]):
@@ -138,6 +139,15 @@ class Decoder(nn.Module):
         """Where each query looks first, from its embedding (B, N, C): (B, N, 2) logits x, y."""
         raise NotImplementedError
 
+    def places(self, reference: Tensor | None, memory: Memory) -> object:
+        """What the priors of all layers share, made once: places of references and keys.
+
+        Args:
+            reference: (B, N, 2), of :meth:`initial_reference`.
+            memory: the encoded image.
+        """
+        return None
+
     def prior(
         self,
         number: int,
@@ -145,6 +155,7 @@ class Decoder(nn.Module):
         position: Tensor,
         reference: Tensor | None,
         memory: Memory,
+        places: Any,
     ) -> object:
         """What layer ``number`` gives its co-attention besides content and query embedding.
 
@@ -155,6 +166,7 @@ class Decoder(nn.Module):
             target, position: (B, N, C), the layer's input and the query embedding.
             reference: (B, N, 2), of :meth:`initial_reference`.
             memory: the encoded image.
+            places: of :meth:`places`.
         """
         raise NotImplementedError
 
@@ -166,13 +178,17 @@ class Decoder(nn.Module):
         """
         position = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
         target = torch.zeros_like(position)
+        memory = memory.for_decoder()
         # Places need it.
         with full_precision(position.device):
             reference = self.initial_reference(position)
+        places = self.places(reference, memory)
         hidden = []
         for number, layer in enumerate(self.layers):
             with full_precision(position.device):
-                prior = self.prior(number, target.to(position.dtype), position, reference, memory)
+                prior = self.prior(
+                    number, target.to(position.dtype), position, reference, memory, places
+                )
             target = layer(target, position, memory, prior)
             hidden.append(target)
         outputs = hidden if self.training else hidden[-1:]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, padding_biases
-from .layers import FFN, apply_per_scale, per_scale
+from .layers import FFN, apply_per_scale, compute_dtype, per_scale
 from .memory import Memory
 from .registry import SMCA_ENCODER_REGISTRY
 
@@ -24,7 +24,8 @@ class ScaleSelfAttention(Attention):
     def forward(self, memory: Memory) -> Tensor:
         """Attended tokens (B, L, C)."""
         lengths = memory.lengths
-        placed = memory.tokens + memory.positions
+        keys = memory.keys()
+        placed = keys.to(compute_dtype(keys))  # once for both
         query, key, value = (
             self.split_heads(apply_per_scale(projection, tokens, lengths))
             for projection, tokens in (

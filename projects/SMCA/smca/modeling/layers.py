@@ -17,6 +17,13 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What products with ``x`` are computed in: autocast's type, where it is on."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
+
+
 def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Linear:
     """A linear layer as the transformer starts: Xavier-uniform weight, zero bias."""
     layer = nn.Linear(in_features, out_features)

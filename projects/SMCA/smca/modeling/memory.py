@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .layers import compute_dtype
+
 Size = tuple[int, int]
 
 
@@ -86,6 +88,7 @@ class Memory:
         extent: (B or 1, S, 2), columns and rows of each scale's map that each image has,
             fractional.
         padding: (B, L), True where a token is padding; None when none is.
+        placed: (B, L, C), the tokens with their positions added, where they are kept.
     """
 
     tokens: Tensor
@@ -94,6 +97,7 @@ class Memory:
     strides: tuple[int, ...]
     extent: Tensor
     padding: Tensor | None
+    placed: Tensor | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -102,7 +106,16 @@ class Memory:
 
     def with_tokens(self, tokens: Tensor) -> Memory:
         """The same places with other tokens (B, L, C)."""
-        return replace(self, tokens=tokens)
+        return replace(self, tokens=tokens, placed=None)
+
+    def keys(self) -> Tensor:
+        """The tokens with their positions added (B, L, C)."""
+        return self.tokens + self.positions if self.placed is None else self.placed
+
+    def for_decoder(self) -> Memory:
+        """The same for layers that all read it: placed once, and in autocast's type once."""
+        dtype = compute_dtype(self.tokens)
+        return replace(self, tokens=self.tokens.to(dtype), placed=self.keys().to(dtype))
 
     def maps(self, tokens: Tensor) -> list[Tensor]:
         """Tokens (B, L, C) as the map (B, C, rows, columns) of each scale."""

@@ -5,16 +5,18 @@ Shapes: B images, N queries, L keys, C channels, H heads, S scales.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .attention import LogitBias, attention_weights, padding_biases
+from .attention import attention_weights
 from .decoder import CoAttention, Decoder, DecoderLayer, QuerySelfAttention
 from .layers import apply_per_scale
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY
-from .spatial_prior import Prior, SpatialPrior, center_mlp
+from .spatial_prior import Grid, Prior, SpatialPrior, center_mlp
 
 
 class ModulatedCoAttention(CoAttention):
@@ -22,10 +24,9 @@ class ModulatedCoAttention(CoAttention):
 
     def project(self, target: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, ...]:
         """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
-        placed = memory.tokens + memory.positions
         return (
             self.split_heads(self.q_proj(target + position)),
-            self.split_heads(apply_per_scale(self.k_proj, placed, memory.lengths)),
+            self.split_heads(apply_per_scale(self.k_proj, memory.keys(), memory.lengths)),
             self.split_heads(apply_per_scale(self.v_proj, memory.tokens, memory.lengths)),
         )
 
@@ -43,16 +44,14 @@ class ModulatedCoAttention(CoAttention):
         scales = zip(
             key.split(memory.lengths, dim=2),
             value.split(memory.lengths, dim=2),
-            _biases(memory, prior),
+            prior.biases,
             strict=True,
         )
-        out = query.new_zeros(())
-        for scale, (key, value, biases) in enumerate(scales):
-            attended = self.attend(query, key, value, biases)
-            if prior.selection is not None:
-                attended = attended * prior.selection[:, None, :, scale, None].to(attended.dtype)
-            out = out + attended
-        return self.out_proj(self.merge_heads(out))
+        attended = [self.attend(query, key, value, [bias]) for key, value, bias in scales]
+        if prior.selection is not None:
+            shares = prior.selection.to(query.dtype)[:, None, ..., None].unbind(3)
+            attended = [part * share for part, share in zip(attended, shares, strict=True)]
+        return self.out_proj(self.merge_heads(reduce(torch.add, attended)))
 
     def weights(
         self, target: Tensor, position: Tensor, memory: Memory, prior: Prior
@@ -60,19 +59,9 @@ class ModulatedCoAttention(CoAttention):
         """The attention weights of each scale, (B, H, N, L_s), for pictures."""
         query, key, _ = self.project(target, position, memory)
         return [
-            attention_weights(query, key, biases=biases)
-            for key, biases in zip(
-                key.split(memory.lengths, dim=2), _biases(memory, prior), strict=True
-            )
+            attention_weights(query, key, biases=[bias])
+            for key, bias in zip(key.split(memory.lengths, dim=2), prior.biases, strict=True)
         ]
-
-
-def _biases(memory: Memory, prior: Prior) -> list[list[LogitBias]]:
-    """What is added to the logits of each scale."""
-    return [
-        [bias, *padding_biases(padding)]
-        for bias, padding in zip(prior.biases, memory.padding_by_scale(), strict=True)
-    ]
 
 
 @SMCA_DECODER_REGISTRY.register()
@@ -151,9 +140,26 @@ class SMCADecoder(Decoder):
         first: Any = self.layers[0].prior
         return self.center(first.norm(position))
 
+    def places(self, reference: Tensor, memory: Memory) -> Grid:
+        """Where the keys of each scale are."""
+        first: Any = self.layers[0].prior
+        return Grid.of(
+            memory.shapes,
+            oriented=first.kind == "oriented",
+            dtype=memory.tokens.dtype,
+            like=memory.extent,
+            padding=None if memory.padding is None else memory.padding_by_scale(),
+        )
+
     def prior(
-        self, number: int, target: Tensor, position: Tensor, reference: Tensor, memory: Memory
+        self,
+        number: int,
+        target: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Memory,
+        places: Grid,
     ) -> Prior:
         """The Gaussians of a layer's heads and scales (Eqs. 4-7)."""
         prior: Any = self.layers[number].prior
-        return prior(prior.norm(target + position), reference, memory)
+        return prior(prior.norm(target + position), reference, memory, places)

@@ -1,26 +1,129 @@
-"""The Gaussian that modulates the co-attention (Eqs. 3-6), as a bias of four or five channels.
+"""The Gaussian that modulates the co-attention (Eqs. 3-6), as a bias of a few channels.
 
-Shapes: B images, N queries, C channels, S scales, G Gaussians a query and scale (one a head, or 1).
+Shapes: B images, N queries, C channels, S scales, G Gaussians a query and scale (one a head, or 1),
+L keys of a scale.
 
-log G is a quadratic form in the key's position, so that, up to a term that is constant in the key
-and that softmax drops, it is an inner product of five numbers of the query with x^2, y^2, xy, x and
-y of the key. Positions are counted from the middle of the map, which keeps the numbers small.
+log G is a quadratic form in the key's position. It is therefore an inner product of a few numbers
+of the query with x^2, y^2, xy, x, y and 1 of the key. Positions are counted from the middle of the
+map, which keeps the numbers small. The 1 changes no attention weight, but its gradient cancels what
+rounding leaves in those of the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PRECISION_CHANNELS
-from .attention import LogitBias
+from .attention import PADDING, LogitBias, padding_biases
 from .layers import MLP, linear
-from .memory import Memory, Size
+from .memory import Memory, Size, numbers_on
 
 # Of the factors of log G that belong to the query; float16 ends at 65504.
 _LARGEST = 2.0**15
+# In place of 1, so that the query's factor is no larger than the others.
+_ONE = 2.0**8
+# So many numbers of a half precision sum up to a float32 of 24 bits: they have 11 and 8 each.
+PARTS = {torch.float16: 2, torch.bfloat16: 3}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the keys of each scale are: their factors of log G, which all layers share.
+
+    Attributes:
+        shapes: (rows, columns) of each scale's map.
+        keys: of each scale (B or 1, 1, L, E), in the type that attention computes in; the last
+            factor is that of padding, where there is some.
+        middle: (S, 2), the cell x, y that places are counted from.
+        oriented: there is a factor of xy.
+        padded: there is padding.
+    """
+
+    shapes: Sequence[Size]
+    keys: list[Tensor]
+    middle: Tensor
+    oriented: bool
+    padded: bool
+
+    @classmethod
+    def of(
+        cls,
+        shapes: Sequence[Size],
+        *,
+        oriented: bool,
+        dtype: torch.dtype,
+        like: Tensor,
+        padding: Sequence[Tensor | None] | None = None,
+    ) -> Grid:
+        """
+        Args:
+            shapes: (rows, columns) of each scale's map.
+            oriented: log G has a term of xy.
+            dtype: what attention computes in.
+            like: of the device and type of the Gaussians.
+            padding: (B, L) of each scale, True where a key is padding.
+        """
+        keys = []
+        for scale, (rows, columns) in enumerate(shapes):
+            x = torch.arange(columns, device=like.device) - columns // 2
+            y = torch.arange(rows, device=like.device) - rows // 2
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            squares = [x * x, y * y, x * y] if oriented else [x * x, y * y]
+            factors = torch.stack((*squares, x, y, torch.full_like(x, _ONE)), dim=-1)
+            key = _key_channels(factors.flatten(0, 1).to(like), len(squares), dtype)[None, None]
+            if padding is not None:
+                (bias,) = padding_biases(padding[scale])
+                extra = bias.key.to(dtype)
+                key = torch.cat((key.expand(len(extra), -1, -1, -1), extra), dim=-1)
+            keys.append(key)
+        middle = [(columns // 2, rows // 2) for rows, columns in shapes]
+        return cls(
+            shapes=shapes,
+            keys=keys,
+            middle=numbers_on(like.device, middle, like.dtype),
+            oriented=oriented,
+            padded=padding is not None,
+        )
+
+
+def _key_channels(factors: Tensor, num_squares: int, dtype: torch.dtype) -> Tensor:
+    """Factors (L, E) of keys as channels of ``dtype``, for those of :func:`_query_channels`.
+
+    A half precision gets a channel for each pair of numbers that the query's and the key's factor
+    are split into, so that the products, which kernels sum in float32, add up to the exact ones.
+    Squares have more bits than a half precision, coordinates do not.
+    """
+    if dtype not in PARTS:
+        return factors.to(dtype)
+    first, second = _split(factors, 2, dtype)
+    return torch.cat([first] * PARTS[dtype] + [second[..., :num_squares]] * PARTS[dtype], dim=-1)
+
+
+def _query_channels(factors: Tensor, num_squares: int, dtype: torch.dtype) -> Tensor:
+    """Factors (..., E) of queries as channels of ``dtype``."""
+    if dtype not in PARTS:
+        return factors.to(dtype)
+    parts = _split(factors, PARTS[dtype], dtype)
+    # Slices: an index that is a list would be copied to the device, which waits.
+    return torch.cat([*parts, *(part[..., :num_squares] for part in parts)], dim=-1)
+
+
+def _split(x: Tensor, count: int, dtype: torch.dtype) -> list[Tensor]:
+    """``count`` tensors of ``dtype`` that sum up to ``x``.
+
+    Only the first passes on a gradient: all of them would pass the same one, that of the sum.
+    """
+    parts = [x.to(dtype)]
+    rest = x.detach()
+    for _ in range(count - 1):
+        rest = rest - parts[-1].detach().to(rest.dtype)
+        parts.append(rest.to(dtype))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -35,26 +138,29 @@ class Gaussians:
 
     center: Tensor
     precision: Tensor
-    rate: tuple[float, ...]
+    rate: Tensor
 
-    def bias(self, scale: int, shape: Size, *, oriented: bool) -> LogitBias:
-        """log G of one scale, less what is constant in the key, on a map of ``shape`` cells."""
-        rows, columns = shape
-        cx, cy = self.center[:, :, scale].unbind(-1)  # (B, N, G)
-        cx, cy = cx - columns // 2, cy - rows // 2
-        xx, yy, xy = (self.precision[:, :, scale] * self.rate[scale]).unbind(-1)
-        squares = [-xx, -yy, -2 * xy] if oriented else [-xx, -yy]
-        factors = [*squares, 2 * (xx * cx + xy * cy), 2 * (yy * cy + xy * cx)]
-        query = torch.stack(factors, dim=-1).transpose(1, 2)  # (B, G, N, E)
+    def biases(self, grid: Grid) -> list[LogitBias]:
+        """log G of each scale, and what leaves its padding out."""
+        place = self.center - grid.middle[:, None]
+        squares, cross = (self.precision * self.rate[:, None, None]).split((2, 1), dim=-1)
+        moments = squares * place
+        factors = [-squares]
+        if grid.oriented:
+            moments = moments + cross * place.flip(-1)
+            factors.append(-2 * cross)
+        constant = (moments * place).sum(-1, keepdim=True)
+        query = torch.cat((*factors, 2 * moments, constant * (-1 / _ONE)), dim=-1)
         # A Gaussian far narrower than a cell is made wider, about its centre, but stays narrower.
         # Half precisions then hold these numbers, and padding's bias is beyond what they make.
         largest = query.detach().abs().amax(dim=-1, keepdim=True)
-        return LogitBias(
-            query=query * (_LARGEST / largest.clamp(min=_LARGEST)),
-            key=_monomials(shape, self.center, oriented=oriented),
-            # Squares of coordinates take more bits than a half precision has, coordinates do not.
-            key_parts=(2,) * len(squares) + (1, 1),
-        )
+        query = query * (_LARGEST / largest.clamp(min=_LARGEST))
+        dtype = grid.keys[0].dtype
+        query = _query_channels(query, 3 if grid.oriented else 2, dtype)
+        if grid.padded:
+            query = F.pad(query, (0, 1), value=PADDING)
+        query = query.permute(2, 0, 3, 1, 4)  # (S, B, G, N, E)
+        return [LogitBias(query=q, key=k) for q, k in zip(query.unbind(), grid.keys, strict=True)]
 
     def log_density(self, scale: int, points: Tensor) -> Tensor:
         """log G, unnormalised and at most 0, at ``points`` (L, 2) in cells: (B, G, N, L)."""
@@ -63,26 +169,13 @@ class Gaussians:
         return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
 
 
-def _monomials(shape: Size, like: Tensor, *, oriented: bool) -> Tensor:
-    """x^2, y^2, xy where ``oriented``, x and y of each cell, counted from the middle of the map:
-    (1, 1, L, 4 or 5).
-    """
-    rows, columns = shape
-    device = like.device
-    x = torch.arange(columns, device=device) - columns // 2
-    y = torch.arange(rows, device=device) - rows // 2
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    squares = [x * x, y * y, x * y] if oriented else [x * x, y * y]
-    return torch.stack((*squares, x, y), dim=-1).flatten(0, 1).to(like)[None, None]
-
-
 @dataclass(frozen=True)
 class Prior:
     """What a decoder layer's co-attention is modulated with.
 
     Attributes:
         gaussians: where each head looks.
-        biases: log G of each scale.
+        biases: log G of each scale, and what leaves its padding out.
         selection: (B, N, S), how much each scale counts (Eq. 7); None: each counts 1.
     """
 
@@ -141,12 +234,13 @@ class SpatialPrior(nn.Module):
         observes = centers or any(part is not None for part in predicts)
         self.norm = nn.LayerNorm(dim) if observes else nn.Identity()
 
-    def forward(self, observed: Tensor, reference: Tensor, memory: Memory) -> Prior:
+    def forward(self, observed: Tensor, reference: Tensor, memory: Memory, grid: Grid) -> Prior:
         """
         Args:
             observed: (B, N, C), the normed target with its query embedding.
             reference: (B, N, 2), initial centre x, y as logits.
-            memory: for the places of the keys.
+            memory: the encoded image.
+            grid: the places of its keys.
         """
         by_gaussian = (self.num_scales, self.num_gaussians, -1)
         extent = memory.extent[:, None, :, None]  # (B, 1, S, 1, 2)
@@ -158,15 +252,13 @@ class SpatialPrior(nn.Module):
         gaussians = Gaussians(
             center=center,
             precision=self._precision(observed, by_gaussian, center),
-            rate=tuple(stride / 32 / self.beta for stride in memory.strides),
+            rate=numbers_on(
+                center.device, [stride / 32 / self.beta for stride in memory.strides], center.dtype
+            ),
         )
-        oriented = self.kind == "oriented"
         return Prior(
             gaussians=gaussians,
-            biases=[
-                gaussians.bias(scale, shape, oriented=oriented)
-                for scale, shape in enumerate(memory.shapes)
-            ],
+            biases=gaussians.biases(grid),
             selection=None if self.selection is None else self.selection(observed).softmax(-1),
         )
 

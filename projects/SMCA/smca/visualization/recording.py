@@ -217,7 +217,7 @@ def _gaussians_in_pixels(
     xx, yy, xy = precision.unbind(-1)
     # In float64, as what is added must not be lost beside large numbers.
     matrix = torch.stack((xx, xy, xy, yy), dim=-1).unflatten(-1, (2, 2)).double()
-    rate = numbers_on(device, gaussians.rate)[best]
+    rate = gaussians.rate[best]
     # log G = -rate d^T P d is a Gaussian of covariance (2 rate P)^-1, here made wide, not infinite.
     matrix = 2 * rate[..., None, None, None] * matrix + 1e-10 * torch.eye(2, device=device)
     pixels = numbers_on(device, memory.strides)[best][..., None, None]
