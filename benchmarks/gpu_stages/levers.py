@@ -71,6 +71,7 @@ STEPS = {
         taken=False, patch=lambda: mock.patch.dict(spatial_prior.PARTS, {torch.bfloat16: 2})
     ),
     "cuDNN attention": Lever(taken=True, patch=lambda: cudnn(False)),
+    "compiled blocks": LEVERS["compiled"],
     "fused AdamW": LEVERS["fused optimizer"],
     "frozen batch norm inside convolutions": LEVERS["frozen batch norm inside convolutions"],
     "L1 costs by plain operations": Lever(
@@ -94,13 +95,11 @@ def cudnn(enabled: bool) -> Iterator[None]:
 def run(check: Check) -> None:
     # Of so many images that the device is busy; of few the host sets the pace.
     batch = 16
-    for name, lever in STEPS.items():
-        work = functools.partial(steps, check, lever, batch)
-        check.attempt("levers", work, lever=name, batch=batch, precision="bf16")
+    first = ["co-attention in float32", "channels last", "cuDNN attention"]
+    compare(check, first, batch, "bf16")
     co_attention(check, "bf16")
     if not check.tiny:
-        work = functools.partial(steps, check, LEVERS["compiled"], 2)
-        check.attempt("levers", work, lever="compiled blocks", batch=2, precision="bf16")
+        compare(check, ["compiled blocks"], 2, "bf16")
     for enabled in (False, True):
         for dropout in (0.1, 0.0):
             check.attempt(
@@ -113,17 +112,25 @@ def run(check: Check) -> None:
         check.attempt(
             "float16's first steps", functools.partial(first_steps, check, scale), scale=scale
         )
-    name = "values of their own width"
+    rest = [name for name in STEPS if name not in (*first, "compiled blocks")]
+    compare(check, rest, batch, "bf16")
     for number in ("fp32", "tf32"):
-        work = functools.partial(steps, check, STEPS[name], batch, number)
-        check.attempt("levers", work, lever=name, batch=batch, precision=number)
+        compare(check, ["values of their own width"], batch, number)
     co_attention(check, "fp32")
 
 
-def steps(check: Check, lever: Lever, batch: int, number: str = "bf16") -> Row:
+def compare(check: Check, names: Sequence[str], batch: int, number: str) -> None:
+    """Training steps with each of some levers and without it."""
+    setting = check.setting(batch, number)
+    usual = functools.cache(lambda: Worker(check.config(MAIN), setting, DEFAULT, "training"))
+    for name in names:
+        work = functools.partial(steps, check, STEPS[name], usual, setting)
+        check.attempt("levers", work, lever=name, batch=setting.batch, precision=number)
+
+
+def steps(check: Check, lever: Lever, default: Callable[[], Worker], setting: Setting) -> Row:
     """A training step with a lever and without it."""
-    cfg, setting = check.config(MAIN), check.setting(batch, number)
-    usual, other = (Worker(cfg, setting, each, "training") for each in (DEFAULT, lever))
+    usual, other = default(), Worker(check.config(MAIN), setting, lever, "training")
     both = ("with", "without") if lever.taken else ("without", "with")
     functions = dict(zip(both, (usual, other), strict=True))
     times = take_turns(functions, device=check.device, rounds=check.pick(5, 1))
