@@ -20,6 +20,7 @@ from smca.modeling import attention, backbone, spatial_prior
 from smca.modeling.attention import Attention, attend
 from smca.modeling.layers import full_precision
 from smca.modeling.smca_decoder import ModulatedCoAttention
+from smca.modeling.spatial_prior import Grid
 from smca.training import step
 
 from .check import Check
@@ -54,12 +55,24 @@ def in_float32(
     return out.to(query.dtype)
 
 
+@contextlib.contextmanager
+def co_attention_in_float32() -> Iterator[None]:
+    """And factors of log G that are one float32 each."""
+    of = Grid.of
+
+    def wide(*args: object, **options: object) -> Grid:
+        return of(*args, **{**options, "dtype": torch.float32})
+
+    with (
+        mock.patch.object(ModulatedCoAttention, "attend", in_float32),
+        mock.patch.object(Grid, "of", wide),
+    ):
+        yield
+
+
 # Each against the default, in training steps of SMCA.
 STEPS = {
-    "co-attention in float32": Lever(
-        taken=False,
-        patch=lambda: mock.patch.object(ModulatedCoAttention, "attend", in_float32),
-    ),
+    "co-attention in float32": Lever(taken=False, patch=co_attention_in_float32),
     "channels last": Lever(
         taken=False,
         patch=lambda: mock.patch.object(backbone, "CHANNELS_LAST", ("cpu", "cuda")),
