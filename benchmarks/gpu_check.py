@@ -52,14 +52,14 @@ from smca.parent import end_with_parent
 # In this order, and with these shares of the time: seconds of 8 minutes, of which a stage also has
 # what those before it have left.
 SHARES = {
-    "facts": 25,
-    "right": 95,
-    "train": 130,
-    "levers": 80,
-    "infer": 45,
-    "feed": 20,
-    "learn": 85,
-    "race": 60,
+    "facts": 22,
+    "right": 105,
+    "train": 115,
+    "levers": 70,
+    "infer": 40,
+    "feed": 18,
+    "learn": 90,
+    "race": 20,
 }
 
 

@@ -74,8 +74,7 @@ def co_attention_in_float32() -> Iterator[None]:
 STEPS = {
     "co-attention in float32": Lever(taken=False, patch=co_attention_in_float32),
     "channels last": Lever(
-        taken=False,
-        patch=lambda: mock.patch.object(backbone, "CHANNELS_LAST", ("cpu", "cuda")),
+        taken=True, patch=lambda: mock.patch.object(backbone, "CHANNELS_LAST", ())
     ),
     "values of their own width": Lever(
         taken=False, patch=lambda: mock.patch.object(attention, "attend", own_width)
@@ -83,7 +82,7 @@ STEPS = {
     "two bfloat16 numbers for a float32": Lever(
         taken=False, patch=lambda: mock.patch.dict(spatial_prior.PARTS, {torch.bfloat16: 2})
     ),
-    "cuDNN attention": Lever(taken=True, patch=lambda: cudnn(False)),
+    "cuDNN attention": Lever(taken=False, patch=lambda: cudnn(True)),
     "compiled blocks": LEVERS["compiled"],
     "fused AdamW": LEVERS["fused optimizer"],
     "frozen batch norm inside convolutions": LEVERS["frozen batch norm inside convolutions"],
@@ -212,8 +211,8 @@ def many_sizes(check: Check, enabled: bool, dropout: float) -> Row:
     sizes = [(480 + 32 * i, 1333 - 40 * i) for i in range(check.pick(10, 1))]
     if check.tiny:
         sizes = [(64, 96)]
+    workload = Workload(cfg, Setting((64, 96), 2, "bf16", str(check.device)))
     with cudnn(enabled):
-        workload = Workload(cfg, Setting((64, 96), 2, "bf16", str(check.device)))
         workload.train()
         seconds = []
         for _ in range(2):

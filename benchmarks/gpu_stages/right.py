@@ -145,7 +145,8 @@ def half_precision(check: Check) -> None:
             with torch.no_grad(), precision(number), half:
                 out = found["detector"](images.to(check.device), sizes).logits
             exact = found.setdefault("exact", out)
-            return holds(float((out - exact).abs().max()), 2e-2)
+            # A tiny detector has fewer channels to average over.
+            return holds(float((out - exact).abs().max()), check.pick(2e-2, 1e-1))
 
         for number in ("fp32", "bf16", "fp16"):
             work = functools.partial(logits, number)

@@ -47,7 +47,13 @@ def run(check: Check) -> None:
     measure(check, "SMCA", MAIN, 16, "bf16", ["fused"], rounds)
     measure(check, "SMCA", MAIN, 2, "bf16", ["fused"], rounds)
     check.attempt("encoder and decoder", lambda: parts(check, 16, "bf16"))
-    check.attempt("kernels of a step", lambda: kernels(check, 16, "bf16"))
+    for batch in (16, 2):
+        check.attempt(
+            "kernels of a step",
+            functools.partial(kernels, check, batch, "bf16"),
+            batch=batch,
+            precision="bf16",
+        )
     if check.tiny:
         return
     for number in ("fp16", "tf32", "fp32"):
@@ -153,14 +159,11 @@ def kernels(check: Check, batch: int, number: str) -> list[Row]:
     """What the device does in a step, by kinds of kernels, and the longest of them."""
     workload = Workload(check.config(MAIN), check.setting(batch, number))
     workload.train()
-    return [
-        {"of": "the whole step"} | _kinds(workload.train, check),
-        *_longest(workload.train, check),
-    ]
+    return [_kinds(workload.train, check), *_longest(workload.train, check)]
 
 
-def _events(work: Callable[[], object], check: Check) -> Counter[str]:
-    """Seconds of the device by kernel; on a CPU by operation."""
+def _events(work: Callable[[], object], check: Check) -> tuple[Counter[str], int]:
+    """Microseconds of the device by kernel, and how many were launched; on a CPU of operations."""
     work()
     with torch.profiler.profile(acc_events=True) as profile:
         work()
@@ -168,24 +171,29 @@ def _events(work: Callable[[], object], check: Check) -> Counter[str]:
             torch.cuda.synchronize()
     wanted = DeviceType.CUDA if check.cuda else DeviceType.CPU
     found: Counter[str] = Counter()
+    launched = 0
     for event in profile.events():
         if event.device_type == wanted and not event.is_user_annotation:
+            launched += 1
             found[event.name] += (
                 event.self_device_time_total if check.cuda else event.self_cpu_time_total
             )
-    return found
+    return found, launched
 
 
 def _kinds(work: Callable[[], object], check: Check) -> Row:
     found: Counter[str] = Counter()
-    for name, spent in _events(work, check).items():
+    kernels, launched = _events(work, check)
+    for name, spent in kernels.items():
         kind = (kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.I))
         found[next(kind, "other")] += spent
     total = sum(found.values())
-    return {kind: quotient(found[kind], total) for kind in (*KINDS, "other")}
+    shares = {kind: quotient(found[kind], total) for kind in (*KINDS, "other")}
+    # Less than the seconds that the work takes: the device waits for the host.
+    return {"launched": launched, "busy seconds": total / 1e6, **shares}
 
 
 def _longest(work: Callable[[], object], check: Check) -> list[Row]:
-    found = _events(work, check)
+    found, _ = _events(work, check)
     total = sum(found.values())
     return [{"of": name[:120], "share": spent / total} for name, spent in found.most_common(12)]

@@ -16,8 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..config import ConfigError
 from .memory import Size, valid_mask
 
-# Devices whose convolutions are faster in this format; they keep what they are given.
-CHANNELS_LAST = ("cpu",)
+# Devices whose convolutions are faster in this format (docs/PERFORMANCE.md), which they keep.
+CHANNELS_LAST = ("cpu", "cuda")
 
 
 class GroupNorm(nn.GroupNorm):

@@ -69,7 +69,12 @@ class TrainingStep:
             optimizer: of the parameters on ``device``.
             device: where the model is.
             amp: what autocast computes in, such as :func:`amp_dtype` says; None: no autocast.
+
+        On CUDA the process gives up cuDNN's attention: it builds a plan for each size of images,
+        and flash attention is as fast without.
         """
+        if device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.optimizer = optimizer
         self.device = device
         self.amp = amp
