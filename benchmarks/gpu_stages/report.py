@@ -18,23 +18,61 @@ BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->\n"
 
 
 def tables(runs: Sequence[dict]) -> str:
-    """All that was measured, as Markdown: of each table the newest run that has it."""
-    newest: dict[str, tuple[dict, dict]] = {}
-    for run in runs:
-        for stage in run["stages"]:
-            newest[stage["stage"]] = run, stage
+    """All that was measured, as Markdown: of each stage the newest run that has it."""
+    newest = {stage["stage"]: (run, stage) for run in runs for stage in run["stages"]}
     parts = []
     for name, (run, stage) in newest.items():
-        parts.append(f"### {name}\n\n{_origin(run, stage)}")
-        by_table: dict[tuple[str, tuple], list[dict]] = {}
+        parts.append(f"### GPU: {name}\n\n{_origin(run, stage)}")
+        by_table: dict[str, list[dict]] = {}
         for row in stage["rows"]:
-            row = dict(row)
-            table = row.pop("table")
-            by_table.setdefault((table, tuple(row)), []).append(row)
-        for (table, columns), rows in by_table.items():
-            lines = [[_cell(name, row[name]) for name in columns] for row in rows]
-            parts.append(f"{table[0].upper()}{table[1:]}:\n\n{markdown_table(columns, lines)}")
+            by_table.setdefault(row["table"], []).append(row)
+        if compared := by_table.get("attention"):
+            by_table["attention"] = _worst(compared)
+        for table, rows in by_table.items():
+            parts.append(f"{table[0].upper()}{table[1:]}:\n")
+            parts += _by_columns([{k: v for k, v in r.items() if k != "table"} for r in rows])
     return "\n".join(parts)
+
+
+def _by_columns(rows: Sequence[dict]) -> list[str]:
+    """A table for each set of columns."""
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row), []).append(row)
+    return [
+        markdown_table(columns, [[_cell(name, row[name]) for name in columns] for row in group])
+        for columns, group in groups.items()
+    ]
+
+
+def _worst(rows: Sequence[dict]) -> list[dict]:
+    """The many cases of the attention: a row for each precision, with the worst of its errors."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if "error" not in row:
+            groups.setdefault((row["map"], row["precision"], row["dropout"]), []).append(row)
+    found = []
+    for (shape, precision, dropout), cases in groups.items():
+        kernels = {kernel for case in cases for kernel in case["kernels"].split()}
+        errors = ("output error", "gradient error", "of Gaussians")
+        found.append(
+            {
+                "map": shape,
+                "precision": precision,
+                "dropout": dropout,
+                "kernels": ", ".join(sorted(map(_short, kernels))),
+                **{name: max(float(case[name]) for case in cases) for name in errors},
+                "cases": len(cases),
+                "passed": all(case["passed"] for case in cases),
+            }
+        )
+    return found + [row for row in rows if "error" in row]
+
+
+def _short(kernel: str) -> str:
+    """flash, efficient, cudnn or math, and whether it is that of the backward pass."""
+    name = kernel.removeprefix("_scaled_dot_product_").replace("_attention", "")
+    return name.replace("_for_cpu", "").replace("_", " ")
 
 
 def _origin(run: dict, stage: dict) -> str:
@@ -42,7 +80,7 @@ def _origin(run: dict, stage: dict) -> str:
     how = stage["status"] if stage["status"] == DONE else f"**{stage['status']}**"
     took = f", {stage['seconds']:.0f} s" if "seconds" in stage else ""
     reason = f": {stage['reason']}" if stage["reason"] else ""
-    return f"{run['machine']}; {run['software']}; code {run['code']}; {how}{took}{reason}.\n"
+    return f"{run['machine']}; {run['software']}; code {run['code']}. {how}{took}{reason}.\n"
 
 
 def _cell(name: str, value: object) -> str:
@@ -54,7 +92,7 @@ def _cell(name: str, value: object) -> str:
         return f"{value['median']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
     if isinstance(value, float):
         return f"{value:.3g}"
-    return str(value)
+    return str(value)[:70]
 
 
 def failures(stages: Sequence[dict]) -> list[str]:

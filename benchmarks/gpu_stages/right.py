@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from co_attention import Case as CoAttentionCase
@@ -34,14 +35,15 @@ GRADIENT = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 4e-2, "fp16": 1e-2}
 # the map has cells on a side: there, squares of coordinates cancel.
 ROUNDING = {"fp32": 2e-6, "tf32": 2e-6, "bf16": 2.0**-8, "fp16": 2.0**-11}
 DROPOUT = 0.1
-FAMILIES = {
-    "SMCA": "smca_R50_50ep",
-    "SMCA, single scale": "smca_single_scale_R50_50ep",
-    "SMCA, depthwise": "smca_depthwise_R50_50ep",
+# Config and changes.
+FAMILIES: dict[str, tuple] = {
+    "SMCA": ("smca_R50_50ep",),
+    "SMCA, single scale": ("smca_single_scale_R50_50ep",),
+    "SMCA, depthwise": ("smca_depthwise_R50_50ep",),
     "SMCA, oriented": ("smca_R50_50ep", "MODEL.SMCA.MODULATION.SCALE", "oriented"),
-    "DETR": "baselines/detr_focal_R50_50ep",
-    "Conditional DETR": "baselines/conditional_detr_R50_50ep",
-    "Deformable DETR": "baselines/deformable_detr_R50_50ep",
+    "DETR": ("baselines/detr_focal_R50_50ep",),
+    "Conditional DETR": ("baselines/conditional_detr_R50_50ep",),
+    "Deformable DETR": ("baselines/deformable_detr_R50_50ep",),
 }
 
 
@@ -112,11 +114,10 @@ def padded_pair(size: tuple[int, int]) -> list[tuple[int, int]]:
     return [size, (height * 3 // 4, width - 8)]
 
 
-def detector_of(check: Check, name: str | tuple, device: str, *changes: object) -> Workload:
-    """A family's detector with random weights; dropout is off."""
-    name, *more = (name,) if isinstance(name, str) else name
+def workload_of(check: Check, family: str, device: str, *changes: object) -> Workload:
+    """A family's detector with random weights; without ``changes`` nothing is dropped."""
     off = ("MODEL.SMCA.DROPOUT", 0.0, "MODEL.SMCA.ATTENTION_DROPOUT", 0.0)
-    cfg = check.config(name, *off, *more, *changes)
+    cfg = check.config(*FAMILIES[family], *off, *changes)
     return Workload(cfg, Setting(check.pick((480, 640), (64, 96)), 2, "fp32", device))
 
 
@@ -135,12 +136,13 @@ def half_precision(check: Check) -> None:
     """Logits of every family beside those of float32."""
     images = _images(check)
     sizes = padded_pair(tuple(images.shape[-2:]))
-    for family, name in FAMILIES.items():
-        found: dict[str, Tensor] = {}
+    for family in FAMILIES:
+        found: dict[str, Any] = {}
 
-        def logits(number: str, name=name, found=found) -> Row:
+        def logits(number: str, family: str = family, found: dict = found) -> Row:
             if "detector" not in found:
-                found["detector"] = detector_of(check, name, str(check.device)).detector.eval()
+                workload = workload_of(check, family, str(check.device))
+                found["detector"] = workload.detector.eval()
             half = torch.autocast(check.device.type, HALF.get(number), enabled=number in HALF)
             with torch.no_grad(), precision(number), half:
                 out = found["detector"](images.to(check.device), sizes).logits
@@ -171,7 +173,7 @@ def like_cpu(check: Check) -> Iterator[Row]:
     found = []
     for device in ("cpu", str(check.device)):
         with precision("fp32"):
-            found.append(_losses(detector_of(check, FAMILIES["SMCA"], device), images))
+            found.append(_losses(workload_of(check, "SMCA", device), images))
     (logits, gradients), (other_logits, other_gradients) = found
     yield {"what": "logits"} | holds(float((logits - other_logits).abs().max()), 1e-3)
     error = float((gradients - other_gradients).norm() / gradients.norm())
@@ -185,15 +187,12 @@ def recomputing(check: Check) -> Row:
     images = _images(check)
     found = []
     for recompute in ("none", "all"):
-        changes = ("MODEL.SMCA.DROPOUT", 0.1, "MODEL.SMCA.ATTENTION_DROPOUT", 0.1)
+        changes = (
+            *("MODEL.SMCA.DROPOUT", 0.1, "MODEL.SMCA.ATTENTION_DROPOUT", 0.1),
+            *("MODEL.SMCA.ENCODER.RECOMPUTE", recompute),
+        )
         with precision("fp32"):
-            workload = detector_of(
-                check,
-                FAMILIES["SMCA"],
-                str(check.device),
-                *changes,
-                *("MODEL.SMCA.ENCODER.RECOMPUTE", recompute),
-            )
+            workload = workload_of(check, "SMCA", str(check.device), *changes)
             torch.manual_seed(2)
             found.append(_losses(workload, images)[1])
     return holds(float((found[1] - found[0]).norm() / found[0].norm()), 1e-3)
@@ -201,22 +200,17 @@ def recomputing(check: Check) -> Row:
 
 def waits(check: Check) -> None:
     """Training steps in which torch raises wherever the host waits, but where the matcher may."""
-    for family, name in FAMILIES.items():
+    for family in FAMILIES:
         for number in ("fp32", *HALF):
-            check.attempt(
-                "waits of a step",
-                functools.partial(_steps_without_waits, check, name, number),
-                model=family,
-                precision=number,
-            )
+            work = functools.partial(_step_without_waits, check, family, number)
+            check.attempt("waits of a step", work, model=family, precision=number)
 
 
-def _steps_without_waits(check: Check, name: str | tuple, number: str) -> Row:
-    name, *more = (name,) if isinstance(name, str) else name
+def _step_without_waits(check: Check, family: str, number: str) -> Row:
     setting = Setting(check.pick((320, 416), (64, 96)), 2, number, str(check.device))
-    workload = Workload(check.config(name, *more), setting)
+    workload = Workload(check.config(*FAMILIES[family]), setting)
     workload.train()
-    permitted = []
+    permitted: list = []
     with _only_where_permitted(permitted):
         workload.train()
     return holds(len(permitted), 1)
