@@ -62,20 +62,26 @@ def take_turns(
     Returns:
         seconds of each round by name, without functions that the device has no memory for.
     """
-    repeats = {}
+    repeats: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
     for name, function in functions.items():
         try:
             seconds = min(_time(function, 1, device) for _ in range(warm_up))
         except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # of what it had made
             continue
         repeats[name] = max(1, round(least_seconds / max(seconds, 1e-9)))
-    times: dict[str, list[float]] = {name: [] for name in repeats}
+        times[name] = []
     for _ in range(rounds):
-        for name in repeats:
+        for name in list(times):
             gc.collect()
             gc.disable()
             try:
                 times[name].append(_time(functions[name], repeats[name], device))
+            except torch.OutOfMemoryError:
+                # Beside what the others keep there is no room for it.
+                del times[name]
+                torch.cuda.empty_cache()
             finally:
                 gc.enable()
     return times
@@ -182,7 +188,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, *, rounds: int = 7
 def chosen_device(args: argparse.Namespace) -> torch.device:
     """Where ``--device`` says; from here on torch has ``--threads`` threads."""
     torch.set_num_threads(args.threads)
-    return torch.device(args.device)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        # Events are the current device's.
+        torch.cuda.set_device(device.index or 0)
+    return device
 
 
 def write(
