@@ -157,7 +157,7 @@ def get_cfg() -> CN:
     cfg.MODEL = CN()
     # "SMCA", or on Detectron2 one of its own.
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    # "cuda" (the CPU where there is no GPU) or "cpu".
+    # "cuda" (the CPU where there is no GPU), "cuda:1" for one of several GPUs, or "cpu".
     cfg.MODEL.DEVICE = "cuda"
     # Starting weights: a checkpoint of this project, a torchvision ResNet (.pth) or a
     # torchvision-layout ResNet of Detectron2's model zoo (.pkl).
