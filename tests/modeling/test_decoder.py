@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from smca.modeling.memory import Memory, extents
 from smca.modeling.smca_decoder import ModulatedCoAttention, SMCADecoder
-from smca.modeling.spatial_prior import Grid, SpatialPrior
+from smca.modeling.spatial_prior import Places, SpatialPrior
 
 B, N, C, H = 2, 7, 32, 4
 SHAPES, STRIDES = ((6, 9), (3, 5)), (16, 32)
@@ -92,12 +92,6 @@ def plain_co_attention(attention, prior_module, query, observed, reference, memo
     return attention.out_proj(out)
 
 
-def grid_of(memory, kind):
-    padding = None if memory.padding is None else memory.padding_by_scale()
-    options = {"oriented": kind == "oriented", "dtype": memory.tokens.dtype, "padding": padding}
-    return Grid.of(memory.shapes, like=memory.extent, **options)
-
-
 @pytest.mark.parametrize("kind", ["fixed", "single", "independent", "oriented"])
 @pytest.mark.parametrize("per_head", [True, False])
 @pytest.mark.parametrize(("selection", "key_sets", "padded"), [(True, 1, True), (False, 2, False)])
@@ -117,7 +111,7 @@ def test_co_attention(kind, per_head, selection, key_sets, padded, tolerance):
         torch.nn.init.normal_(prior.scales.weight, std=0.1)
     query, observed, reference = torch.randn(B, N, C), torch.randn(B, N, C), torch.randn(B, N, 2)
     with torch.no_grad():
-        found = prior(observed, reference, memory, grid_of(memory, kind))
+        found = prior(observed, Places.of(reference, memory, oriented=kind == "oriented"))
         out = attention(query, torch.zeros_like(query), memory, found)
         expected = plain_co_attention(attention, prior, query, observed, reference, memory)
     assert_close(out, expected, **tolerance)
@@ -128,7 +122,7 @@ def test_gaussians_all_start_with_the_same_width():
         prior = SpatialPrior(dim=C, num_heads=H, num_scales=2, kind=kind)
         observed, reference = torch.randn(B, N, C), torch.zeros(B, N, 2)
         memory = make_memory(False)
-        found = prior(observed, reference, memory, grid_of(memory, kind))
+        found = prior(observed, Places.of(reference, memory, oriented=kind == "oriented"))
         precision = found.gaussians.precision
         assert_close(precision, torch.tensor([1.0, 1.0, 0.0]).expand_as(precision))
 
@@ -137,9 +131,8 @@ def test_weights_are_those_the_kernel_uses():
     torch.manual_seed(0)
     memory = make_memory(True)
     attention = ModulatedCoAttention(dim=C, num_heads=H)
-    prior = SpatialPrior(dim=C, num_heads=H, num_scales=2)(
-        torch.randn(B, N, C), torch.randn(B, N, 2), memory, grid_of(memory, "independent")
-    )
+    places = Places.of(torch.randn(B, N, 2), memory, oriented=False)
+    prior = SpatialPrior(dim=C, num_heads=H, num_scales=2)(torch.randn(B, N, C), places)
     query = torch.randn(B, N, C)
     nowhere = torch.zeros_like(query)
     _, _, value = attention.project(query, nowhere, memory)

@@ -15,7 +15,7 @@ from smca.modeling.encoder import IntraMultiEncoder
 from smca.modeling.memory import Memory, extents, valid_cells
 from smca.modeling.position_encoding import sine_positions
 from smca.modeling.smca_decoder import SMCADecoder
-from smca.modeling.spatial_prior import Gaussians, Grid, SpatialPrior
+from smca.modeling.spatial_prior import Gaussians, Grid, Places, SpatialPrior
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fixed", "single", "independent", "oriented")
@@ -263,17 +263,11 @@ def test_gradients_of_modulated_attention_are_those_of_finite_differences(
     batch, length = memory.padding.shape
     query, key = torch.randn(batch, H, 2, 4), torch.randn(batch, H, length, 4)
     value = torch.randn(batch, H, length, 4).double()
-    grid = Grid.of(
-        memory.shapes,
-        oriented=prior.kind == "oriented",
-        dtype=torch.float64,
-        like=memory.extent,
-        padding=memory.padding_by_scale(),
-    )
     observed, reference = torch.randn(batch, 2, C), torch.randn(batch, 2, 2)
 
     def attended(observed, reference, query, key):
-        found, start = prior(observed, reference, memory, grid), 0
+        places = Places.of(reference, memory, oriented=kind == "oriented")
+        found, start = prior(observed, places), 0
         outs = []
         for bias in found.biases:
             scale = slice(start, start + bias.key.shape[2])

@@ -174,13 +174,7 @@ class ConditionalDecoder(Decoder):
         return torch.cat([sine_embedding(angle[..., axis], channels) for axis in (1, 0)], dim=-1)
 
     def prior(
-        self,
-        number: int,
-        target: Tensor,
-        position: Tensor,
-        reference: Tensor,
-        memory: Memory,
-        places: Tensor,
+        self, number: int, target: Tensor, position: Tensor, places: Tensor
     ) -> Callable[[Tensor], Tensor]:
         """:meth:`spatial_query` but for its last argument, which the layer finds."""
         return partial(self.spatial_query, number, places, target)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, attention_weights, padding_biases
-from .layers import FFN, full_precision
+from .layers import FFN, compute_dtype, full_precision
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY
 
@@ -29,6 +29,7 @@ class QuerySelfAttention(Attention):
             (B, N, C).
         """
         placed = target + position
+        placed = placed.to(compute_dtype(placed))  # once for queries and keys
         return super().forward(placed, placed, target)
 
 
@@ -148,15 +149,7 @@ class Decoder(nn.Module):
         """
         return None
 
-    def prior(
-        self,
-        number: int,
-        target: Tensor,
-        position: Tensor,
-        reference: Tensor | None,
-        memory: Memory,
-        places: Any,
-    ) -> object:
+    def prior(self, number: int, target: Tensor, position: Tensor, places: Any) -> object:
         """What layer ``number`` gives its co-attention besides content and query embedding.
 
         It runs in the precision of the weights, float32, whatever autocast says.
@@ -164,8 +157,6 @@ class Decoder(nn.Module):
         Args:
             number: of the layer, from 0.
             target, position: (B, N, C), the layer's input and the query embedding.
-            reference: (B, N, 2), of :meth:`initial_reference`.
-            memory: the encoded image.
             places: of :meth:`places`.
         """
         raise NotImplementedError
@@ -186,9 +177,7 @@ class Decoder(nn.Module):
         hidden = []
         for number, layer in enumerate(self.layers):
             with full_precision(position.device):
-                prior = self.prior(
-                    number, target.to(position.dtype), position, reference, memory, places
-                )
+                prior = self.prior(number, target.to(position.dtype), position, places)
             target = layer(target, position, memory, prior)
             hidden.append(target)
         outputs = hidden if self.training else hidden[-1:]

@@ -16,7 +16,7 @@ from .decoder import CoAttention, Decoder, DecoderLayer, QuerySelfAttention
 from .layers import apply_per_scale
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY
-from .spatial_prior import Grid, Prior, SpatialPrior, center_mlp
+from .spatial_prior import Places, Prior, SpatialPrior, center_mlp
 
 
 class ModulatedCoAttention(CoAttention):
@@ -140,26 +140,12 @@ class SMCADecoder(Decoder):
         first: Any = self.layers[0].prior
         return self.center(first.norm(position))
 
-    def places(self, reference: Tensor, memory: Memory) -> Grid:
-        """Where the keys of each scale are."""
+    def places(self, reference: Tensor, memory: Memory) -> Places:
+        """Where queries start and keys are."""
         first: Any = self.layers[0].prior
-        return Grid.of(
-            memory.shapes,
-            oriented=first.kind == "oriented",
-            dtype=memory.tokens.dtype,
-            like=memory.extent,
-            padding=None if memory.padding is None else memory.padding_by_scale(),
-        )
+        return Places.of(reference, memory, oriented=first.kind == "oriented")
 
-    def prior(
-        self,
-        number: int,
-        target: Tensor,
-        position: Tensor,
-        reference: Tensor,
-        memory: Memory,
-        places: Grid,
-    ) -> Prior:
+    def prior(self, number: int, target: Tensor, position: Tensor, places: Places) -> Prior:
         """The Gaussians of a layer's heads and scales (Eqs. 4-7)."""
         prior: Any = self.layers[number].prior
-        return prior(prior.norm(target + position), reference, memory, places)
+        return prior(prior.norm(target + position), places)

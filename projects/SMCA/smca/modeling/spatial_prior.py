@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ..config import PRECISION_CHANNELS
 from .attention import PADDING, LogitBias, padding_biases
-from .layers import MLP, linear
+from .layers import MLP, compute_dtype, linear
 from .memory import Memory, Size, numbers_on
 
 # Of the factors of log G that belong to the query; float16 ends at 65504.
-_LARGEST = 2.0**15
+_LARGEST = 2.0**14
 # In place of 1, so that the query's factor is no larger than the others.
 _ONE = 2.0**8
 # So many numbers of a half precision sum up to a float32 of 24 bits: they have 11 and 8 each.
@@ -73,8 +73,8 @@ class Grid:
             x = torch.arange(columns, device=like.device) - columns // 2
             y = torch.arange(rows, device=like.device) - rows // 2
             y, x = torch.meshgrid(y, x, indexing="ij")
-            squares = [x * x, y * y, x * y] if oriented else [x * x, y * y]
-            factors = torch.stack((*squares, x, y, torch.full_like(x, _ONE)), dim=-1)
+            squares = [-x * x, -y * y, -2 * x * y] if oriented else [-x * x, -y * y]
+            factors = torch.stack((*squares, 2 * x, 2 * y, torch.full_like(x, -_ONE)), dim=-1)
             key = _key_channels(factors.flatten(0, 1).to(like), len(squares), dtype)[None, None]
             if padding is not None:
                 (bias,) = padding_biases(padding[scale])
@@ -145,16 +145,15 @@ class Gaussians:
         place = self.center - grid.middle[:, None]
         squares, cross = (self.precision * self.rate[:, None, None]).split((2, 1), dim=-1)
         moments = squares * place
-        factors = [-squares]
         if grid.oriented:
             moments = moments + cross * place.flip(-1)
-            factors.append(-2 * cross)
-        constant = (moments * place).sum(-1, keepdim=True)
-        query = torch.cat((*factors, 2 * moments, constant * (-1 / _ONE)), dim=-1)
+            squares = torch.cat((squares, cross), dim=-1)
+        constant = (moments * place).sum(-1, keepdim=True) / _ONE
+        query = torch.cat((squares, moments, constant), dim=-1)
         # A Gaussian far narrower than a cell is made wider, about its centre, but stays narrower.
         # Half precisions then hold these numbers, and padding's bias is beyond what they make.
         largest = query.detach().abs().amax(dim=-1, keepdim=True)
-        query = query * (_LARGEST / largest.clamp(min=_LARGEST))
+        query = query / (largest / _LARGEST).clamp(min=1)
         dtype = grid.keys[0].dtype
         query = _query_channels(query, 3 if grid.oriented else 2, dtype)
         if grid.padded:
@@ -167,6 +166,41 @@ class Gaussians:
         dx, dy = (points - self.center[:, :, scale, :, None]).unbind(-1)  # (B, N, G, L)
         xx, yy, xy = (self.precision[:, :, scale, :, None] * self.rate[scale]).unbind(-1)
         return -(xx * dx**2 + yy * dy**2 + 2 * xy * dx * dy).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the priors of all layers share.
+
+    Attributes:
+        start: (B, N, S, 1, 2), each query's initial centre, in cells of each scale's map.
+        strides: (S,), pixels a cell.
+        grid: where the keys are.
+    """
+
+    start: Tensor
+    strides: Tensor
+    grid: Grid
+
+    @classmethod
+    def of(cls, reference: Tensor, memory: Memory, *, oriented: bool) -> Places:
+        """
+        Args:
+            reference: (B, N, 2), initial centre x, y as logits.
+            memory: the encoded image.
+            oriented: log G has a term of xy.
+        """
+        return cls(
+            start=reference.sigmoid()[:, :, None, None] * memory.extent[:, None, :, None],
+            strides=numbers_on(reference.device, memory.strides, reference.dtype),
+            grid=Grid.of(
+                memory.shapes,
+                oriented=oriented,
+                dtype=compute_dtype(memory.tokens),
+                like=memory.extent,
+                padding=None if memory.padding is None else memory.padding_by_scale(),
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -234,17 +268,14 @@ class SpatialPrior(nn.Module):
         observes = centers or any(part is not None for part in predicts)
         self.norm = nn.LayerNorm(dim) if observes else nn.Identity()
 
-    def forward(self, observed: Tensor, reference: Tensor, memory: Memory, grid: Grid) -> Prior:
+    def forward(self, observed: Tensor, places: Places) -> Prior:
         """
         Args:
             observed: (B, N, C), the normed target with its query embedding.
-            reference: (B, N, 2), initial centre x, y as logits.
-            memory: the encoded image.
-            grid: the places of its keys.
+            places: of the queries' references and of the keys.
         """
         by_gaussian = (self.num_scales, self.num_gaussians, -1)
-        extent = memory.extent[:, None, :, None]  # (B, 1, S, 1, 2)
-        center = reference.sigmoid()[:, :, None, None] * extent
+        center = places.start
         if self.offsets is not None:
             center = center + self.offsets(observed).unflatten(-1, by_gaussian)
         elif self.scales is None:
@@ -252,13 +283,11 @@ class SpatialPrior(nn.Module):
         gaussians = Gaussians(
             center=center,
             precision=self._precision(observed, by_gaussian, center),
-            rate=numbers_on(
-                center.device, [stride / 32 / self.beta for stride in memory.strides], center.dtype
-            ),
+            rate=places.strides / (32 * self.beta),
         )
         return Prior(
             gaussians=gaussians,
-            biases=gaussians.biases(grid),
+            biases=gaussians.biases(places.grid),
             selection=None if self.selection is None else self.selection(observed).softmax(-1),
         )
 
