@@ -82,6 +82,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     # Words with commas, too.
     args.stages = [name for word in args.stages for name in word.split(",") if name]
+    if args.minutes <= 0:
+        parser.error(f"--minutes is {args.minutes:g}; it must be positive")
     if unknown := set(args.stages) - set(SHARES):
         parser.error(f"--stages: {', '.join(unknown)}; there are {', '.join(SHARES)}")
     return args
@@ -92,7 +94,9 @@ def require_device(device: str) -> None:
     Raises:
         ConfigError: it is not there.
     """
-    if not device.startswith("cuda"):
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {device!r}; it must be cuda, cuda:1, ... or cpu")
+    if device == "cpu":
         return
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
@@ -146,9 +150,15 @@ def run_stage(args: argparse.Namespace, record: Record, name: str, limit: float)
     return record.end_stage(**facts)
 
 
+def end_with_program() -> None:
+    """Have a stage end once the program has, with all that the stage has started."""
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    end_with_parent(grace=5.0)
+
+
 def work(args: argparse.Namespace) -> int:
     """What the process of a stage does."""
-    end_with_parent()
+    end_with_program()
     check = Check(args.device, tiny=args.tiny, record=Record(args.output), limit=args.limit)
     if check.cuda:
         torch.cuda.set_device(check.device.index or 0)

@@ -81,15 +81,19 @@ class Check:
         if time.monotonic() > self.until:
             self.left.append(" ".join([table, *map(str, case.values())]))
             return []
+        rows = []
+
+        def add(row: Row) -> None:
+            rows.append({"table": table, **case, **row})
+            self.record.add(rows[-1])
+
         try:
             found = work()
-            rows = [found] if isinstance(found, dict) else list(found)
+            for row in [found] if isinstance(found, dict) else found:
+                add(row)
         except Exception as error:
             traceback.print_exc()
-            rows = [{"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}]
-        rows = [{"table": table, **case, **row} for row in rows]
-        for row in rows:
-            self.record.add(row)
+            add({"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]})
         self.free()
         return rows
 

@@ -28,7 +28,7 @@ def run(check: Check) -> None:
                     "compiled inference",
                     lambda number=number, mode=mode: compiled(check, number, mode),
                     how=kind,
-                    batch=1,
+                    batch=check.setting(1, number).batch,
                     precision=number,
                 )
         if check.tiny:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,8 @@ MODES = {
 def run(check: Check) -> None:
     sizes = check.pick(QUICKSTART, {"num_train": 16, "num_val": 4})
     # Reused by the next check.
-    shapes = write_shapes_dataset(check.record.path.parent / "shapes", **sizes)
+    name = check.pick("shapes", "shapes_tiny")
+    shapes = write_shapes_dataset(check.record.path.parent / name, **sizes)
     # Side by side: neither keeps a GPU busy.
     runs = {
         mode: Training(check, mode, shapes)
@@ -38,6 +40,7 @@ class Training:
 
     def __init__(self, check: Check, mode: str, shapes: dict):
         self.folder = check.record.path.parent / f"learn_{mode}"
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier check
         datasets = [[f"shapes_{split}", *files] for split, files in shapes.items()]
         options = [
             *("MODEL.DEVICE", str(check.device), "OUTPUT_DIR", str(self.folder), "SEED", "0"),

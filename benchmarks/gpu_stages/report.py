@@ -120,9 +120,12 @@ def main(files: Sequence[Path], *, docs: bool) -> int:
     runs = []
     for path in files:
         try:
-            runs += json.loads(path.read_text())
+            found = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(f"{path} is not a gpu_check.json: {error}") from error
+        if not isinstance(found, list) or not all("stages" in run for run in found):
+            raise ConfigError(f"{path} is not a gpu_check.json, but another program's JSON")
+        runs += found
     text = tables(runs)
     print(text)
     if others := {run["code"] for run in runs} - {code_hash()}:

@@ -51,7 +51,7 @@ def run(check: Check) -> None:
         check.attempt(
             "kernels of a step",
             functools.partial(kernels, check, batch, "bf16"),
-            batch=batch,
+            batch=check.setting(batch, "bf16").batch,
             precision="bf16",
         )
     if check.tiny:

@@ -158,6 +158,8 @@ def test_what_cannot_be_run_is_one_message(call, tmp_path, capsys, monkeypatch):
     cases = {
         ("--stages", "facts", "rigth"): ["rigth", "there are facts, right"],
         (): ["cuda", "sees no GPU", f"torch {torch.__version__}", "--device cpu --tiny"],
+        ("--device", "gpu"): ["'gpu'", "cuda:1, ... or cpu"],
+        ("--minutes", "0"): ["--minutes is 0"],
         ("--report", tmp_path / "missing.json"): ["missing.json"],
         ("--report", __file__): [f"{__file__} is not a gpu_check.json"],
     }
@@ -171,11 +173,19 @@ def test_what_cannot_be_run_is_one_message(call, tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="it ends with a traceback", raises=TypeError, strict=True)
 def test_the_record_of_another_benchmark_is_refused(call, tmp_path):
     path = tmp_path / "attention.json"
     path.write_text('{"benchmark": "attention", "rows": []}')
     assert call("--report", path) == 2
+
+
+def test_the_docs_have_the_tables_of_the_results(program):
+    """What ``--report benchmarks/results/*.json --docs`` writes."""
+    files = sorted((ROOT / "benchmarks/results").glob("*.json"))
+    runs = [run for file in files for run in json.loads(file.read_text())]
+    report = program.report
+    page = report.PAGE.read_text().split(report.BEGIN)[1].split(report.END)[0]
+    assert runs and page == f"{report.tables(runs)}\n"
 
 
 def test_nothing_begins_when_time_is_over(program, call, monkeypatch, tmp_path):
@@ -188,7 +198,7 @@ def test_nothing_begins_when_time_is_over(program, call, monkeypatch, tmp_path):
     record = program.Record(tmp_path)
     record.begin_run()
     record.begin_stage("facts", 600.0)
-    monkeypatch.setattr(program, "end_with_parent", lambda: None)
+    monkeypatch.setattr(program, "end_with_program", lambda: None)
     monkeypatch.setitem(sys.modules, "gpu_stages.facts", SimpleNamespace(run=work))
     flags = ("--work", "facts", "--limit", 600, "--device", "cpu", "--output", tmp_path)
     assert call(*flags) == 0

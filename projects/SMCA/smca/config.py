@@ -133,8 +133,8 @@ def add_smca_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # Ours: that of what places Deformable DETR's samples and references.
     cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
-    # Ours: what mixed precision computes in. "auto": bfloat16 where the device has it, float16 on
-    # older GPUs. "float16" has its loss scaled, "bfloat16" needs none.
+    # Ours: what mixed precision computes in. "auto": "float16", with a scaled loss, on CUDA, and
+    # "bfloat16" on a CPU. "bfloat16" has a float32's range but an eighth of float16's accuracy.
     cfg.SOLVER.AMP.PRECISION = "auto"
     # Ours: "AdamW", or "SGD" for Detectron2's Faster R-CNN.
     cfg.SOLVER.OPTIMIZER = "AdamW"

@@ -53,9 +53,8 @@ def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
         return None
     if amp.PRECISION != "auto":
         return getattr(torch, amp.PRECISION)
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
+    # As fast, and eight times as accurate, where its loss is scaled.
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 class TrainingStep:
