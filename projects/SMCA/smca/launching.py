@@ -46,8 +46,8 @@ _DISK_REMEDY = (
 )
 # What torch names the GPUs it was built for: sm_90, sm_90a, compute_120.
 _BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
-# The oldest that PyPI's torch has code for, and where there is a torch for older ones.
-_OLDEST, _OLD_GPUS = (7, 5), "--index-url https://download.pytorch.org/whl/cu126 "
+# The oldest that pip's own torch has code for, and the build that has some for older ones.
+_OLDEST, _OLD_GPUS = (7, 5), " for CUDA 12.6"
 # So long torchrun may take to see which worker has ended first.
 _TORCHRUN_LOOKS = 2.0
 
@@ -228,12 +228,13 @@ def _require_code_for(gpus: Iterable[int]) -> None:
         has = torch.cuda.get_device_capability(gpu)
         if any(_runs_on(has, *code) for code in built):
             continue
-        index = _OLD_GPUS if has < _OLDEST else ""
+        build = _OLD_GPUS if has < _OLDEST else ""
         raise ConfigError(
             f"MODEL.DEVICE is 'cuda', but torch {torch.__version__} has no code for the GPU {gpu}, "
             f"{torch.cuda.get_device_name(gpu)} of compute capability {has[0]}.{has[1]}, only "
-            f"{', '.join(torch.cuda.get_arch_list())}; install a torch that has: pip uninstall "
-            f"torch torchvision, then pip install {index}torch torchvision; or set MODEL.DEVICE cpu"
+            f"{', '.join(torch.cuda.get_arch_list())}; pip uninstall torch torchvision, then "
+            f"install those{build} by the command of https://pytorch.org/get-started/locally; or "
+            "set MODEL.DEVICE cpu"
         )
 
 
