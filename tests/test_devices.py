@@ -68,8 +68,8 @@ def test_a_gpu_that_torch_has_no_code_for_is_refused(run_on):
     assert f"torch {torch.__version__} has no code for the GPU 0, Model 0" in message
     assert "compute capability 7.0, only sm_75, sm_80" in message
     assert "those for CUDA 12.6 by the command of https://pytorch.org" in message
-    # An old torch on a new GPU: the one of PyPI is newer.
-    with pytest.raises(ConfigError, match="pip install torch torchvision"):
+    # An old torch on a new GPU: any newer one will do.
+    with pytest.raises(ConfigError, match="then install those by the command"):
         run_on([(12, 0)], built_for=["sm_80", "sm_90"])
 
 
