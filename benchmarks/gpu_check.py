@@ -4,7 +4,7 @@
 Each stage runs in a process of its own and has a share of the time; what one leaves, the next ones
 have. A stage that fails or is cut off is a line with its reason, and the next one begins.
 FOLDER/gpu_check.json grows with every row that is measured, and FOLDER/STAGE.log has what a stage
-printed. The exit code is 1 where a check did not pass or a stage failed.
+printed. The exit code is 1 where a check did not pass or a stage failed, or right is not complete.
 
 facts: device, driver, versions, and the peaks of matrix products and copies.
 right: the attention and its gradients against float64, and the kernels it runs on; the logits of
@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 from gpu_stages import report
 from gpu_stages.check import Check
-from gpu_stages.record import CUT_OFF, DONE, FAILED, Record
+from gpu_stages.record import CUT_OFF, DONE, FAILED, STOPPED, Record
 from measuring import OUT
 from origin import describe
 
@@ -134,6 +134,9 @@ def run_stage(args: argparse.Namespace, record: Record, name: str, limit: float)
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
+        except SystemExit:
+            record.end_stage(status=STOPPED, reason="by a signal")
+            raise
         finally:
             # And what it has started.
             with contextlib.suppress(ProcessLookupError):
@@ -187,8 +190,9 @@ def run(args: argparse.Namespace) -> int:
     threads = f"{torch.get_num_threads()} threads"
     facts = describe(told, threads=threads, device=args.device)
     record.begin_run(**facts, tiny=args.tiny, begun=time.strftime("%Y-%m-%d %H:%M"))
-    # Ends what runs, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # By way of run_stage, which ends what runs.
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     until = time.monotonic() + args.minutes * 60
     stages = []
     for number, name in enumerate(args.stages):

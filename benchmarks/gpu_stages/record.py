@@ -12,7 +12,8 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).resolve().parents[1]
 PACKAGE = BENCHMARKS.parent / "projects/SMCA/smca"
 FILE = "gpu_check.json"
-RUNNING, DONE, FAILED, CUT_OFF = "running", "done", "failed", "cut off"
+RUNNING, DONE, FAILED = "running", "done", "failed"
+CUT_OFF, STOPPED = "cut off", "stopped"
 
 
 def code_hash() -> str:
@@ -29,6 +30,25 @@ def _measured() -> Iterator[Path]:
     yield BENCHMARKS / "gpu_check.py"
 
 
+def read_runs(path: Path) -> list[dict]:
+    """The runs of a file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ConfigError: it is not one that :class:`Record` has written.
+    """
+    try:
+        runs = json.loads(path.read_text())
+        whole = isinstance(runs, list) and all("stages" in run for run in runs)
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        from smca.config import ConfigError  # brings torch, which those who write do without
+
+        raise ConfigError(f"{path} is not a gpu_check.json, or damaged; move it away")
+    return runs
+
+
 class Record:
     """Appends to a file that is whole at every moment, whoever is stopped when.
 
@@ -40,7 +60,7 @@ class Record:
 
     def runs(self) -> list[dict]:
         """What has been recorded so far."""
-        return json.loads(self.path.read_text()) if self.path.exists() else []
+        return read_runs(self.path) if self.path.exists() else []
 
     def begin_run(self, **facts: object) -> None:
         self._write([*self.runs(), {**facts, "code": code_hash(), "stages": []}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,18 +10,21 @@ from measuring import ROOT
 from smca.analysis.markdown import markdown_table
 from smca.config import ConfigError
 
-from .record import DONE, FAILED, code_hash
+from .record import DONE, FAILED, code_hash, read_runs
 
 PAGE = ROOT / "docs/PERFORMANCE.md"
 BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->\n"
 
 
 def tables(runs: Sequence[dict]) -> str:
-    """All that was measured, as Markdown: of each stage the newest run that has it."""
-    newest = {stage["stage"]: (run, stage) for run in runs for stage in run["stages"]}
+    """All that was measured, as Markdown: by stage, and of each the older runs first."""
+    stages = [(run, stage) for run in runs for stage in run["stages"]]
+    newest = {stage["stage"]: stage for _, stage in stages}
+    shown = [pair for pair in stages if pair[1]["rows"] or pair[1] is newest[pair[1]["stage"]]]
+    names = list(newest)
     parts = []
-    for name, (run, stage) in newest.items():
-        parts.append(f"### GPU: {name}\n\n{_origin(run, stage)}")
+    for run, stage in sorted(shown, key=lambda pair: names.index(pair[1]["stage"])):
+        parts.append(f"### GPU: {stage['stage']}\n\n{_origin(run, stage)}")
         by_table: dict[str, list[dict]] = {}
         for row in stage["rows"]:
             by_table.setdefault(row["table"], []).append(row)
@@ -99,7 +101,9 @@ def failures(stages: Sequence[dict]) -> list[str]:
     """A line for each check that did not pass, and for each stage or measurement that failed."""
     found = []
     for stage in stages:
-        if stage["status"] == FAILED:
+        # What was not checked has not passed.
+        unchecked = stage["stage"] == "right" and stage["reason"]
+        if stage["status"] == FAILED or unchecked:
             found.append(f"FAIL  {stage['stage']}: {stage['reason']}")
         for row in stage["rows"]:
             if row.get("passed") is False or "error" in row:
@@ -117,15 +121,7 @@ def main(files: Sequence[Path], *, docs: bool) -> int:
         FileNotFoundError: a file that is not there.
         ConfigError: a file that is no GPU check's, or a page without the two marks.
     """
-    runs = []
-    for path in files:
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is not a gpu_check.json: {error}") from error
-        if not isinstance(found, list) or not all("stages" in run for run in found):
-            raise ConfigError(f"{path} is not a gpu_check.json, but another program's JSON")
-        runs += found
+    runs = [run for path in files for run in read_runs(path)]
     text = tables(runs)
     print(text)
     if others := {run["code"] for run in runs} - {code_hash()}:

@@ -52,6 +52,8 @@ MAPS = {(25, 34): (2, 300), (50, 84): (2, 100), (100, 168): (1, 50)}
 
 
 def run(check: Check) -> None:
+    # As training has it, see TrainingStep.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     smallest, *larger = check.pick(MAPS, {(5, 7): (2, 9)}).items()
     attention(check, *smallest, dropouts=(0.0, DROPOUT))
     check.attempt("same as on a CPU", lambda: like_cpu(check))

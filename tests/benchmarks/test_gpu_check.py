@@ -130,10 +130,10 @@ def test_stages_that_end_badly_are_lines_and_the_next_ones_run(run, capsys):
 def test_sigterm_ends_what_runs_and_keeps_what_was_measured(run, call, tmp_path, capsys):
     code, (only,) = run(facts="works", right="ends the program", train="works")
     assert code == 128 + signal.SIGTERM
-    assert [stage["status"] for stage in only["stages"]] == ["done", "running"]
+    assert [stage["status"] for stage in only["stages"]] == ["done", "stopped"]
     assert_gone(only["stages"])
     assert call("--report", tmp_path / "out/gpu_check.json") == 0
-    assert "**running**" in capsys.readouterr().out
+    assert "**stopped**" in capsys.readouterr().out
 
 
 def test_time_that_a_stage_leaves_is_for_the_next_ones(program, monkeypatch):
@@ -173,10 +173,14 @@ def test_what_cannot_be_run_is_one_message(call, tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_record_of_another_benchmark_is_refused(call, tmp_path):
-    path = tmp_path / "attention.json"
-    path.write_text('{"benchmark": "attention", "rows": []}')
-    assert call("--report", path) == 2
+@pytest.mark.parametrize("text", ["", "[", "null", "[1]", '{"benchmark": "attention"}'])
+def test_a_file_that_is_no_record_is_refused_and_left_alone(call, tmp_path, capsys, text):
+    path = tmp_path / "gpu_check.json"
+    path.write_text(text)
+    for flags in (("--report", path), ("--output", tmp_path, "--device", "cpu", "--tiny")):
+        assert call(*flags) == 2
+        assert f"{path} is not a gpu_check.json" in capsys.readouterr().err
+    assert path.read_text() == text
 
 
 def test_the_docs_have_the_tables_of_the_results(program):

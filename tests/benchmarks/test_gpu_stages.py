@@ -65,7 +65,7 @@ def test_a_measurement_that_fails_is_a_row(check, error):
     ]
 
 
-def test_tables_are_of_the_newest_run_and_mark_what_failed(stages):
+def test_tables_are_of_all_runs_by_stage_and_mark_what_failed(stages):
     def run(machine, *rows):
         stage = {"stage": "train", "status": "done", "reason": "", "rows": list(rows)}
         return {"machine": machine, "software": "torch", "code": "c", "stages": [stage]}
@@ -77,10 +77,13 @@ def test_tables_are_of_the_newest_run_and_mark_what_failed(stages):
     error = {"error": "RuntimeError: a | b", "peak": None}
     new = run("new", {"table": "limits", **failed}, {"table": "limits", **error})
     text = stages.report.tables([old, new])
-    assert "111" not in text and "| 222 | **no** | 2 (1 to 3) |" in text
+    assert text.index("| 111 | yes |") < text.index("| 222 | **no** | 2 (1 to 3) |")
     assert "| RuntimeError: a \\| b |  |" in text and "**cut off**, 3 s: too slow" in text
-    where = [text.index(word) for word in ("train", "new; torch", "feed", "old; torch")]
+    where = [text.index(word) for word in ("train", "old; torch", "new; torch", "feed")]
     assert where == sorted(where)
+    # What was not measured is told where no other run has it.
+    empty = {**new, "stages": [{**new["stages"][0], "rows": []}]}
+    assert stages.report.tables([empty, new]) == stages.report.tables([new])
     assert len(stages.report.failures(new["stages"])) == 2
 
 

@@ -197,7 +197,9 @@ def _take_gpu(name: str, world_size: int) -> bool:
     try:
         index = torch.device(name).index
     except RuntimeError as error:
-        raise ConfigError(f"MODEL.DEVICE is {name!r}; it must be 'cuda' or 'cpu'") from error
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}; it must be 'cuda', 'cuda:1' or 'cpu'"
+        ) from error
     if index is not None and world_size > 1:
         raise ConfigError(
             f"MODEL.DEVICE is {name!r}; it must be 'cuda' for {world_size} processes, which have a "

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # Of float16's loss scaling, which doubles it when it can. Gradients of random weights overflow
 # above about this, and from torch's default of 2^16 the first steps of a run would be lost.
@@ -72,6 +75,8 @@ class TrainingStep:
         On CUDA the process gives up cuDNN's attention: it builds a plan for each size of images,
         and flash attention is as fast without.
         """
+        if amp is not None:
+            logger.info("mixed precision: %s", str(amp).removeprefix("torch."))
         if device.type == "cuda":
             torch.backends.cuda.enable_cudnn_sdp(False)
         self.optimizer = optimizer
