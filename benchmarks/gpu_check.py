@@ -135,13 +135,10 @@ def run_stage(args: argparse.Namespace, record: Record, name: str, limit: float)
         except subprocess.TimeoutExpired:
             code = None
         except SystemExit:
+            end(process)
             record.end_stage(status=STOPPED, reason="by a signal")
             raise
-        finally:
-            # And what it has started.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    end(process)
     facts: dict[str, object] = {"seconds": round(time.monotonic() - begun, 1)}
     if code is None:
         facts |= {"status": CUT_OFF, "reason": f"not done after {limit:.0f} s"}
@@ -151,6 +148,13 @@ def run_stage(args: argparse.Namespace, record: Record, name: str, limit: float)
     else:
         facts |= {"status": DONE}
     return record.end_stage(**facts)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a stage with all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def end_with_program() -> None:

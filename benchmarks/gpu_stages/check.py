@@ -18,7 +18,7 @@ from smca.analysis.host import NATIVE
 from .record import Record
 
 Any_ = TypeVar("Any_")
-# Of a stage's time; then it begins nothing more, so that it ends before it is ended.
+# Part of its time after which a stage begins nothing more, so that it is seldom cut off.
 _BEGINS_UNTIL = 0.9
 # A detector that a CPU trains in a moment.
 TINY = (
@@ -104,7 +104,6 @@ class Check:
             torch.cuda.empty_cache()
 
 
-def holds(value: float, limit: float, *, at_least: bool = False) -> Row:
-    """Columns of a value that has to keep a limit."""
-    passed = value >= limit if at_least else value <= limit
-    return {"value": value, "limit": limit, "passed": passed}
+def holds(value: float, limit: float) -> Row:
+    """Columns of a value that may be so large."""
+    return {"value": value, "limit": limit, "passed": value <= limit}

@@ -52,8 +52,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift (C,), kept until the numbers they are made of change.
 
-        They are five operations, and a network has a hundred norms: on a GPU the host would be
-        busy with them.
+        Making them takes five operations a norm, which a GPU with few images would wait for.
         """
         numbers = (self.weight, self.bias, self.running_mean, self.running_var)
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.weight.is_inference():

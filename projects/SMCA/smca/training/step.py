@@ -72,8 +72,8 @@ class TrainingStep:
             device: where the model is.
             amp: what autocast computes in, such as :func:`amp_dtype` says; None: no autocast.
 
-        On CUDA the process gives up cuDNN's attention: it builds a plan for each size of images,
-        and flash attention is as fast without.
+        On CUDA this turns cuDNN's attention off for the process: it builds a plan for each size of
+        images, and flash attention is no slower.
         """
         if amp is not None:
             logger.info("mixed precision: %s", str(amp).removeprefix("torch."))
