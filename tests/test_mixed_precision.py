@@ -10,9 +10,14 @@ from smca.data.shapes import write_shapes_dataset
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 200
+needs_half_precision = pytest.mark.skipif(
+    not torch.cuda.is_available() and "512" not in torch.backends.cpu.get_cpu_capability(),
+    reason="this CPU takes seconds for a step in half precision",
+)
 
 
 @pytest.mark.slow
+@needs_half_precision
 def test_the_loss_falls_as_in_float32(train_net, tmp_path):
     """In bfloat16 on a CPU, in float16 on CUDA."""
     folder = tmp_path / "shapes"

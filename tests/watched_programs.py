@@ -5,6 +5,7 @@ python tests/watched_programs.py predict CONFIG_FILE ENGINE WEIGHTS IMAGES
 python tests/watched_programs.py load CONFIG_FILE
 """
 
+import gc
 import json
 import os
 import sys
@@ -115,6 +116,7 @@ def predict(config_file: str, engine: str, weights: str, images: str) -> dict:
 def load(config_file: str) -> dict:
     """``before``, then ``loaded``, and ``training`` with loaders that have made some batches."""
     cfg = prepare(load_cfg(get_cfg(), config_file))
+    gc.freeze()  # as smca.workers does before a program trains
     before = asdict(held())
     begun = time.perf_counter()
     loader = build_train_loader(cfg, seed=0)

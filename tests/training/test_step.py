@@ -30,6 +30,15 @@ def test_mixed_precision_on_a_cpu_is_bfloat16():
     assert layer.weight.dtype == torch.float32
 
 
+def test_a_cpu_that_half_precision_makes_slower_is_told_of(caplog, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    make(amp=torch.bfloat16)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    make(amp=torch.bfloat16)
+    assert "SOLVER.AMP.ENABLED False is faster here" in caplog.text
+
+
 def test_what_mixed_precision_computes_in(config):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     enabled = ("SOLVER.AMP.ENABLED", True)
