@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from smca.data.shapes import write_shapes_dataset
+from smca.training.step import NO_HALF
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 200
 needs_half_precision = pytest.mark.skipif(
-    not torch.cuda.is_available() and "512" not in torch.backends.cpu.get_cpu_capability(),
+    not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in NO_HALF,
     reason="this CPU takes seconds for a step in half precision",
 )
 

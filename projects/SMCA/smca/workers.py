@@ -84,7 +84,7 @@ def run_workers(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
     _require_gpus(cfg, count)
     cfg = prepare(cfg, count * machines)
     if count * machines == 1:
-        _train(main, cfg, args, Worker())
+        _run(main, cfg, args, Worker())
         return 0
     url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
     workers = [Worker(first + i, count * machines, i, count, url) for i in range(count)]
@@ -142,12 +142,12 @@ def _work(
             dist.barrier()
     if args.resume:
         _require_one_checkpoint(cfg, worker.world_size)
-    _train(main, cfg, args, worker)
+    _run(main, cfg, args, worker)
     # Not after an error, where it would wait for the others.
     dist.destroy_process_group()
 
 
-def _train(main: Main, cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
+def _run(main: Main, cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
     # A collection writes to all that it looks at: to 100 MB of imported modules, whose pages the
     # loader processes share until then.
     gc.freeze()

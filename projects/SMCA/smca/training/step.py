@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 # Of float16's loss scaling, which doubles it when it can. Gradients of random weights overflow
 # above about this, and from torch's default of 2^16 the first steps of a run would be lost.
 INITIAL_SCALE = 2.0**10
-# What torch calls CPUs on which it convolves half precision by loops of its own.
-_NO_HALF = ("NO AVX", "AVX2")
+# What torch calls CPUs without AVX-512, on which it convolves half precision by plain loops.
+NO_HALF = ("NO AVX", "AVX2")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -79,7 +79,7 @@ class TrainingStep:
         """
         if amp is not None:
             logger.info("mixed precision: %s", str(amp).removeprefix("torch."))
-            if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _NO_HALF:
+            if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_HALF:
                 logger.warning(
                     "this CPU computes in half precision several times as slowly as in float32; "
                     "SOLVER.AMP.ENABLED False is faster here"
