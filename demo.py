@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML file, or its name in configs/")
-    add("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS)")
+    add("--weights", metavar="FILE", help="checkpoint (default: the run's own, or MODEL.WEIGHTS)")
     add(
         "--input",
         nargs="+",
@@ -90,8 +90,9 @@ def main(args: argparse.Namespace) -> int:
     predictor = Predictor(
         args.config_file, args.weights, opts=args.opts, device=args.device, engine=engine
     )
+    print(predictor.weights, flush=True)
     files = [source.path for source in found if isinstance(source.path, str)]
-    used = [args.config_file, args.weights or predictor.cfg.MODEL.WEIGHTS]
+    used = [args.config_file, predictor.weights.path]
     outputs = [source.output for source in found]
     outputs += [Path(args.save_json)] if args.save_json else []
     sources.claim(outputs, [*files, *used])
@@ -133,7 +134,7 @@ def main(args: argparse.Namespace) -> int:
     if args.save_json:
         results.write(args.save_json)
         print(f"{len(results.entries)} detections in {args.save_json}")
-    print(f"pictures in {args.output}")
+    print(f"pictures in {args.output}, by {predictor.weights.path}")
     if seconds:
         # The first one warms up.
         counted = seconds[1:] or seconds

@@ -230,7 +230,7 @@ def test_configs_and_weights_by_path_name_and_key(model, picture, tmp_path):
 
 def test_what_cannot_work_is_said(model):
     cfg, _, weights = model()
-    with pytest.raises(ConfigError, match=r"no weights.*model_final\.pth.*MODEL\.WEIGHTS"):
+    with pytest.raises(ConfigError, match=r"no trained weights: MODEL\.WEIGHTS is empty"):
         smca.Predictor(cfg)
     with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
         smca.Predictor(cfg, "missing.pth")

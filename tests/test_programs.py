@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(engine, config_file, tra
         (["MODEL.SMCA.MODULATION.SCALE", "round"], "must be one of 'fixed', 'single'"),
         (["DATASETS.TRAIN", ("nowhere",)], "DatasetError: unknown dataset 'nowhere'"),
         (["--resume", "--num-gpus", 3], "SOLVER.IMS_PER_BATCH is 4; it must be a multiple of"),
-        (["--eval-only"], "nothing to evaluate: set MODEL.WEIGHTS"),
+        (["--eval-only"], "no trained weights: MODEL.WEIGHTS is empty"),
         (["DATASETS.TRAIN", ("coco_2017_train",)], "annotations/instances_train2017.json"),
     ],
 )

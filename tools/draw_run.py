@@ -28,7 +28,7 @@ from smca.visualization.recording import has_co_attention_maps
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, help="the run's config.yaml")
-    parser.add_argument("--weights", help="checkpoint (default: OUTPUT_DIR/model_final.pth)")
+    parser.add_argument("--weights", help="checkpoint (default: the run's last one)")
     parser.add_argument("--output", help="folder (default: OUTPUT_DIR/pictures)")
     parser.add_argument("--images", type=int, default=12, help="images to draw detections on")
     parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention of")
@@ -43,7 +43,8 @@ def main() -> None:
     args = parse()
     cfg = load_cfg(get_cfg(), args.config_file)
     output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
-    predictor = Predictor(cfg, args.weights or os.path.join(cfg.OUTPUT_DIR, "model_final.pth"))
+    predictor = Predictor(args.config_file, args.weights)
+    print(predictor.weights, flush=True)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the dataset whose images are drawn")
     (dataset, *_) = load_datasets(predictor.cfg, cfg.DATASETS.TEST)

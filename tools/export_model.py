@@ -27,7 +27,9 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="its checkpoint")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint (default: the run's own, or MODEL.WEIGHTS)"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--format", choices=tuple(FORMATS), help="(default: what the ending of --output says)"
@@ -60,13 +62,15 @@ def main() -> None:
         form = endings[output.suffix]
     check_arguments(args, output, form)
     # What is compiled is not captured.
-    cfg = load_cfg(get_cfg(), args.config_file, [*args.opts, "MODEL.SMCA.COMPILE", False])
+    opts = [*args.opts, "MODEL.SMCA.COMPILE", False]
+    cfg = load_cfg(get_cfg(), args.config_file, opts)
     if not is_own_model(cfg):
         raise ExportError(
             f"{args.config_file} is of Detectron2's own {cfg.MODEL.META_ARCHITECTURE}; "
             "Detectron2's tools/deploy/export_model.py exports its models"
         )
-    predictor = Predictor(cfg, args.weights, device="cpu")
+    predictor = Predictor(args.config_file, args.weights, opts=opts, device="cpu")
+    print(predictor.weights, flush=True)
     cfg = predictor.cfg
     model = PixelDetector(detector=predictor.detector, **PixelDetector.from_config(cfg))
     size = args.size and tuple(args.size)
@@ -82,6 +86,7 @@ def main() -> None:
     print(f"{output}: {form}, {output.stat().st_size / 2**20:.0f} MiB, images {sizes}")
     for difference in found:
         print(f"  checked on {difference}")
+    print(predictor.weights)
 
 
 def check_arguments(args: argparse.Namespace, output: Path, form: str) -> None:

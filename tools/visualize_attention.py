@@ -32,7 +32,9 @@ def parse() -> argparse.Namespace:
         "--image", type=image_file, required=True, metavar="FILE", help="the picture to look at"
     )
     parser.add_argument("--config-file", metavar="CONFIG", help="the model's")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS)")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint (default: the run's own, or MODEL.WEIGHTS)"
+    )
     parser.add_argument(
         "--model",
         type=named_model,
@@ -118,6 +120,7 @@ def main() -> None:
     chosen: Sequence[Detection] = ()
     for name, config, weights in args.model or [("", args.config_file, args.weights)]:
         predictor = Predictor(config, weights, device=args.device)
+        print(predictor.weights, flush=True)
         try:
             inspection = inspect_image(predictor, image, layer=args.layer)
         except ConfigError as error:
@@ -126,11 +129,10 @@ def main() -> None:
             shown = [same_object(inspection, found, args.threshold) for found in chosen]
         else:
             shown = chosen = choose(inspection, args)
-        weights = weights or predictor.cfg.MODEL.WEIGHTS
         looks = [
             found if isinstance(found, str) else (found, inspection.looks(found)) for found in shown
         ]
-        columns.append(Column(name, config, weights, looks))
+        columns.append(Column(name, config, predictor.weights.path, looks))
     print(*write_co_attention(args.output, path, inspection.image, columns), sep="\n")
 
 

@@ -41,6 +41,7 @@ optimizer.params.lr_factor_func.backbone = 1.0
 lr_multiplier = step_once(at=1000, of=1200)
 
 train.device = "cpu"
+train.init_checkpoint = ""
 train.max_iter = 1200
 train.checkpointer.period = 300
 train.eval_period = 300

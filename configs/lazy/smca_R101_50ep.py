@@ -3,4 +3,5 @@
 from .smca_R50_50ep import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 
 model.backbone.depth = 101
+train.init_checkpoint = "https://download.pytorch.org/models/resnet101-63fe2227.pth"
 train.output_dir = "output/smca_R101_50ep"

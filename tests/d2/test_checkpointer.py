@@ -11,8 +11,9 @@ import torchvision
 pytest.importorskip("detectron2")
 
 from detectron2.modeling import build_model  # noqa: E402
+from detectron2.utils.file_io import PathHandler, PathManager  # noqa: E402
 
-from smca.checkpoints import CheckpointError  # noqa: E402
+from smca.checkpoints import CheckpointError, fetch  # noqa: E402
 from smca.d2.checkpointer import SMCACheckpointer  # noqa: E402
 from smca.d2.predictor import Detectron2Host  # noqa: E402
 
@@ -102,11 +103,30 @@ def test_a_path_that_does_not_exist(d2_config):
         SMCACheckpointer(build_model(d2_config())).load("nowhere.pth")
 
 
-def test_what_cannot_be_downloaded_is_said(d2_config, tmp_path, monkeypatch):
-    """Nobody listens on port 1."""
+def test_the_cache_is_detectron2s_own(d2_config, tmp_path, monkeypatch):
+    """What its other projects have fetched is there, and the other way round."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    path = "http://127.0.0.1:1/a.pth"
-    checkpointer = SMCACheckpointer(build_model(d2_config()))
-    for read in (checkpointer.load, Detectron2Host.local_path):
-        with pytest.raises(CheckpointError, match=f"{path} cannot be downloaded .* name the file"):
-            read(path)
+    address = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    place = tmp_path / "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(pickle.dumps({"model": {"stem.conv1.weight": np.ones(1)}}))
+    assert PathManager.get_local_path(address) == fetch(address) == str(place)
+
+
+def test_addresses_of_detectron2s_other_handlers(d2_config, tmp_path):
+    """Such as a cluster's own, which a project has registered."""
+
+    class Cluster(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["cluster://"]
+
+        def _get_local_path(self, path, **_):
+            return str(tmp_path / path.removeprefix("cluster://"))
+
+    PathManager.register_handler(Cluster(), allow_override=True)
+    SMCACheckpointer(build_model(d2_config()), str(tmp_path)).save("a")
+    SMCACheckpointer(build_model(d2_config())).load("cluster://a.pth")
+    assert Detectron2Host.local_path("cluster://a.pth") == str(tmp_path / "a.pth")
+    for read in (SMCACheckpointer(build_model(d2_config())).load, Detectron2Host.local_path):
+        with pytest.raises(CheckpointError, match="manifold://a.pth cannot be fetched"):
+            read("manifold://a.pth")

@@ -285,7 +285,7 @@ def test_changes_that_cannot_work(changes, message, tmp_path):
     args = argparse.Namespace(
         config_file=str(FOLDER / "quickstart.py"),
         opts=opts,
-        eval_only=True,
+        eval_only=False,
         resume=False,
         **arguments,
     )

@@ -2,9 +2,10 @@
 
 train = dict(
     output_dir="./output",
-    # Starting weights: a checkpoint of this project, torchvision's resnet50-0676ba61.pth, or
-    # detectron2://ImageNetPretrained/torchvision/R-50.pkl
-    init_checkpoint="",
+    # The backbone that training starts from; it is fetched once, into $FVCORE_CACHE.
+    init_checkpoint="detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+    # Train although what is frozen is random: for tests and measurements alone.
+    freeze_random=False,
     # Negative: drawn at the start and kept in the checkpoint.
     seed=42,
     # 50 epochs of 7,330 iterations.

@@ -127,6 +127,9 @@ def add_smca_config(cfg: CN) -> None:
     cfg.MODEL.EMA = node({"ENABLED": False})
     # Ours: the part of the old average in the one after an iteration, in [0, 1); less in the first.
     cfg.MODEL.EMA.DECAY = 0.9998
+    # Ours: train although what is frozen is random, because no weights were loaded: for tests and
+    # measurements alone.
+    cfg.MODEL.BACKBONE.FREEZE_RANDOM = False
     # Ours: "basic" (7x7 convolution and max-pooling) or "conv" (two 3x3 convolutions).
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
     # Ours: learning rate of the backbone as a fraction of SOLVER.BASE_LR.
@@ -160,7 +163,8 @@ def get_cfg() -> CN:
     # "cuda" (the CPU where there is no GPU), "cuda:1" for one of several GPUs, or "cpu".
     cfg.MODEL.DEVICE = "cuda"
     # Starting weights: a checkpoint of this project, a torchvision ResNet (.pth) or a
-    # torchvision-layout ResNet of Detectron2's model zoo (.pkl).
+    # torchvision-layout ResNet of Detectron2's model zoo (.pkl); a path, or an address
+    # (detectron2://, https://) that is fetched once.
     cfg.MODEL.WEIGHTS = ""
     # Per channel, in the order of INPUT.FORMAT, for pixels in 0..255.
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import logging
@@ -19,7 +20,9 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
-from .checkpoints import CheckpointError
+from .checkpoints import CheckpointError, fetch
+from .checkpoints.checkpointer import newest_checkpoint, require_file
+from .checkpoints.choosing import Weights, trained_weights
 from .config import ConfigError
 from .data.coco import DatasetError, count_classes
 from .data.reading import LoaderError, explain_end
@@ -144,19 +147,22 @@ def _tell_torchrun(message: str) -> None:
             json.dump({"message": report}, file)
 
 
-def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
-    """Check a merged config, choose the device that exists, draw the dataset of shapes where it is
-    wanted and missing, count classes, make OUTPUT_DIR; returns the config frozen.
+def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None = None) -> CfgNode:
+    """Check a merged config, choose the device that exists, have the weights at hand, draw the
+    dataset of shapes where it is wanted and missing, count classes, make OUTPUT_DIR; returns the
+    config frozen.
 
     Args:
         cfg: the configuration, which is changed. A GPU that MODEL.DEVICE has the number of becomes
             torch's current one.
         world_size: number of processes that will train.
+        args: the command line, by which a run needs weights; None: they are not looked at.
 
     Raises:
         ConfigError: a value that cannot work, a GPU that is not there or that torch has no code
             for, or an OUTPUT_DIR that cannot be written.
         DatasetError: classes to be counted in a dataset that cannot be read.
+        CheckpointError, FileNotFoundError: weights that cannot be had.
     """
 
     def say(text: str) -> None:
@@ -172,6 +178,8 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
     if cfg.MODEL.DEVICE.startswith("cuda") and not _take_gpu(cfg.MODEL.DEVICE, world_size):
         say("MODEL.DEVICE: there is no GPU, the CPU is used")
         cfg.MODEL.DEVICE = "cpu"
+    if args is not None:
+        _have_weights(cfg, args, say)
     if folder := missing_shapes(cfg):
         say(f"Drawing {sum(QUICKSTART.values())} images of shapes in {folder}, once")
         write_shapes_dataset(folder, **QUICKSTART)
@@ -186,6 +194,22 @@ def prepare(cfg: CfgNode, world_size: int = 1) -> CfgNode:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written: {error}") from error
     cfg.freeze()
     return cfg
+
+
+def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Choose what is evaluated, and fetch what lies at an address before any data is read."""
+    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if args.eval_only:
+        if resumes:
+            weights = Weights(newest_checkpoint(cfg.OUTPUT_DIR), "the last one, by --resume")
+        else:
+            weights = trained_weights(cfg, config_file=args.config_file, opts=args.opts)
+        say(str(weights))
+        cfg.MODEL.WEIGHTS = weights.path
+    elif resumes:
+        return
+    if cfg.MODEL.WEIGHTS:
+        require_file(fetch(cfg.MODEL.WEIGHTS))
 
 
 def _take_gpu(name: str, world_size: int) -> bool:

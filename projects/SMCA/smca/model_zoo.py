@@ -78,8 +78,8 @@ def get(
 
     Args:
         name: of the config.
-        weights: a checkpoint that has all of the model; None is MODEL.WEIGHTS, and where that is
-            empty the weights are random.
+        weights: a checkpoint that has all of the model; "": the weights are random; None: they are
+            as a training begins with them, MODEL.WEIGHTS and what that lacks random.
         opts: ``KEY, value, ...`` changes of the config.
         device: None is MODEL.DEVICE, or the CPU where there is no GPU.
 
@@ -95,7 +95,9 @@ def get(
         )
     device = choose_device(cfg, device)
     detector = build_detector(cfg)
-    if weights := weights or cfg.MODEL.WEIGHTS:
+    if weights is None and cfg.MODEL.WEIGHTS:
+        load(detector, cfg.MODEL.WEIGHTS)
+    elif weights:
         load(detector, weights, whole=True)
     return detector.to(device).eval()
 

@@ -17,7 +17,8 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
-from .checkpoints import load_state, pop_weights, read_checkpoint
+from .checkpoints import fetch, load_state, pop_weights, read_checkpoint
+from .checkpoints.choosing import trained_weights
 from .checkpoints.released import coco_class_names
 from .config import ConfigError, get_cfg, load_cfg
 from .data.coco import DatasetError, dataset_files
@@ -77,7 +78,7 @@ class NativeHost(Inference):
     @staticmethod
     def local_path(weights: str) -> str:
         """The path of a checkpoint's file."""
-        return weights
+        return fetch(weights)
 
 
 class Predictor:
@@ -86,6 +87,7 @@ class Predictor:
     Attributes:
         cfg: the configuration, with the device that is used.
         device: of the model.
+        weights: the checkpoint that was taken, and why.
         class_names: by contiguous class index: those of the checkpoint, or of the annotation file
             of the config's datasets, or COCO's 80 where these are COCO, or else numbers.
         detector: the model in evaluation mode. In either host one of the project's own is a
@@ -104,7 +106,8 @@ class Predictor:
         """
         Args:
             config: path of a YAML file, a name of :mod:`smca.model_zoo`, or a config.
-            weights: a checkpoint that has all of the model; None is MODEL.WEIGHTS.
+            weights: a checkpoint that has all of the model, or its address; None: see
+                :func:`~smca.checkpoints.choosing.trained_weights`.
             opts: ``KEY, value, ...`` changes of the config.
             device: None is MODEL.DEVICE, or the CPU where there is no GPU.
             engine: "native", or "detectron2", which has any backbone and model of Detectron2's
@@ -115,16 +118,14 @@ class Predictor:
             FileNotFoundError, CheckpointError: the checkpoint is missing or does not fit.
         """
         host = _host(engine)
-        cfg = host.read(config if isinstance(config, CfgNode) else _path(os.fspath(config)))
+        file = "" if isinstance(config, CfgNode) else _path(os.fspath(config))
+        cfg = host.read(file or config)
         cfg.defrost()
         load_cfg(cfg, opts=opts)
-        weights = os.fspath(weights or cfg.MODEL.WEIGHTS)
-        if not weights:
-            raise ConfigError(
-                "there are no weights to predict with: name a checkpoint, such as a run's "
-                "OUTPUT_DIR/model_final.pth, or set MODEL.WEIGHTS"
-            )
-        content = read_checkpoint(host.local_path(weights))
+        self.weights = trained_weights(
+            cfg, config_file=file, opts=opts, named=os.fspath(weights or "")
+        )
+        content = read_checkpoint(host.local_path(self.weights.path))
         state = pop_weights(content)
         if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
             cfg.MODEL.SMCA.NUM_CLASSES = _count_classes(cfg, state)
@@ -135,7 +136,7 @@ class Predictor:
         self.cfg = cfg
         self._host = host(cfg)
         self.detector = self._host.detector
-        load_state(self.detector, state, source=weights, whole=True)
+        load_state(self.detector, state, source=self.weights.path, whole=True)
         self.class_names = _class_names(cfg, content.get("class_names"))
         self._mapper = NativeMapper.from_config(cfg, is_train=False)
 

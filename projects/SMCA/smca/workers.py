@@ -82,7 +82,7 @@ def run_workers(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
     if args.dist_url == "auto" and machines > 1:
         raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
     _require_gpus(cfg, count)
-    cfg = prepare(cfg, count * machines)
+    cfg = prepare(cfg, count * machines, args)
     if count * machines == 1:
         _run(main, cfg, args, Worker())
         return 0
@@ -137,7 +137,7 @@ def _work(
         # The first of a machine makes what all of them need, and says what cannot work.
         if worker.local_rank > 0:
             dist.barrier()
-        cfg = prepare(cfg, worker.world_size)
+        cfg = prepare(cfg, worker.world_size, args)
         if worker.local_rank == 0:
             dist.barrier()
     if args.resume:

@@ -1,13 +1,16 @@
 """Checkpoint files: safe to read, whole when written, with Detectron2's names."""
 
 from .best import BestModel
+from .checkpointer import SafeCheckpointing
+from .fetching import fetch
 from .files import CheckpointError, read_checkpoint, write_checkpoint
-from .loading import SafeCheckpointing, load, load_state, pop_weights
+from .loading import load, load_state, pop_weights
 
 __all__ = [
     "BestModel",
     "CheckpointError",
     "SafeCheckpointing",
+    "fetch",
     "load",
     "load_state",
     "pop_weights",

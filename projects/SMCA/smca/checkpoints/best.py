@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
-from .loading import SafeCheckpointing
+from .checkpointer import SafeCheckpointing
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,8 @@ from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
 from .trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 
 def run(args: argparse.Namespace) -> int:
     """Run what :func:`smca.cli.argument_parser` read; returns the exit code.
@@ -80,7 +82,7 @@ def train_or_evaluate(
             atexit.register(_close, handler.stream)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_in_one_line)
     if args.eval_only:
-        _evaluate(cfg, trainer, resume=args.resume)
+        _evaluate(cfg, trainer)
         return
     training = trainer(cfg)
     training.resume_or_load(resume=args.resume)
@@ -101,16 +103,18 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def _evaluate(cfg: CfgNode, trainer: type[Trainer], *, resume: bool) -> dict:
-    """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR.
+def _evaluate(cfg: CfgNode, trainer: type[Trainer]) -> dict:
+    """Evaluate MODEL.WEIGHTS.
 
     Raises:
-        ConfigError: there is nothing to evaluate, or nothing to evaluate on.
+        ConfigError: there is nothing to evaluate on.
         CheckpointError: the file does not fit the model.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
     model = trainer.build_model(cfg)
     checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, save_to_disk=False)
-    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS, resume=resume)
-    return trainer.test(cfg, model)
+    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS)
+    results = trainer.test(cfg, model)
+    logger.info("results of %s", cfg.MODEL.WEIGHTS)
+    return results

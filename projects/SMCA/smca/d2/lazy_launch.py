@@ -33,6 +33,7 @@ PLACES = {
     "VIS_PERIOD": "train.vis_period",
     "MODEL.DEVICE": "train.device",
     "MODEL.WEIGHTS": "train.init_checkpoint",
+    "MODEL.BACKBONE.FREEZE_RANDOM": "train.freeze_random",
     "MODEL.EMA.ENABLED": "train.ema.enabled",
     "MODEL.EMA.DECAY": "train.ema.decay",
     "MODEL.RESNETS.DEPTH": "model.backbone.depth",

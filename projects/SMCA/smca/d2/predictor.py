@@ -9,7 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..checkpoints.loading import downloading
+from ..checkpoints import fetch
+from ..checkpoints.checkpointer import downloading
 from ..config import ConfigError, add_smca_config, load_cfg
 from ..modeling.heads import Detections
 from ..modeling.memory import Size
@@ -46,7 +47,7 @@ class Detectron2Host:
     @staticmethod
     def local_path(weights: str) -> str:
         with downloading(weights):
-            return PathManager.get_local_path(weights)
+            return PathManager.get_local_path(fetch(weights))
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         inputs = [{"image": image} for image in images]

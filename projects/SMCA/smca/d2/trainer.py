@@ -119,6 +119,7 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
             **({"ema": average} if average else {}),
         )
+        self.checkpointer.freeze_random = cfg.MODEL.BACKBONE.FREEZE_RANDOM
         if cfg.DATASETS.TRAIN:
             metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
             self.checkpointer.class_names = metadata.get("thing_classes")

@@ -35,7 +35,7 @@ def _main(cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
     _setup_logging(cfg.OUTPUT_DIR if worker.rank == 0 else None)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     if args.eval_only:
-        evaluate_only(cfg, resume=args.resume)
+        evaluate_only(cfg)
         return
     if worker.rank == 0:
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:

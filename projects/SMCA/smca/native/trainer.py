@@ -12,6 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ..checkpoints import BestModel, SafeCheckpointing
+from ..checkpoints.checkpointer import FINAL
 from ..config import ConfigError
 from ..data.coco import load_datasets
 from ..modeling.detector import build_detector
@@ -79,6 +80,7 @@ class Trainer:
         # Those of training are the same as those of evaluation, or refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
         self.checkpointer.class_names = datasets[0].class_names if datasets else None
+        self.checkpointer.freeze_random = cfg.MODEL.BACKBONE.FREEZE_RANDOM
         self.best = BestModel(self.checkpointer)
 
     def state_dict(self) -> dict:
@@ -159,7 +161,7 @@ class Trainer:
                 evaluating = done == self.max_iter or (period and done % period == 0)
                 stopping = done < self.max_iter and stop.agreed(iteration)
                 if done == self.max_iter:
-                    self.checkpointer.save("model_final", iteration=iteration)
+                    self.checkpointer.save(FINAL, iteration=iteration)
                 elif stopping:
                     self.checkpointer.save_to_resume(self.iteration, self.max_iter)
                     # The launcher ends all processes when the first one leaves.
@@ -271,11 +273,11 @@ class Trainer:
         return results
 
 
-def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict:
-    """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR.
+def evaluate_only(cfg: CfgNode) -> dict:
+    """Evaluate MODEL.WEIGHTS.
 
     Raises:
-        ConfigError: there is nothing to evaluate, or nothing to evaluate on.
+        ConfigError: there is nothing to evaluate on.
         CheckpointError: the file does not fit the model.
     """
     if not cfg.DATASETS.TEST:
@@ -283,8 +285,8 @@ def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict:
     detector = build_detector(cfg).to(model_device(cfg))
     evaluator = Evaluator(cfg, detector)
     checkpointer = SafeCheckpointing(detector, cfg.OUTPUT_DIR, save_to_disk=False)
-    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS)
     results = evaluator()
     if results:
-        logger.info("results\n\n%s", results_tables(results))
+        logger.info("results of %s\n\n%s", cfg.MODEL.WEIGHTS, results_tables(results))
     return results

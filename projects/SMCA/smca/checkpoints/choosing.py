@@ -1,0 +1,83 @@
+"""Which file a trained model is used with, in evaluation, prediction and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fvcore.common.config import CfgNode
+
+from ..config import ConfigError
+from ..yaml_files import read_config_file
+from .checkpointer import has_checkpoint, newest_checkpoint
+
+# Addresses and files of ResNets trained on ImageNet, with which no detector finds anything.
+_BACKBONE = re.compile(r"/ImageNetPretrained/|(^|/)resnet\d+-[0-9a-f]{8}\.pth$")
+
+
+class Weights(NamedTuple):
+    """A checkpoint by its path or address, and why it is taken."""
+
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"Weights: {self.path} ({self.why})"
+
+
+def trained_weights(
+    cfg: CfgNode, *, config_file: str = "", opts: Sequence[object] = (), named: str = ""
+) -> Weights:
+    """The checkpoint that the model of a config is used with.
+
+    It is the one that is named, here or among the changes. Else, where MODEL.WEIGHTS is only what
+    a run started from, it is the run's own: ``last_checkpoint``, or else ``model_final.pth``,
+    beside the config's file or in OUTPUT_DIR. Else it is MODEL.WEIGHTS.
+
+    Args:
+        cfg: the merged config.
+        config_file: its file.
+        opts: what the command line has changed in it.
+        named: a checkpoint that is asked for.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: a run has none that is whole.
+    """
+    start = cfg.MODEL.WEIGHTS
+    keys = {str(opt).partition("=")[0] for opt in opts}
+    if named or (start and keys & {"MODEL.WEIGHTS", "train.init_checkpoint"}):
+        return _trained(Weights(named or start, "as named"), cfg)
+    folders = [os.path.dirname(config_file)] if config_file else []
+    for folder in dict.fromkeys([*folders, cfg.OUTPUT_DIR]):
+        if has_checkpoint(folder) and _only_starts(start, folder):
+            why = f"the last checkpoint of the run, which started from {start or 'nothing'}"
+            return Weights(newest_checkpoint(folder), why)
+    return _trained(Weights(start, "MODEL.WEIGHTS of the config"), cfg)
+
+
+def _trained(weights: Weights, cfg: CfgNode) -> Weights:
+    if weights.path and not _BACKBONE.search(weights.path):
+        return weights
+    what = f"{weights.path} is a backbone alone" if weights.path else "MODEL.WEIGHTS is empty"
+    raise ConfigError(
+        f"there are no trained weights: {what}, and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint "
+        "of a run; name one, such as a run's model_final.pth"
+    )
+
+
+def _only_starts(start: str, folder: str) -> bool:
+    """Whether MODEL.WEIGHTS is no more than what the run in a folder started from."""
+    if not start or _BACKBONE.search(start):
+        return True
+    if os.path.abspath(os.path.dirname(start)) == os.path.abspath(folder):
+        return False  # one of its own
+    with contextlib.suppress(ConfigError):  # a config.yaml that is missing or says nothing
+        content = read_config_file(os.path.join(folder, "config.yaml"))
+        for group, key in (("MODEL", "WEIGHTS"), ("train", "init_checkpoint")):  # YAML, LazyConfig
+            if isinstance(content.get(group), dict) and content[group].get(key) == start:
+                return True
+    return False

@@ -1,0 +1,114 @@
+"""Weights that are named by an address: fetched once, into the cache that Detectron2 has too."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+from http.client import HTTPException
+from urllib.error import URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import urlopen
+
+from iopath.common.file_io import file_lock, get_cache_dir
+from portalocker import LockException
+from tqdm import tqdm
+
+from .files import CheckpointError, read_tensors
+
+_PREFIX, _DETECTRON2 = "detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"
+# Seconds that a server may be silent.
+_PATIENCE = 60.0
+
+
+def fetch(weights: str | os.PathLike) -> str:
+    """The path of a checkpoint, which is fetched if it is named by an address.
+
+    Of the processes of a machine one fetches, and the others wait for it. What is in the cache is
+    read before it is used: a file that was cut off, or is no checkpoint, is fetched again.
+
+    Args:
+        weights: a path; or an address, ``detectron2://``, ``https://`` or ``http://``. Addresses of
+            other kinds are returned as they are.
+
+    Raises:
+        CheckpointError: the file cannot be had; the message says where it may be put.
+    """
+    weights = os.fspath(weights)
+    url = weights.replace(_PREFIX, _DETECTRON2, 1) if weights.startswith(_PREFIX) else weights
+    if not url.startswith(("https://", "http://")):
+        return weights
+    place = cache_place(url)
+    if _is_checkpoint(place):
+        return place
+    try:
+        with file_lock(place):
+            if _is_checkpoint(place):  # another process was first
+                return place
+            fault = _receive(url, place) and _receive(url, place)
+    except (OSError, HTTPException, LockException, ValueError) as error:
+        # The commonest says nothing but its reason, in brackets.
+        fault = str(error.reason if type(error) is URLError else error) or type(error).__name__
+    if fault:
+        source = weights if url == weights else f"{weights} ({url})"
+        raise CheckpointError(
+            f"MODEL.WEIGHTS: {source} cannot be fetched: {fault}; put the file at {place}, or set "
+            "MODEL.WEIGHTS to the path of a copy"
+        )
+    return place
+
+
+def cache_place(url: str) -> str:
+    """The path that the file of an address has, or would have, in the cache ($FVCORE_CACHE).
+
+    That of Detectron2's own files is iopath's, so that all its projects share them. iopath leaves
+    out the server and what follows "?": two servers' ``model_final.pth`` would be one file.
+    """
+    parts = urlsplit(url)
+    server = "" if url.startswith(_DETECTRON2) else parts.netloc.rpartition("@")[2]
+    path = posixpath.normpath(f"/{parts.path}").lstrip("/")
+    return os.path.join(get_cache_dir(), server, quote(parts.query, safe=""), path)
+
+
+def _receive(url: str, place: str) -> str | None:
+    """Fetch a file and put it in its place if it is a checkpoint; returns what is wrong with it.
+
+    iopath's own download waits without end, and draws a bar before there is anything to fetch.
+    """
+    folder, name = os.path.split(place)
+    temporary = os.path.join(folder, f"part-{name}")
+    try:
+        with urlopen(url, timeout=_PATIENCE) as answer, open(temporary, "wb") as file:
+            length = int(answer.headers.get("Content-Length") or 0)
+            bar = {"desc": name, "unit": "B", "unit_scale": True, "total": length or None}
+            with tqdm.wrapattr(file, "write", **bar) as written:
+                try:
+                    shutil.copyfileobj(answer, written)
+                except (ConnectionError, HTTPException, TimeoutError) as error:
+                    return f"it was cut off ({error})"
+        size = os.path.getsize(temporary)
+        if length and size != length:
+            return f"it was cut off: {size} of {length} bytes came"
+        if fault := _fault(temporary):
+            return fault
+        os.replace(temporary, place)
+        return None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _is_checkpoint(path: str) -> bool:
+    return os.path.isfile(path) and _fault(path) is None
+
+
+def _fault(path: str) -> str | None:
+    """Why a file is no checkpoint that can be read; None if it is one."""
+    with open(path, "rb") as file:
+        if file.read(64).lstrip().startswith(b"<"):
+            return "what came is a web page, perhaps of a proxy"
+    try:
+        read_tensors(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
