@@ -89,6 +89,8 @@ def test_files_folders_and_patterns(run, shapes, tmp_path):
     assert process.returncode == 1, output[-3000:]
     assert output.count(str(broken)) == 2 and "Traceback" not in output
     assert output.splitlines()[-1] == f"1 inputs could not be read: {broken}"
+    assert output.splitlines()[1] == f"Weights: {tmp_path / 'model.pth'} (as named)"
+    assert f"pictures in {out}, by {tmp_path / 'model.pth'}" in output.splitlines()[-4:]
     assert "s an image, without reading and drawing (median of 1, without the first)" in output
 
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*") if path.is_file())

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import re
 import signal
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from weights_server import zoo_resnet
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
@@ -76,13 +78,26 @@ def test_training_leaves_all_files(engine, one_process):
     assert "FutureWarning" not in one_process["output"]
 
 
-def test_evaluation_only(engine, one_process, config_file, train_net):
-    file = config_file(*EXACT)
-    weights = ["MODEL.WEIGHTS", one_process["folder"] / "model_final.pth"]
-    output = train_net("--engine", engine, "--config-file", file, "--eval-only", *weights)
-    expected = list(metrics(one_process["folder"]).values())[-1]["bbox/AP"]
-    pattern = r"copypaste: ([\d.]+)" if engine == "detectron2" else r"\bAP ([\d.]+)  AP50"
-    assert float(re.findall(pattern, output)[-1]) == pytest.approx(expected, abs=0.006)
+@pytest.mark.parametrize("how", ["named", "beside the config", "in OUTPUT_DIR", "--resume"])
+def test_evaluation_only(engine, one_process, how, config_file, train_net):
+    """A run's own checkpoint need not be named; which file is used is said first and last."""
+    folder = one_process["folder"]
+    file, best = config_file(*EXACT), folder / "model_best.pth"
+    arguments, used, why = {
+        "named": ([file, "MODEL.WEIGHTS", best], best, "as named"),
+        "beside the config": ([folder / "config.yaml"], None, "the last checkpoint of the run"),
+        "in OUTPUT_DIR": ([file, "OUTPUT_DIR", folder], None, "which started from nothing"),
+        "--resume": ([file, "--resume", "OUTPUT_DIR", folder], None, "the last one, by --resume"),
+    }[how]
+    used = used or folder / "model_final.pth"
+    output = train_net("--engine", engine, "--eval-only", "--config-file", *arguments)
+    lines = output.splitlines()
+    assert any(f"Weights: {used} (" in line and why in line for line in lines[:3]), lines[:3]
+    assert any(f"results of {used}" in line for line in lines[-30:])
+    if used != best:
+        expected = list(metrics(folder).values())[-1]["bbox/AP"]
+        pattern = r"copypaste: ([\d.]+)" if engine == "detectron2" else r"\bAP ([\d.]+)  AP50"
+        assert float(re.findall(pattern, output)[-1]) == pytest.approx(expected, abs=0.006)
 
 
 def wait_for(process, condition):
@@ -304,18 +319,28 @@ def small_coco(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_users_type(engine, small_coco, train_net, tmp_path):
-    """The README's training command, on images of a size for two processes on a CPU."""
+def test_the_command_users_type(engine, small_coco, train_net, tmp_path, monkeypatch):
+    """The README's training command, on images of a size for two processes on a CPU.
+
+    A ResNet of torchvision lies where the one of the config would be fetched to.
+    """
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     torch.manual_seed(0)
-    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    place = tmp_path / "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
+    place.parent.mkdir(parents=True)
+    resnet = zoo_resnet(torchvision.models.resnet50().state_dict())
+    place.write_bytes(pickle.dumps(resnet))
     sizes = ("INPUT.MIN_SIZE_TRAIN", (96, 128), "INPUT.MIN_SIZE_TEST", 96)
     sizes += ("INPUT.CROP.SIZE", (48, 96), "INPUT.CROP.MIN_SIZE_BEFORE", (96,))
     length = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2)
     run = ("--engine", engine, "--config-file", "configs/smca_R50_108ep.yaml", "--num-gpus", 2)
-    run += ("MODEL.WEIGHTS", tmp_path / "resnet50.pth", "OUTPUT_DIR", tmp_path / "out")
+    run += ("OUTPUT_DIR", tmp_path / "out")
     output = train_net(*run, *sizes, *length, "DATALOADER.NUM_WORKERS", 1)
-    assert "backbone loaded, the rest starts anew" in output
+    assert f"{place}: backbone loaded, the rest starts anew" in output
     model = checkpoint(tmp_path / "out")["model"]
+    for name in ("stem.conv1.weight", "stem.conv1.norm.running_var", "res2.2.conv3.weight"):
+        expected = torch.from_numpy(resnet["model"][name])  # of frozen stages
+        torch.testing.assert_close(model[f"backbone.{name}"], expected, rtol=0, atol=0)
     assert model["heads.class_head.weight"].shape == (80, 256)
     results = json.loads((tmp_path / "out/inference/coco_instances_results.json").read_text())
     assert len(results) == 6 * 300

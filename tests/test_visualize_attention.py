@@ -159,7 +159,9 @@ def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
     code, output, _ = tool(*run, "--images", 2, "--threshold", 0, script=TOOLS / "draw_run.py")
     names = ("detections.png", "co_attention.png")
     assert code == 0
-    assert output.splitlines() == [str(tmp_path / "pictures" / name) for name in names]
-    sizes = [Image.open(line).size for line in output.splitlines()]
+    first, *lines = output.splitlines()
+    assert first == f"Weights: {weights} (as named)"
+    assert lines == [str(tmp_path / "pictures" / name) for name in names]
+    sizes = [Image.open(line).size for line in lines]
     assert sizes[0] == (384 * 2 + 8, 384)  # small images are enlarged
     assert sizes[1][1] > 3 * 250  # three queries

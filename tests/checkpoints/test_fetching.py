@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from loopback import Server
+from weights_server import Server
 
 from smca.checkpoints import CheckpointError, fetch, fetching, read_checkpoint
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from weights_server import zoo_resnet
 
 pytest.importorskip("detectron2")
 
@@ -37,28 +38,13 @@ def resnet():
     return model.state_dict(), image, maps
 
 
-def detectron2_zoo(state):
-    """As Detectron2's tools/convert-torchvision-to-d2.py writes it."""
-    model = {}
-    for name, tensor in state.items():
-        if "layer" not in name:
-            name = "stem." + name
-        for t in (1, 2, 3, 4):
-            name = name.replace(f"layer{t}", f"res{t + 1}")
-        for t in (1, 2, 3):
-            name = name.replace(f"bn{t}", f"conv{t}.norm")
-        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-        model[name] = tensor.numpy()
-    return {"model": model, "__author__": "torchvision", "matching_heuristics": True}
-
-
 @pytest.mark.parametrize("form", ["pkl", "pth"])
 @pytest.mark.parametrize("backbone", ["build_smca_resnet_backbone", "build_resnet_backbone"])
 def test_pretrained_backbones(d2_config, resnet, tmp_path, form, backbone):
     state, image, expected = resnet
     path = tmp_path / f"R-18.{form}"
     if form == "pkl":
-        path.write_bytes(pickle.dumps(detectron2_zoo(state)))
+        path.write_bytes(pickle.dumps(zoo_resnet(state)))
     else:
         torch.save(state, path)
     model = build_model(d2_config(*RESNET18, "MODEL.BACKBONE.NAME", backbone)).eval()

@@ -137,10 +137,9 @@ class SafeCheckpointing(Checkpointer):
         if not self.freeze_random and (frozen := self._frozen_at_random()):
             raise ConfigError(
                 f"{self.loaded or 'MODEL.WEIGHTS is empty, which'} leaves random what training "
-                f"does not change: {some(frozen)}; set MODEL.WEIGHTS to weights that have them, as "
-                "the files of configs/ do, or MODEL.BACKBONE.FREEZE_AT to 0 and "
-                "MODEL.RESNETS.NORM to one that is trained, as 'GN' "
-                "(MODEL.BACKBONE.FREEZE_RANDOM True trains all the same)"
+                f"does not change: {some(frozen)}; set MODEL.WEIGHTS to weights that have it, as "
+                "the files of configs/ do, or MODEL.BACKBONE.FREEZE_AT 0 and MODEL.RESNETS.NORM "
+                "'GN' or 'BN' (MODEL.BACKBONE.FREEZE_RANDOM True trains all the same)"
             )
         return rest
 

@@ -50,22 +50,22 @@ def trained_weights(
     start = cfg.MODEL.WEIGHTS
     keys = {str(opt).partition("=")[0] for opt in opts}
     if named or (start and keys & {"MODEL.WEIGHTS", "train.init_checkpoint"}):
-        return _trained(Weights(named or start, "as named"), cfg)
+        return _trained(Weights(named or start, "as named"))
     folders = [os.path.dirname(config_file)] if config_file else []
     for folder in dict.fromkeys([*folders, cfg.OUTPUT_DIR]):
         if has_checkpoint(folder) and _only_starts(start, folder):
             why = f"the last checkpoint of the run, which started from {start or 'nothing'}"
             return Weights(newest_checkpoint(folder), why)
-    return _trained(Weights(start, "MODEL.WEIGHTS of the config"), cfg)
+    return _trained(Weights(start, "MODEL.WEIGHTS of the config"))
 
 
-def _trained(weights: Weights, cfg: CfgNode) -> Weights:
+def _trained(weights: Weights) -> Weights:
     if weights.path and not _BACKBONE.search(weights.path):
         return weights
     what = f"{weights.path} is a backbone alone" if weights.path else "MODEL.WEIGHTS is empty"
     raise ConfigError(
-        f"there are no trained weights: {what}, and OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint "
-        "of a run; name one, such as a run's model_final.pth"
+        f"there are no trained weights: {what}; name a checkpoint, such as a run's "
+        "OUTPUT_DIR/model_final.pth"
     )
 
 

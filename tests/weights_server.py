@@ -1,4 +1,4 @@
-"""A server on this machine for what is fetched: slow, cut off, silent, wrong or right."""
+"""What is fetched: a server on this machine, slow, cut off, silent, wrong or right; a ResNet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def zoo_resnet(state: dict) -> dict:
+    """A ResNet of torchvision as Detectron2's tools/convert-torchvision-to-d2.py writes it."""
+    model = {}
+    for name, tensor in state.items():
+        if "layer" not in name:
+            name = "stem." + name
+        for number in (1, 2, 3, 4):
+            name = name.replace(f"layer{number}", f"res{number + 1}")
+        for number in (1, 2, 3):
+            name = name.replace(f"bn{number}", f"conv{number}.norm")
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        model[name] = tensor.numpy()
+    return {"model": model, "__author__": "torchvision", "matching_heuristics": True}
+
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
 
