@@ -57,6 +57,7 @@ setup(
         "Pillow>=12.3; python_version < '3.11'",
         "PyYAML>=6.0.1",
         "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "matplotlib>=3.7",
         "tensorboard>=2.19",

@@ -166,7 +166,7 @@ for options in json.loads(sys.argv[2]):
 
 @pytest.mark.slow
 def test_mistakes_are_told_as_the_document_says(reader):
-    assert len(MISTAKES) == 9
+    assert len(MISTAKES) == 10
     start = ["--config-file", "my_data.yaml", *map(str, [*SHORT, *reader.options])]
     tries = [
         [*start, "OUTPUT_DIR", f"output/{number}", *shlex.split(options)]

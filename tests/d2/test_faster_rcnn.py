@@ -39,7 +39,7 @@ def run(train_net, shapes, tmp_path):
 
 
 def test_it_trains_and_evaluates(run, tmp_path):
-    run()
+    run("MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_RANDOM", True)
     output = run("--eval-only", "MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth")
     assert re.search(r"copypaste: [\d.]+", output)
     optimizer = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["trainer"]

@@ -17,8 +17,6 @@ from .counting import count_model, count_parameters
 from .host import Host
 from .markdown import markdown_table
 
-# torchvision's ImageNet weights, by depth.
-WEIGHTS = {50: "resnet50-0676ba61.pth", 101: "resnet101-63fe2227.pth"}
 # Of the image that multiply-adds are counted at: rows and columns of pixels.
 SIZE = (800, 1066)
 _AP = ("AP", "AP50", "AP75", "APS", "APM", "APL")
@@ -119,9 +117,7 @@ def train_command(name: str, cfg: CfgNode) -> str:
     command = ["python", "train_net.py", "--config-file", f"configs/{name}.yaml"]
     if not is_own_model(cfg):
         command += ["--engine", "detectron2"]
-    if cfg.MODEL.RESNETS.DEPTH in WEIGHTS:
-        weights = WEIGHTS[cfg.MODEL.RESNETS.DEPTH]
-        command += ["--num-gpus", "8", "MODEL.WEIGHTS", weights]
+    command += ["--num-gpus", "8"]
     return shlex.join(command)
 
 
@@ -160,9 +156,8 @@ own. None was measured with this code**, which has not been trained on COCO yet.
   them. The published are means over 100 validation images: ResNet-101 costs 66 more than
   ResNet-50 there and 63.4 here, so their mean image has 1.04 times our pixels, and what attention
   costs grows with the square. Faster R-CNN is counted with as many proposals as it may have, 1000.
-- *Weights*: `resnet50-0676ba61.pth` and `resnet101-63fe2227.pth` are torchvision's ImageNet
-  weights, from https://download.pytorch.org/models/. Commands are for 8 GPUs, with the batch that
-  the config names.
+- *Weights*: each config names the ResNet that its training starts from, torchvision's of ImageNet,
+  by its address; it is fetched once. Commands are for 8 GPUs, with the batch that the config names.
 
 `python tools/analyze_model.py --config-file configs/smca_R50_50ep.yaml` counts a model by parts.
 """

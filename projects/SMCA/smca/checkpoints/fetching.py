@@ -39,11 +39,11 @@ def fetch(weights: str | os.PathLike) -> str:
     if not url.startswith(("https://", "http://")):
         return weights
     place = cache_place(url)
-    if _is_checkpoint(place):
+    if (there := _fault(place)) is None:
         return place
     try:
         with file_lock(place):
-            if _is_checkpoint(place):  # another process was first
+            if _fault(place) is None:  # another process was first
                 return place
             fault = _receive(url, place) and _receive(url, place)
     except (OSError, HTTPException, LockException, ValueError) as error:
@@ -51,9 +51,12 @@ def fetch(weights: str | os.PathLike) -> str:
         fault = str(error.reason if type(error) is URLError else error) or type(error).__name__
     if fault:
         source = weights if url == weights else f"{weights} ({url})"
+        what = f"put the file at {place}"
+        if os.path.exists(place):
+            what = f"replace the file at {place}, which cannot be used ({there})"
         raise CheckpointError(
-            f"MODEL.WEIGHTS: {source} cannot be fetched: {fault}; put the file at {place}, or set "
-            "MODEL.WEIGHTS to the path of a copy"
+            f"MODEL.WEIGHTS: {source} cannot be fetched: {fault}; {what}, or set MODEL.WEIGHTS to "
+            "the path of a copy"
         )
     return place
 
@@ -98,15 +101,13 @@ def _receive(url: str, place: str) -> str | None:
             os.unlink(temporary)
 
 
-def _is_checkpoint(path: str) -> bool:
-    return os.path.isfile(path) and _fault(path) is None
-
-
 def _fault(path: str) -> str | None:
     """Why a file is no checkpoint that can be read; None if it is one."""
+    if not os.path.isfile(path):
+        return "there is none"
     with open(path, "rb") as file:
         if file.read(64).lstrip().startswith(b"<"):
-            return "what came is a web page, perhaps of a proxy"
+            return "it is a web page, perhaps of a proxy"
     try:
         read_tensors(path)
     except CheckpointError as error:
