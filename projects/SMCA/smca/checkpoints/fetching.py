@@ -68,7 +68,7 @@ def cache_place(url: str) -> str:
     out the server and what follows "?": two servers' ``model_final.pth`` would be one file.
     """
     parts = urlsplit(url)
-    server = "" if url.startswith(_DETECTRON2) else parts.netloc.rpartition("@")[2]
+    server = "" if url.startswith(_DETECTRON2) else parts.netloc
     path = posixpath.normpath(f"/{parts.path}").lstrip("/")
     return os.path.join(get_cache_dir(), server, quote(parts.query, safe=""), path)
 
