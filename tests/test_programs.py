@@ -86,7 +86,7 @@ def test_evaluation_only(engine, one_process, how, config_file, train_net):
     arguments, used, why = {
         "named": ([file, "MODEL.WEIGHTS", best], best, "as named"),
         "beside the config": ([folder / "config.yaml"], None, "the last checkpoint of the run"),
-        "in OUTPUT_DIR": ([file, "OUTPUT_DIR", folder], None, "which started from nothing"),
+        "in OUTPUT_DIR": ([file, "OUTPUT_DIR", folder], None, "the last checkpoint of the run"),
         "--resume": ([file, "--resume", "OUTPUT_DIR", folder], None, "the last one, by --resume"),
     }[how]
     used = used or folder / "model_final.pth"

@@ -151,7 +151,26 @@ def test_frozen_stages_without_weights_are_refused(engine, config_file, train_ne
         last = refused(train_net(*arguments, wait=False))[-1]
         assert "ConfigError: MODEL.WEIGHTS is empty, which leaves random" in last
         assert "set MODEL.WEIGHTS to weights" in last
-        assert "or MODEL.BACKBONE.FREEZE_AT 0 and MODEL.RESNETS.NORM 'GN'" in last
+        assert "or both MODEL.BACKBONE.FREEZE_AT 0 and MODEL.RESNETS.NORM 'GN'" in last
+
+
+def test_a_run_that_is_refused_leaves_anothers_config(engine, config_file, train_net, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text("MODEL: {WEIGHTS: ''}\n")
+    before = (out / "config.yaml").read_bytes()
+    refused(train_net("--engine", engine, "--config-file", config_file(*RESNET18), wait=False))
+    assert (out / "config.yaml").read_bytes() == before
+
+
+@needs_detectron2
+def test_lazy_configs_without_weights_are_refused(shapes, train_net, tmp_path):
+    own = json.dumps([["shapes_train", *shapes["train"]], ["shapes_val", *shapes["val"]]])
+    changes = (f"dataloader.coco_format={own}", "model.backbone.freeze_at=2")
+    run = ("--config-file", "configs/lazy/quickstart.py", *changes, f"train.output_dir={tmp_path}")
+    last = refused(train_net(*run, script=LAZY, wait=False))[-1]
+    assert "ConfigError: train.init_checkpoint is empty, which leaves random" in last
+    assert "or both model.backbone.freeze_at 0 and model.backbone.norm 'GN'" in last
 
 
 def test_a_backbone_alone_predicts_nothing(resnet18, config_file, tmp_path):
@@ -192,9 +211,7 @@ def test_a_run_is_evaluated_after_it_was_moved(engine, config_file, train_net, t
     config = tmp_path / "moved/config.yaml"
     output = train_net("--engine", engine, "--config-file", config, "--eval-only")
     used = tmp_path / "moved/model_final.pth"
-    assert (
-        f"Weights: {used} (the last checkpoint of the run, which started from {started})" in output
-    )
+    assert f"Weights: {used} (the last checkpoint of the run, and not {started})" in output
     assert ap and smca.Predictor(config).weights.path == str(used)
     named = ("MODEL.WEIGHTS", started)
     output = train_net("--engine", engine, "--config-file", config, "--eval-only", *named)

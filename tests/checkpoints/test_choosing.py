@@ -45,9 +45,16 @@ def test_a_run_has_its_own(run, start, lazy):
     for place in ({"config_file": str(folder / "config.yaml")}, {"output": folder}):
         found = choose(start, **place)
         assert found.path == str(folder / "model_0000019.pth")
-        assert f"the last checkpoint of the run, which started from {start or 'nothing'}" in str(
-            found
+        assert found.why == "the last checkpoint of the run" + (
+            f", and not {start}" if start else ""
         )
+
+
+def test_another_spelling_of_what_the_run_started_from(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run(str(tmp_path / "coco.pth"), "model_final")
+    assert choose("coco.pth", folder).path == str(folder / "model_final.pth")
+    assert choose("other/coco.pth", folder).path == "other/coco.pth"
 
 
 def test_without_a_tag_it_is_the_final_one(run):

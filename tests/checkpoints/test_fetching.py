@@ -107,6 +107,9 @@ def test_without_a_network(serve, tmp_path):
         fetch(f"{server.address}/a.pth")
     with pytest.raises(CheckpointError, match="cannot be fetched: "):
         fetch("http://127.0.0.1:port/a.pth")
+    for address in ("http://[bad/a.pth", f"{server.address}/", server.address, "HTTP://a"):
+        with pytest.raises(CheckpointError, match="is no address of a file: "):
+            fetch(address)
     assert not cached(tmp_path / "cache")
 
 

@@ -115,6 +115,12 @@ def test_backbone_weights_load_into_a_detector(tmp_path, config, caplog):
         load(detector, tmp_path / "R-18.pkl", whole=True)
 
 
+def test_what_torch_saved_is_read_whatever_its_name_ends_in(tmp_path, detector):
+    torch.save({"model": detector.state_dict()}, tmp_path / "R-50.pkl")
+    found = read_checkpoint(tmp_path / "R-50.pkl")["model"]
+    assert_close(found, dict(detector.state_dict()), rtol=0, atol=0)
+
+
 def test_another_backbone_is_refused(tmp_path, config):
     zoo_file(tmp_path / "R-34.pkl", depth=34)
     options = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]

@@ -62,7 +62,9 @@ def test_random_weights_that_are_frozen_are_refused(build, tmp_path, norm, freez
     if not expected:
         checkpointer.resume_or_load("", resume=False)
         return
-    remedies = r"MODEL\.WEIGHTS is empty.*set MODEL\.WEIGHTS to .*or MODEL\.BACKBONE\.FREEZE_AT "
+    remedies = (
+        r"MODEL\.WEIGHTS is empty.*set MODEL\.WEIGHTS to .*or both MODEL\.BACKBONE\.FREEZE_AT "
+    )
     with pytest.raises(ConfigError, match=remedies + r"0 and MODEL\.RESNETS\.NORM 'GN'"):
         checkpointer.resume_or_load("", resume=True)
     checkpointer.freeze_random = True

@@ -43,7 +43,10 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
     )
     parser.add_argument(
-        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST"
+        "--eval-only",
+        action="store_true",
+        help="evaluate MODEL.WEIGHTS on DATASETS.TEST, or where that is only what a run started "
+        "from, the run's last checkpoint, which --resume always takes",
     )
     parser.add_argument(
         "--num-gpus",

@@ -138,8 +138,9 @@ class SafeCheckpointing(Checkpointer):
             raise ConfigError(
                 f"{self.loaded or 'MODEL.WEIGHTS is empty, which'} leaves random what training "
                 f"does not change: {some(frozen)}; set MODEL.WEIGHTS to weights that have it, as "
-                "the files of configs/ do, or MODEL.BACKBONE.FREEZE_AT 0 and MODEL.RESNETS.NORM "
-                "'GN' or 'BN' (MODEL.BACKBONE.FREEZE_RANDOM True trains all the same)"
+                "the files of configs/ do, or both MODEL.BACKBONE.FREEZE_AT 0 and "
+                "MODEL.RESNETS.NORM 'GN' or 'BN' "
+                "(MODEL.BACKBONE.FREEZE_RANDOM True trains all the same)"
             )
         return rest
 

@@ -54,7 +54,7 @@ def trained_weights(
     folders = [os.path.dirname(config_file)] if config_file else []
     for folder in dict.fromkeys([*folders, cfg.OUTPUT_DIR]):
         if has_checkpoint(folder) and _only_starts(start, folder):
-            why = f"the last checkpoint of the run, which started from {start or 'nothing'}"
+            why = "the last checkpoint of the run" + (f", and not {start}" if start else "")
             return Weights(newest_checkpoint(folder), why)
     return _trained(Weights(start, "MODEL.WEIGHTS of the config"))
 
@@ -78,6 +78,7 @@ def _only_starts(start: str, folder: str) -> bool:
     with contextlib.suppress(ConfigError):  # a config.yaml that is missing or says nothing
         content = read_config_file(os.path.join(folder, "config.yaml"))
         for group, key in (("MODEL", "WEIGHTS"), ("train", "init_checkpoint")):  # YAML, LazyConfig
-            if isinstance(content.get(group), dict) and content[group].get(key) == start:
-                return True
+            part = content.get(group)
+            if isinstance(part, dict) and key in part:
+                return os.path.realpath(str(part[key])) == os.path.realpath(start)
     return False

@@ -36,9 +36,14 @@ def fetch(weights: str | os.PathLike) -> str:
     """
     weights = os.fspath(weights)
     url = weights.replace(_PREFIX, _DETECTRON2, 1) if weights.startswith(_PREFIX) else weights
-    if not url.startswith(("https://", "http://")):
+    if not url.lower().startswith(("https://", "http://")):
         return weights
-    place = cache_place(url)
+    try:
+        place = cache_place(url)
+    except ValueError as error:
+        raise CheckpointError(
+            f"MODEL.WEIGHTS: {weights} is no address of a file: {error}"
+        ) from error
     if (there := _fault(place)) is None:
         return place
     try:
@@ -66,10 +71,15 @@ def cache_place(url: str) -> str:
 
     That of Detectron2's own files is iopath's, so that all its projects share them. iopath leaves
     out the server and what follows "?": two servers' ``model_final.pth`` would be one file.
+
+    Raises:
+        ValueError: it is no address of a file.
     """
     parts = urlsplit(url)
     server = "" if url.startswith(_DETECTRON2) else parts.netloc
     path = posixpath.normpath(f"/{parts.path}").lstrip("/")
+    if not path:
+        raise ValueError("it has no name")
     return os.path.join(get_cache_dir(), server, quote(parts.query, safe=""), path)
 
 
@@ -93,7 +103,7 @@ def _receive(url: str, place: str) -> str | None:
         if length and size != length:
             return f"it was cut off: {size} of {length} bytes came"
         if fault := _fault(temporary):
-            return fault
+            return fault.replace(temporary, "what came")
         os.replace(temporary, place)
         return None
     finally:

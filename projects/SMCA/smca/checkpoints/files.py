@@ -68,7 +68,7 @@ def read_tensors(path: str | os.PathLike) -> dict:
     if zipfile.is_zipfile(path) and (fault := damage(path)):
         raise CheckpointError(f"{path} is damaged: {fault}")
     try:
-        if path.endswith(".pkl"):
+        if path.endswith(".pkl") and not zipfile.is_zipfile(path):
             content = read_pickle(path)
         else:
             _scan(path)

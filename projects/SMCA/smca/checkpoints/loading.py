@@ -114,9 +114,8 @@ def load_state(
         besides = [name for name in unknown if _stage(name, resnet) in stages]
         if lacking or besides:
             raise CheckpointError(
-                f"{source} holds another backbone, check MODEL.RESNETS.DEPTH and NORM, or set "
-                "MODEL.WEIGHTS to one that fits or to nothing: "
-                f"it lacks {some(lacking)}, and has {some(besides)} besides"
+                f"{source} holds another backbone, check MODEL.RESNETS.DEPTH and NORM, or the "
+                f"file: it lacks {some(lacking)}, and has {some(besides)} besides"
             )
         unknown = []
         logger.info("%s: backbone loaded, the rest starts anew", source)

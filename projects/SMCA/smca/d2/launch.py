@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import logging
 import sys
+from pathlib import Path
 from typing import TextIO
 
 import torch.distributed as dist
@@ -75,6 +76,8 @@ def train_or_evaluate(
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="fvcore")
     else:
+        file = Path(cfg.OUTPUT_DIR, "config.yaml")
+        anothers = file.read_bytes() if worker.rank == 0 and file.exists() else None
         default_setup(cfg if config is None else config, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="smca")
     for handler in logging.getLogger("smca").handlers:
@@ -84,8 +87,13 @@ def train_or_evaluate(
     if args.eval_only:
         _evaluate(cfg, trainer)
         return
-    training = trainer(cfg)
-    training.resume_or_load(resume=args.resume)
+    try:
+        training = trainer(cfg)
+        training.resume_or_load(resume=args.resume)
+    except Exception:
+        if anothers is not None:  # a run that is refused leaves the one that was here as it was
+            file.write_bytes(anothers)
+        raise
     training.train()
 
 

@@ -55,6 +55,12 @@ PLACES = {
     "TEST.EVAL_PERIOD": "train.eval_period",
     "TEST.PER_CLASS_AP": "dataloader.evaluator.by_class",
 }
+# Those, and what only messages name.
+_NAMES = {
+    **PLACES,
+    "MODEL.BACKBONE.FREEZE_AT": "model.backbone.freeze_at",
+    "MODEL.RESNETS.NORM": "model.backbone.norm",
+}
 
 
 def read(config_file: str, overrides: list[str]) -> DictConfig:
@@ -173,7 +179,7 @@ def _lazy_names() -> Iterator[None]:
     except Exception as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
             message = error.args[0]
-            for key, place in PLACES.items():
+            for key, place in _NAMES.items():
                 message = re.sub(rf"\b{re.escape(key)}\b", place, message)
             error.args = (message,)
         raise

@@ -37,11 +37,11 @@ def _main(cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
     if args.eval_only:
         evaluate_only(cfg)
         return
-    if worker.rank == 0:
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if worker.rank == 0:  # now, for a run that is refused leaves another's as it was
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            file.write(cfg.dump())
     trainer.train()
 
 
