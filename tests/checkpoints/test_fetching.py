@@ -158,7 +158,11 @@ def test_servers_and_queries_have_files_of_their_own(serve, tmp_path):
 def test_a_fetch_that_is_stopped_leaves_nothing(serve, tmp_path):
     """Ctrl-C in the middle."""
     server = serve("slow")
-    program = "import sys; from smca.checkpoints import fetch; print(fetch(sys.argv[1]))"
+    # Of a shell's background jobs SIGINT is ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from smca.checkpoints import fetch; print(fetch(sys.argv[1]))"
+    )
     command = [sys.executable, "-c", program, f"{server.address}/a.pth"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     begun = threading.Event()
