@@ -39,7 +39,7 @@ def _main(cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    if worker.rank == 0:  # now, for a run that is refused leaves another's as it was
+    if worker.rank == 0:  # not before: a run that is refused leaves the one that was here as it was
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
     trainer.train()
