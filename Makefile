@@ -25,7 +25,7 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -q -n auto --dist loadfile
-	@$(PY) -c "import detectron2" 2>/dev/null || $(PY) -m smca.cli
+	@$(PY) -c "import detectron2" 2>/dev/null || $(PY) -m smca.hosts
 
 lint: $(LINTERS)
 	$(PY) -m ruff check .

@@ -24,11 +24,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smca import Predictor
-from smca.cli import choose_engine
-from smca.launching import guarded
-from smca.visualization import sources
+from smca.engine.guard import guarded
+from smca.hosts import choose_engine
+from smca.inference import sources
+from smca.inference.results import CocoResults
 from smca.visualization.detections import draw_detections
-from smca.visualization.results import CocoResults
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")

@@ -40,8 +40,8 @@ from torch import Tensor
 
 from smca.analysis.memory import peak_above_rest
 from smca.analysis.operations import Operations
-from smca.launching import guarded
-from smca.modeling.memory import Size
+from smca.engine.guard import guarded
+from smca.structures import Size
 
 PASSES = {"forward": False, "forward+backward": True}
 # How much faster the fused one must be than the unfused, and with how much of its memory.

@@ -14,8 +14,8 @@ from roofline import precision
 from torch import Tensor
 
 from smca.modeling import attention
-from smca.modeling.memory import Size
 from smca.modeling.spatial_prior import Gaussians, Grid
+from smca.structures import Size
 
 HEADS, CHANNELS = 8, 32
 # The largest scale a Gaussian has here, of which the square divides by its squared width.

@@ -35,10 +35,9 @@ from fvcore.common.config import CfgNode
 from origin import record_start, recorded
 
 from smca import get_cfg
-from smca.config import ConfigError, flatten, load_cfg
+from smca.config import ConfigError, flatten, load_cfg, validate
 from smca.data.shapes import write_shapes_dataset
-from smca.launching import guarded
-from smca.validation import validate
+from smca.engine.guard import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 

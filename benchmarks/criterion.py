@@ -39,11 +39,11 @@ from torch import Tensor
 
 from smca.analysis.host import NATIVE
 from smca.analysis.memory import peak_above_rest
-from smca.launching import guarded
-from smca.modeling import Predictions
+from smca.engine.guard import guarded
+from smca.engine.step import TrainingStep
+from smca.structures import Predictions
 from smca.training import HungarianMatcher, SetCriterion, Targets
 from smca.training.solver import build_optimizer
-from smca.training.step import TrainingStep
 
 LOSSES = ("focal", "softmax")
 CLASS_WEIGHT = {"focal": 2.0, "softmax": 1.0}

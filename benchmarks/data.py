@@ -42,11 +42,11 @@ from torchvision.transforms.v2 import functional as F
 from smca.analysis.host import NATIVE, Host
 from smca.data.dataset import TrainingDataset, aspect_groups, read_rgb, seeded
 from smca.data.loader import build_loader
+from smca.data.mapper import NativeMapper, resized_shape
 from smca.data.sampler import Draw, TrainingBatches
-from smca.launching import guarded
+from smca.engine.guard import guarded
 from smca.modeling.detector import pad_images, pixel_statistics
-from smca.modeling.memory import Size
-from smca.native.data import NativeMapper, resized_shape
+from smca.structures import Size
 
 CPU = torch.device("cpu")
 

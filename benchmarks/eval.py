@@ -49,12 +49,12 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
 from smca.analysis.memory import peak_above_rest
-from smca.data import scoring
 from smca.data.coco import CocoDataset, load_coco
-from smca.data.scoring import tabulate
-from smca.launching import guarded
-from smca.modeling import Detections
-from smca.native import evaluation
+from smca.engine.guard import guarded
+from smca.evaluation import native as evaluation
+from smca.evaluation import scoring
+from smca.evaluation.scoring import tabulate
+from smca.structures import Detections
 
 HEIGHT, WIDTH = 480, 640
 OBJECTS = 7.4  # of an image, on average

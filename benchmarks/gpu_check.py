@@ -47,8 +47,8 @@ from measuring import OUT
 from origin import describe
 
 from smca.config import ConfigError
-from smca.launching import guarded
-from smca.parent import end_with_parent
+from smca.distributed import end_with_parent
+from smca.engine.guard import guarded
 
 # In this order, and with these shares of the time: seconds of 8 minutes, of which a stage also has
 # what those before it have left.

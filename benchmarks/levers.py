@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from workload import Setting, Workload
 
 from smca.analysis.memory import peak_above_rest
-from smca.launching import guarded
+from smca.engine.guard import guarded
 from smca.modeling import backbone, heads, neck
 from smca.modeling.decoder import Decoder
 from smca.training import SetCriterion, solver

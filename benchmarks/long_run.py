@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from measuring import OUT, ROOT, Bar, Row, write
 
 from smca.analysis.footprint import Footprint, footprint
-from smca.launching import guarded
+from smca.engine.guard import guarded
 from smca.visualization.curves import finish_axes
 
 ENGINES = ["native", *(["detectron2"] if find_spec("detectron2") else [])]

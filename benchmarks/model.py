@@ -44,7 +44,7 @@ from smca.analysis.counting import count_model
 from smca.analysis.host import NATIVE, detector_subject
 from smca.analysis.memory import peak_above_rest
 from smca.analysis.operations import Operations
-from smca.launching import guarded
+from smca.engine.guard import guarded
 
 # A config of each model with SMCA's decoder, then the others of the table.
 FAMILIES = (

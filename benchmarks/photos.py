@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from smca.data.coco import CocoDataset, load_coco
-from smca.data.shape_drawing import SHAPES, draw_background, draw_shapes
-from smca.modeling.memory import Size
+from smca.data.shapes.drawing import SHAPES, draw_background, draw_shapes
+from smca.structures import Size
 
 # How they are written: JPEG files about as large as COCO's, PNG as those of the shapes dataset.
 FORMATS = {"jpg": {"quality": 95}, "png": {"compress_level": 1}}

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from smca.modeling import Predictions
+from smca.structures import Predictions
 
 _ALPHA, _GAMMA, _NO_OBJECT = 0.25, 2.0, 0.1
 

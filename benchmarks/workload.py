@@ -14,13 +14,13 @@ from roofline import HALF, precision
 from torch import Tensor
 
 from smca.analysis.host import NUM_OBJECTS, made_up_boxes
+from smca.engine.step import TrainingStep
 from smca.modeling.backbone import BasicBlock, Bottleneck
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
-from smca.modeling.heads import Detections, detect
-from smca.modeling.memory import Size
+from smca.modeling.heads import detect
+from smca.structures import Detections, Size
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
-from smca.training.step import TrainingStep
 
 # The detector's, in order; "heads" also picks the best detections in inference.
 PARTS = ("backbone", "neck", "encoder", "decoder", "heads")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smca.launching import guarded
+from smca.engine.guard import guarded
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tools/check_dataset.py"

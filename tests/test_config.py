@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 import smca
-from smca.config import ConfigError, flatten, load_cfg
-from smca.launching import prepare
-from smca.validation import validate, validate_model
+from smca.config import ConfigError, flatten, load_cfg, validate, validate_model
+from smca.engine.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))

@@ -154,8 +154,8 @@ def test_the_walk_through_ends_with_a_detector(reader):
 
 TRIES = """
 import json, sys
-from smca.cli import argument_parser
-from smca.launching import guarded
+from smca.engine.arguments import argument_parser
+from smca.engine.guard import guarded
 from importlib import import_module
 
 run = import_module(f"smca.{sys.argv[1]}.launch").run

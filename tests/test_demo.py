@@ -14,9 +14,9 @@ from torchvision.ops import box_convert
 import smca
 from smca.checkpoints import write_checkpoint
 from smca.config import ConfigError
-from smca.launching import guarded
+from smca.engine.guard import guarded
+from smca.inference import sources
 from smca.modeling import build_detector
-from smca.visualization import sources
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "demo.py"
@@ -100,7 +100,7 @@ def test_files_folders_and_patterns(run, shapes, tmp_path):
     assert sorted(rows) == [1, 2, 3, 4]
     for image_id, path in enumerate([one / "a.png", two / "a.png", two / "b.bmp", files[4]], 1):
         result = run.predictor(path, 0.1)
-        expected = smca.predictor.Result(
+        expected = smca.inference.predictor.Result(
             result.boxes[:6], result.scores[:6], result.labels[:6], result.class_names[:6]
         )
         check(rows, image_id, path, expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smca.config import ConfigError
-from smca.launching import prepare
+from smca.engine.prepare import prepare
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 V100, T4, A100, L40, H100 = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0)

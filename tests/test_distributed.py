@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from smca.cli import argument_parser
 from smca.config import ConfigError
-from smca.workers import Worker, run_workers, torchrun_worker
+from smca.engine.arguments import argument_parser
+from smca.engine.launch import Worker, run_workers, torchrun_worker
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")

@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from torch.torch_version import TorchVersion
 
-from smca import build_detector, export_check
+from smca import build_detector
 from smca.checkpoints import write_checkpoint
-from smca.export import FORMATS, ExportError, PixelDetector, export, metadata
+from smca.data.mapper import resized_shape
+from smca.errors import ExportError
+from smca.inference import export_check
+from smca.inference.export import FORMATS, PixelDetector, export, metadata
+from smca.inference.predictor import Predictor
 from smca.modeling.backbone import BasicStem
-from smca.native.data import resized_shape
-from smca.predictor import Predictor
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples/run_exported.py"

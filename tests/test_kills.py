@@ -27,7 +27,7 @@ from smca.analysis.runs import read_metrics
 from smca.checkpoints import read_checkpoint
 from smca.config import load_cfg
 from smca.data.shapes import write_shapes_dataset
-from smca.launching import prepare
+from smca.engine.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
@@ -350,7 +350,7 @@ def test_a_gradient_scaler_goes_on_where_it_was(engine, trainer, tmp_path):
 TOLD = """
 import os, signal, sys
 import torch.distributed as dist
-from smca.training.stop import StopRequest
+from smca.engine.stop import StopRequest
 
 child = os.fork()
 rank = 0 if child else 1

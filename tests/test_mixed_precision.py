@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smca.data.shapes import write_shapes_dataset
-from smca.training.step import NO_HALF
+from smca.engine.step import NO_HALF
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 200

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 import smca
 from smca import model_zoo
-from smca.checkpoints import CheckpointError, write_checkpoint
+from smca.checkpoints import write_checkpoint
 from smca.config import ConfigError
+from smca.errors import CheckpointError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

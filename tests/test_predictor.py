@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from torchvision.ops import box_convert
 
 import smca
-from smca.checkpoints import CheckpointError, write_checkpoint
+from smca.checkpoints import write_checkpoint
 from smca.config import ConfigError
+from smca.errors import CheckpointError
 from smca.modeling import build_detector
 
 OPTIONS = ["INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TEST", 120, "DATASETS.COCO_FORMAT", []]
@@ -255,7 +256,13 @@ def test_weights_that_are_not_finite_are_said(model, picture):
 
 def test_importing_the_package_stays_light():
     code = "import smca, sys; print([m for m in sys.modules if m in sys.argv[1:]])"
-    heavy = ["detectron2", "smca.predictor", "torchvision.transforms.v2", "matplotlib", "cv2"]
+    heavy = [
+        "detectron2",
+        "smca.inference.predictor",
+        "torchvision.transforms.v2",
+        "matplotlib",
+        "cv2",
+    ]
     run = subprocess.run(
         [
             sys.executable,

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 import smca
 from smca.config import load_cfg
-from smca.launching import prepare
+from smca.engine.prepare import prepare
 from smca.native.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

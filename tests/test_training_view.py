@@ -14,11 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import smca
 from smca.checkpoints import load_state
 from smca.config import load_cfg
-from smca.launching import prepare
+from smca.engine.prepare import prepare
+from smca.engine.report import percent
 from smca.modeling import build_detector
-from smca.modeling.heads import Detections
 from smca.native.evaluator import Evaluator
-from smca.training.report import percent
+from smca.structures import Detections
 from smca.visualization.training import training_picture
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None

@@ -68,10 +68,10 @@ import smca, torch
 import torch.distributed as dist
 from smca.config import load_cfg
 from smca.modeling.detector import build_detector
-from smca.processes import run_together
+from smca.engine.processes import run_together
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
-from smca.training.step import TrainingStep
+from smca.engine.step import TrainingStep
 
 def work(rank, world_size, file, folder):
     cfg = load_cfg(smca.get_cfg(), file)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smca.launching import guarded
+from smca.engine.guard import guarded
 from smca.modeling import build_detector
 
 TOOLS = Path(__file__).parents[1] / "tools"

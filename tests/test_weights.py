@@ -11,7 +11,7 @@ import torchvision
 from weights_server import Server
 
 import smca
-from smca.checkpoints import CheckpointError
+from smca.errors import CheckpointError
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")

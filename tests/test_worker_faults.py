@@ -155,7 +155,7 @@ import os, signal, sys, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from smca.processes import run_together
+from smca.engine.processes import run_together
 
 def work(rank, fault, folder):
     url = f"file://{folder}/meet"

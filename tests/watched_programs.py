@@ -21,7 +21,7 @@ from torch import nn
 from smca import Predictor, get_cfg
 from smca.analysis.footprint import Footprint, footprint
 from smca.config import load_cfg
-from smca.launching import prepare
+from smca.engine.prepare import prepare
 from smca.modeling import build_detector
 from smca.native.data import build_train_loader
 from smca.native.evaluator import Evaluator
@@ -116,7 +116,7 @@ def predict(config_file: str, engine: str, weights: str, images: str) -> dict:
 def load(config_file: str) -> dict:
     """``before``, then ``loaded``, and ``training`` with loaders that have made some batches."""
     cfg = prepare(load_cfg(get_cfg(), config_file))
-    gc.freeze()  # as smca.workers does before a program trains
+    gc.freeze()  # as smca.engine.launch does before a program trains
     before = asdict(held())
     begun = time.perf_counter()
     loader = build_train_loader(cfg, seed=0)

@@ -17,9 +17,9 @@ import torch
 
 from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory
-from smca.cli import choose_engine, detectron2_host
-from smca.launching import guarded
-from smca.validation import is_own_model
+from smca.config import is_own_model
+from smca.engine.guard import guarded
+from smca.hosts import choose_engine, detectron2_host
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here for
 # the processes that are spawned too; what imports fvcore's analysis is imported after it, in main.

@@ -22,15 +22,14 @@ from PIL import Image
 from torchvision.ops import box_convert
 
 from smca import get_cfg
-from smca.config import ConfigError, load_cfg
-from smca.data.checking import Checked, check_dataset, check_together
+from smca.config import ConfigError, is_own_model, load_cfg, validate
+from smca.data.checks.checking import Checked, check_dataset, check_together
+from smca.data.checks.findings import ERROR, INFO, WARNING, Problem
+from smca.data.checks.summary import in_words, summarise
 from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
 from smca.data.dataset import read_rgb
-from smca.data.problems import ERROR, INFO, WARNING, Problem
-from smca.data.summary import in_words, summarise
-from smca.launching import guarded
-from smca.validation import is_own_model, validate
+from smca.engine.guard import guarded
 from smca.visualization.detections import draw_detections, save_grid
 
 LEVELS = (ERROR, WARNING, INFO)

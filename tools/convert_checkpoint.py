@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from smca import build_detector, get_cfg, model_zoo
-from smca.checkpoints import CheckpointError, write_checkpoint
+from smca.checkpoints import write_checkpoint
 from smca.checkpoints.released import (
     COCO_IDS,
     coco_class_names,
@@ -31,7 +31,8 @@ from smca.checkpoints.released import (
 )
 from smca.checkpoints.released_names import KINDS
 from smca.config import flatten, load_cfg
-from smca.launching import guarded
+from smca.engine.guard import guarded
+from smca.errors import CheckpointError
 
 
 def parse() -> argparse.Namespace:

@@ -16,13 +16,13 @@ from torchvision.ops import box_convert
 from smca import get_cfg
 from smca.config import ConfigError, load_cfg
 from smca.data.coco import load_datasets
-from smca.launching import guarded
-from smca.predictor import Predictor, read_image
-from smca.visualization.attention import draw_co_attention
-from smca.visualization.attention_queries import inspect_image
+from smca.engine.guard import guarded
+from smca.inference.predictor import Predictor, read_image
+from smca.visualization.attention.figure import draw_co_attention
+from smca.visualization.attention.queries import inspect_image
+from smca.visualization.attention.recording import has_co_attention_maps
 from smca.visualization.curves import plot_ap
 from smca.visualization.detections import draw_detections, save_grid
-from smca.visualization.recording import has_co_attention_maps
 
 
 def parse() -> argparse.Namespace:

@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 from smca import get_cfg
-from smca.config import load_cfg
-from smca.export import FORMATS, ExportError, PixelDetector, export, metadata
-from smca.export_check import check_batches
-from smca.launching import guarded
-from smca.predictor import Predictor
-from smca.validation import is_own_model
+from smca.config import is_own_model, load_cfg
+from smca.engine.guard import guarded
+from smca.errors import ExportError
+from smca.inference.export import FORMATS, PixelDetector, export, metadata
+from smca.inference.export_check import check_batches
+from smca.inference.predictor import Predictor
 
 
 def parse() -> argparse.Namespace:

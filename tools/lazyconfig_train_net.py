@@ -8,7 +8,7 @@ Example:
 import sys
 import warnings
 
-from smca.launching import guarded
+from smca.engine.guard import guarded
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
 # not in main, for the processes that are spawned too: they begin by importing this module.

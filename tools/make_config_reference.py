@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from smca.analysis.reference import config_reference
-from smca.launching import guarded
+from smca.engine.guard import guarded
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs/CONFIG.md"
 

@@ -8,10 +8,10 @@ Examples:
 
 import argparse
 
+from smca.data.checks.summary import in_words, summarise
 from smca.data.coco import load_coco
-from smca.data.shape_drawing import MIN_SIDE, SHAPES
 from smca.data.shapes import QUICKSTART, write_shapes_dataset
-from smca.data.summary import in_words, summarise
+from smca.data.shapes.drawing import MIN_SIDE, SHAPES
 
 
 def main() -> None:

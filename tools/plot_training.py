@@ -16,7 +16,7 @@ from pathlib import Path
 
 from smca.analysis.runs import published_names, published_runs, read_runs, runs_table
 from smca.config import ConfigError
-from smca.launching import guarded
+from smca.engine.guard import guarded
 from smca.visualization.curves import draw_histories
 
 

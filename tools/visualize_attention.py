@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from PIL import Image
 
 from smca.config import ConfigError
-from smca.launching import guarded
-from smca.predictor import Predictor, read_image
-from smca.visualization.attention_page import Column, write_co_attention
-from smca.visualization.attention_queries import Detection, Inspection, inspect_image
+from smca.engine.guard import guarded
+from smca.inference.predictor import Predictor, read_image
+from smca.visualization.attention.page import Column, write_co_attention
+from smca.visualization.attention.queries import Detection, Inspection, inspect_image
 
 
 def parse() -> argparse.Namespace:

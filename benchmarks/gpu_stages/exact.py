@@ -18,8 +18,8 @@ from torch import Tensor
 
 from smca.analysis.operations import Operations
 from smca.modeling import attention
-from smca.modeling.memory import Size
 from smca.modeling.spatial_prior import Gaussians, Grid
+from smca.structures import Size
 
 HEADS, CHANNELS = 8, 32
 # The largest scale of a Gaussian, and beta.

@@ -16,12 +16,12 @@ from measuring import Row, ratio, summary, take_turns
 from torch import Tensor
 from workload import Setting, Workload
 
+from smca.engine import step
 from smca.modeling import attention, backbone, spatial_prior
 from smca.modeling.attention import Attention, attend
 from smca.modeling.layers import full_precision
 from smca.modeling.smca_decoder import ModulatedCoAttention
 from smca.modeling.spatial_prior import Grid
-from smca.training import step
 
 from .check import Check
 from .flex import flex_attend

@@ -43,7 +43,9 @@ def read_runs(path: Path) -> list[dict]:
     except (ValueError, TypeError, KeyError):
         whole = False
     if not whole:
-        from smca.config import ConfigError  # brings torch, which those who write do without
+        from smca.config import (
+            ConfigError,  # brings torch, which those who write do without
+        )
 
         raise ConfigError(f"{path} is not a gpu_check.json, or damaged; move it away")
     return runs

@@ -22,7 +22,7 @@ from torch import Tensor
 from workload import Setting, Workload
 
 from smca.analysis.operations import Operations
-from smca.modeling.memory import Size
+from smca.structures import Size
 
 from .check import Check, holds
 from .exact import Case, Numbers, errors, errors_with_dropout

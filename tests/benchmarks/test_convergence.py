@@ -123,9 +123,8 @@ def test_the_systems_differ_from_the_recipe_in_nothing_but_themselves(
     program, monkeypatch, tmp_path, size
 ):
     from smca import get_cfg
-    from smca.config import flatten, load_cfg
+    from smca.config import flatten, load_cfg, validate
     from smca.modeling import build_detector
-    from smca.validation import validate
 
     monkeypatch.setattr(sys, "argv", ["convergence.py", "--size", size, "--output", str(tmp_path)])
     args = program.parse()

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from smca.checkpoints.released import Released
-from smca.launching import guarded
+from smca.engine.guard import guarded
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tools" / "convert_checkpoint.py"

@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
-from smca.checkpoints import CheckpointError
 from smca.checkpoints.choosing import trained_weights
 from smca.config import ConfigError, get_cfg
+from smca.errors import CheckpointError
 
 IMAGENET = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 

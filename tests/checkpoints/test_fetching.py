@@ -10,7 +10,8 @@ import pytest
 import torch
 from weights_server import Server
 
-from smca.checkpoints import CheckpointError, fetch, fetching, read_checkpoint
+from smca.checkpoints import fetch, fetching, read_checkpoint
+from smca.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,9 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from smca.checkpoints import (
-    CheckpointError,
-    SafeCheckpointing,
-    load,
-    read_checkpoint,
-    write_checkpoint,
-)
+from smca.checkpoints import SafeCheckpointing, load, read_checkpoint, write_checkpoint
 from smca.checkpoints.files import damage
+from smca.errors import CheckpointError
 from smca.modeling import build_detector
 
 

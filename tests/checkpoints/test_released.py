@@ -10,7 +10,7 @@ import torchvision
 from torch.testing import assert_close
 
 import smca
-from smca.checkpoints import CheckpointError, load, read_checkpoint
+from smca.checkpoints import load, read_checkpoint
 from smca.checkpoints.released import (
     Released,
     convert,
@@ -19,6 +19,7 @@ from smca.checkpoints.released import (
     recognise,
 )
 from smca.config import flatten, load_cfg
+from smca.errors import CheckpointError
 from smca.modeling import detect
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 import smca
-from smca.checkpoints import CheckpointError, read_checkpoint
+from smca.checkpoints import read_checkpoint
 from smca.checkpoints.released import (
     Released,
     convert,
@@ -21,6 +21,7 @@ from smca.checkpoints.released import (
     recognise,
 )
 from smca.config import load_cfg
+from smca.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 LAYER = "transformer.decoder.layers.3"

@@ -10,7 +10,7 @@ def d2_config(config_file):
     """``d2_config("KEY", value, ...)``: that file merged into Detectron2's config."""
     detectron2 = pytest.importorskip("detectron2.config")
     from smca.d2 import add_smca_config, register_datasets
-    from smca.launching import prepare
+    from smca.engine.prepare import prepare
 
     def load(*opts):
         cfg = detectron2.get_cfg()

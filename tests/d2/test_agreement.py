@@ -11,9 +11,9 @@ from detectron2.modeling import build_model
 from smca.checkpoints import load, write_checkpoint
 from smca.d2 import DetrDatasetMapper
 from smca.data.coco import load_datasets
+from smca.data.mapper import NativeMapper
 from smca.modeling import build_detector, detect
 from smca.modeling.detector import pad_images, pixel_statistics
-from smca.native.data import NativeMapper
 from smca.training import SetCriterion, Targets
 
 # Images of several sizes in a batch, so that there is padding.

@@ -14,9 +14,10 @@ pytest.importorskip("detectron2")
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.utils.file_io import PathHandler, PathManager  # noqa: E402
 
-from smca.checkpoints import CheckpointError, fetch  # noqa: E402
+from smca.checkpoints import fetch  # noqa: E402
 from smca.d2.checkpointer import SMCACheckpointer  # noqa: E402
 from smca.d2.predictor import Detectron2Host  # noqa: E402
+from smca.errors import CheckpointError
 
 RESNET18 = [
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64),

@@ -19,11 +19,11 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 
 import smca  # noqa: E402
 from smca.data.coco import load_coco  # noqa: E402
-from smca.data.scoring import tabulate  # noqa: E402
+from smca.data.mapper import NativeMapper, resized_shape  # noqa: E402
 from smca.data.shapes import write_shapes_dataset  # noqa: E402
-from smca.modeling.heads import Detections  # noqa: E402
-from smca.native.data import NativeMapper, resized_shape  # noqa: E402
-from smca.native.evaluation import evaluate  # noqa: E402
+from smca.evaluation.native import evaluate  # noqa: E402
+from smca.evaluation.scoring import tabulate  # noqa: E402
+from smca.structures import Detections  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode  # noqa: E402
 
 from smca.d2 import register_datasets  # noqa: E402
 from smca.d2.datasets import dataset_records, training_records  # noqa: E402
-from smca.data.coco import DatasetError  # noqa: E402
+from smca.errors import DatasetError  # noqa: E402
 
 
 def test_records_and_metadata(d2_config, shapes):

@@ -13,9 +13,9 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 from smca.d2.datasets import dataset_records  # noqa: E402
 from smca.d2.evaluation import CocoEvaluator  # noqa: E402
 from smca.data.coco import load_datasets  # noqa: E402
-from smca.data.scoring import tabulate  # noqa: E402
-from smca.modeling.heads import Detections  # noqa: E402
-from smca.native.evaluation import evaluate  # noqa: E402
+from smca.evaluation.native import evaluate  # noqa: E402
+from smca.evaluation.scoring import tabulate  # noqa: E402
+from smca.structures import Detections  # noqa: E402
 
 
 def halved(record):

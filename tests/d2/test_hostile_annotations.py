@@ -21,10 +21,11 @@ from smca.config import ConfigError, load_cfg  # noqa: E402
 from smca.d2 import add_smca_config, register_datasets  # noqa: E402
 from smca.d2.datasets import dataset_records, usable_records  # noqa: E402
 from smca.d2.evaluation import CocoEvaluator  # noqa: E402
-from smca.data.coco import DatasetError, load_coco  # noqa: E402
-from smca.data.scoring import tabulate  # noqa: E402
-from smca.modeling.heads import Detections  # noqa: E402
-from smca.native.evaluation import evaluate  # noqa: E402
+from smca.data.coco import load_coco  # noqa: E402
+from smca.errors import DatasetError
+from smca.evaluation.native import evaluate  # noqa: E402
+from smca.evaluation.scoring import tabulate  # noqa: E402
+from smca.structures import Detections  # noqa: E402
 
 CONTENT = {
     "info": {},

@@ -20,8 +20,8 @@ from smca.d2 import register_datasets  # noqa: E402
 from smca.d2.dataset_mapper import build_augmentations  # noqa: E402
 from smca.d2.lazy_launch import PLACES, LazyTrainer, read, run, trainer_config  # noqa: E402
 from smca.d2.trainer import Trainer  # noqa: E402
-from smca.data.coco import DatasetError  # noqa: E402
-from smca.launching import prepare  # noqa: E402
+from smca.engine.prepare import prepare  # noqa: E402
+from smca.errors import DatasetError  # noqa: E402
 from smca.training.solver import build_lr_multiplier  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

@@ -25,9 +25,9 @@ from smca.d2 import DetrDatasetMapper, register_datasets  # noqa: E402
 from smca.d2.dataset_mapper import Resize  # noqa: E402
 from smca.d2.evaluation import CocoEvaluator  # noqa: E402
 from smca.d2.predictor import Detectron2Host  # noqa: E402
+from smca.data.mapper import NativeMapper  # noqa: E402
 from smca.modeling import build_detector  # noqa: E402
 from smca.modeling.detector import pad_images, pixel_statistics  # noqa: E402
-from smca.native.data import NativeMapper  # noqa: E402
 from smca.training import SetCriterion, Targets  # noqa: E402
 
 SIZES = st.one_of(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smca.data import problems
-from smca.data.checking import check_dataset, check_together
+from smca.data.checks import findings as problems
+from smca.data.checks.checking import check_dataset, check_together
 
 CONTENT = {
     "images": [

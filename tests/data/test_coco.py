@@ -8,7 +8,6 @@ from PIL import Image
 
 import smca
 from smca.data.coco import (
-    DatasetError,
     count_classes,
     dataset_files,
     drop_bad_boxes,
@@ -18,6 +17,7 @@ from smca.data.coco import (
     training_records,
 )
 from smca.data.coco_format import read_annotation_file, read_json
+from smca.errors import DatasetError
 
 CONTENT = {
     "images": [

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from smca.data.coco import DatasetError
+from smca.data.checks.image_files import look_at
 from smca.data.dataset import (
     EvaluationDataset,
     PackedRecords,
@@ -19,8 +19,8 @@ from smca.data.dataset import (
     aspect_groups,
     read_rgb,
 )
-from smca.data.image_files import look_at
 from smca.data.sampler import Draw
+from smca.errors import DatasetError
 
 
 def image_id(record):

@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy.ndimage import binary_erosion, binary_fill_holes
 
-from smca.data.coco import DatasetError
-from smca.data.shape_drawing import SHAPES, draw_background, draw_shapes
 from smca.data.shapes import write_shapes_dataset
-from smca.launching import prepare
+from smca.data.shapes.drawing import SHAPES, draw_background, draw_shapes
+from smca.engine.prepare import prepare
+from smca.errors import DatasetError
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,7 +255,7 @@ def quickstart(config, tmp_path, monkeypatch, capsys):
     """``quickstart("KEY", value, ...)``: prepares a run in an empty folder; what is printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    monkeypatch.setattr("smca.launching.QUICKSTART", {"num_train": 2, "num_val": 1})
+    monkeypatch.setattr("smca.engine.prepare.QUICKSTART", {"num_train": 2, "num_val": 1})
 
     def start(*opts):
         prepare(config("quickstart", *opts))

@@ -1,4 +1,4 @@
-from smca.data.summary import coco_size, in_words, summarise
+from smca.data.checks.summary import coco_size, in_words, summarise
 
 
 def record(width, height, *boxes):

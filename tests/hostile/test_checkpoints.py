@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.checkpoints import CheckpointError, SafeCheckpointing, read_checkpoint, write_checkpoint
+from smca.checkpoints import SafeCheckpointing, read_checkpoint, write_checkpoint
 from smca.checkpoints.released import read_options, read_released
+from smca.errors import CheckpointError
 from smca.modeling import build_detector
 
 # Of tensors that are sparse or quantised, and of TorchScript.

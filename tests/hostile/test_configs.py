@@ -8,8 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import smca
-from smca.config import ConfigError, flatten, load_cfg
-from smca.yaml_files import read_config_file, read_yaml
+from smca.config import ConfigError, flatten, load_cfg, read_config_file, read_yaml
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12)

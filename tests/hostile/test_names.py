@@ -11,15 +11,16 @@ from PIL import Image
 
 import smca
 from smca.analysis.markdown import markdown_table
-from smca.data.checking import check_dataset
-from smca.data.coco import DatasetError, dataset_files, load_coco, results_folder
-from smca.data.scoring import tabulate
-from smca.data.truth import distinct
-from smca.launching import guarded
-from smca.modeling.heads import Detections
-from smca.native.evaluation import evaluate
-from smca.training.report import results_tables
-from smca.visualization.attention_sheet import Sheet
+from smca.data.checks.checking import check_dataset
+from smca.data.coco import dataset_files, load_coco, results_folder
+from smca.engine.guard import guarded
+from smca.engine.report import results_tables
+from smca.errors import DatasetError
+from smca.evaluation.ground_truth import distinct
+from smca.evaluation.native import evaluate
+from smca.evaluation.scoring import tabulate
+from smca.structures import Detections
+from smca.visualization.attention.panels import Sheet
 from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections
 from smca.visualization.page import Picture, write_page

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from smca.checkpoints import CheckpointError, read_checkpoint
+from smca.checkpoints import read_checkpoint
 from smca.checkpoints.arrays import read_pickle
+from smca.errors import CheckpointError
 
 # NumPy's own, which makes arrays in pickles.
 RECONSTRUCT = np.zeros(0).__reduce__()[0]

@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from smca.config import ConfigError
-from smca.modeling import Detections, Predictions, build_detector, detect
+from smca.modeling import build_detector, detect
 from smca.modeling.detector import pad_images
+from smca.structures import Detections, Predictions
 
 
 @pytest.mark.parametrize(

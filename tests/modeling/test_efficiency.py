@@ -9,7 +9,7 @@ from smca.analysis.host import detector_subject
 from smca.analysis.operations import Operations
 from smca.modeling import build_detector
 from smca.modeling.memory import Memory, extents
-from smca.visualization.recording import record_co_attention
+from smca.visualization.attention.recording import record_co_attention
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 FUSED = ("MODEL.SMCA.ATTENTION_DROPOUT", 0.0)

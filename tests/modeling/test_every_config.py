@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import smca
-from smca.config import load_cfg
+from smca.config import is_own_model, load_cfg
 from smca.modeling import build_detector, detect
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
-from smca.validation import is_own_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NARROW = [

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 import smca
 from smca.data.coco import load_coco
-from smca.native.data import NativeMapper, build_test_loader, build_train_loader, resized_shape
+from smca.data.mapper import NativeMapper, resized_shape
+from smca.native.data import build_test_loader, build_train_loader
 
 BLUE = (10, 20, 250)
 

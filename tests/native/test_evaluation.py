@@ -10,12 +10,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smca.data import scoring
-from smca.data.coco import DatasetError, load_coco
-from smca.data.scoring import Found, tabulate
-from smca.data.truth import read_truth
-from smca.modeling.heads import Detections
-from smca.native import evaluation
+from smca.data.coco import load_coco
+from smca.errors import DatasetError
+from smca.evaluation import native as evaluation
+from smca.evaluation import scoring
+from smca.evaluation.ground_truth import read_truth
+from smca.evaluation.scoring import Found, tabulate
+from smca.structures import Detections
 
 BOXES = {  # image id: (x, y, w, h, COCO id)
     1: [(10, 10, 20, 20, 3), (50, 50, 40, 40, 7)],

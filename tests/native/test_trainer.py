@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 import smca
 from smca.config import load_cfg
-from smca.launching import prepare
+from smca.engine.prepare import prepare
+from smca.engine.scalars import StepScalars
 from smca.modeling import build_detector
 from smca.native.metrics import Metrics
 from smca.native.trainer import Trainer
-from smca.training.scalars import StepScalars
 from smca.training.solver import build_optimizer
 
 RANDOM = ["MODEL.SMCA.DROPOUT", 0.1, "INPUT.MIN_SIZE_TRAIN", (64, 96)]

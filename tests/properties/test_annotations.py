@@ -19,12 +19,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smca.data.checking import check_dataset
-from smca.data.coco import DatasetError, drop_bad_boxes, drop_empty, load_coco
-from smca.data.scoring import tabulate
-from smca.data.summary import in_words, summarise
-from smca.modeling.heads import Detections
-from smca.native.evaluation import evaluate
+from smca.data.checks.checking import check_dataset
+from smca.data.checks.summary import in_words, summarise
+from smca.data.coco import drop_bad_boxes, drop_empty, load_coco
+from smca.errors import DatasetError
+from smca.evaluation.native import evaluate
+from smca.evaluation.scoring import tabulate
+from smca.structures import Detections
 
 CONTENT = {
     "info": {"description": "é"},

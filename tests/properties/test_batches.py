@@ -13,10 +13,10 @@ from torch.testing import assert_close
 import smca
 from smca.checkpoints import write_checkpoint
 from smca.data.coco import drop_bad_boxes
+from smca.data.mapper import NativeMapper
+from smca.inference.detect import Inference
 from smca.modeling import build_detector
 from smca.modeling.detector import pad_images, pixel_statistics
-from smca.native.data import NativeMapper
-from smca.native.inference import Inference
 from smca.training.criterion import SetCriterion
 from smca.training.matcher import Targets
 

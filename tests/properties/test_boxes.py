@@ -18,7 +18,7 @@ from torch.testing import assert_close
 import smca
 from smca.data.coco import drop_bad_boxes
 from smca.data.dataset import seeded
-from smca.native.data import NativeMapper
+from smca.data.mapper import NativeMapper
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 HOSTS = ["native"] + ["detectron2"] * HAS_DETECTRON2

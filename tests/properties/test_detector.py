@@ -14,8 +14,9 @@ from torch.testing import assert_close
 
 import smca
 from smca.config import ConfigError, flatten, load_cfg
-from smca.modeling import Predictions, build_detector, detect
+from smca.modeling import build_detector, detect
 from smca.modeling.detector import pad_images
+from smca.structures import Predictions
 from smca.training import SetCriterion, Targets
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import smca
-from smca.data.coco import DatasetError
+from smca.data.checks.image_files import look_at
 from smca.data.dataset import EvaluationDataset, read_rgb
-from smca.data.image_files import look_at
-from smca.native.data import NativeMapper
-from smca.predictor import read_image
+from smca.data.mapper import NativeMapper
+from smca.errors import DatasetError
+from smca.inference.predictor import read_image
 
 # Pillow's, which programs do not show.
 pytestmark = [
@@ -298,7 +298,7 @@ READ = """
 import resource, sys
 from smca.data.coco import DatasetError
 from smca.data.dataset import EvaluationDataset, read_rgb
-from smca.launching import guarded
+from smca.engine.guard import guarded
 
 def used():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

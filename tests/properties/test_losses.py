@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from smca.modeling import Predictions
+from smca.structures import Predictions
 from smca.training import HungarianMatcher, SetCriterion, Targets
 from smca.training.matcher import generalized_iou
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from smca.modeling import Predictions
+from smca.structures import Predictions
 from smca.training import HungarianMatcher, Targets
 
 seeds = st.integers(0, 2**32 - 1)

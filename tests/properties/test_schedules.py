@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import smca
-from smca.config import ConfigError, flatten
-from smca.training.ema import MovingAverage
+from smca.config import ConfigError, flatten, validate
+from smca.engine.ema import MovingAverage
 from smca.training.solver import build_lr_multiplier, scale_to_workers
-from smca.validation import validate
 
 BASE = smca.get_cfg()
 

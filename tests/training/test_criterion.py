@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
-from smca.modeling import Predictions
+from smca.structures import Predictions
 from smca.training import HungarianMatcher, Matches, SetCriterion, Targets
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from smca.checkpoints import CheckpointError
-from smca.training.ema import MovingAverage
+from smca.engine.ema import MovingAverage
+from smca.errors import CheckpointError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import box_convert, generalized_box_iou
 
-from smca.modeling import Predictions
+from smca.structures import Predictions
 from smca.training import HungarianMatcher, Targets
 from smca.training.matcher import generalized_iou
 

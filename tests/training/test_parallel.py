@@ -5,9 +5,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from smca.engine import parallel
+from smca.engine.parallel import data_parallel
 from smca.modeling.detector import build_detector
-from smca.training import parallel
-from smca.training.parallel import data_parallel
 
 
 @pytest.fixture

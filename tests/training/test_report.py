@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from smca.engine.report import Clock, percent, results_tables, write_results
 from smca.modeling import build_detector
-from smca.training.report import Clock, percent, results_tables, write_results
 
 
 def tables(page):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from smca.engine.scalars import StepScalars, is_logged
 from smca.modeling import build_detector
-from smca.training.scalars import StepScalars, is_logged
 from smca.training.solver import build_optimizer
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from smca.checkpoints import CheckpointError
+from smca.errors import CheckpointError
 from smca.modeling import build_detector
 from smca.training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.training.step import NonFiniteLossError, TrainingStep, amp_dtype, seed_step
+from smca.engine.step import TrainingStep, amp_dtype, seed_step
+from smca.errors import NonFiniteLossError
 
 
 def make(amp=None):

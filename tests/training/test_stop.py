@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from smca.data.loader import list_loader
-from smca.training.stop import StopRequest
+from smca.engine.stop import StopRequest
 
 
 def test_a_signal_that_ends_loaders_disturbs_no_iteration_and_is_what_the_run_ends_with():

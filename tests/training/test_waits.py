@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from smca.engine.ema import MovingAverage
+from smca.engine.step import TrainingStep
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
-from smca.modeling.heads import Predictions
+from smca.structures import Predictions
 from smca.training import SetCriterion, Targets
-from smca.training.ema import MovingAverage
 from smca.training.matcher import Matches
 from smca.training.solver import build_optimizer
-from smca.training.step import TrainingStep
 
 # Operations whose result's shape, or the number that Python gets, is known to the device only.
 WAITING = {

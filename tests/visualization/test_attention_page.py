@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from smca.visualization.attention_page import Column, write_co_attention
-from smca.visualization.attention_queries import Detection
+from smca.visualization.attention.page import Column, write_co_attention
+from smca.visualization.attention.queries import Detection
+from smca.visualization.attention.recording import Look
 from smca.visualization.page import Picture, write_page
-from smca.visualization.recording import Look
 
 
 class Page(HTMLParser):

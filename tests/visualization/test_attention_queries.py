@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from smca.config import ConfigError
+from smca.inference.predictor import Predictor
 from smca.modeling import build_detector
-from smca.predictor import Predictor
-from smca.visualization.attention_queries import Detection, Inspection, inspect_image
+from smca.visualization.attention.queries import Detection, Inspection, inspect_image
 
 BOXES = [[0, 0, 40, 40], [10, 10, 50, 50], [60, 60, 90, 90], [0, 0, 44, 40]]
 SCORES = [[0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.3, 0.2, 0.9], [0.1, 0.05, 0.4]]

@@ -6,8 +6,8 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from smca.modeling import build_detector
-from smca.visualization.attention import gaussian_ellipse
-from smca.visualization.recording import has_co_attention_maps, record_co_attention
+from smca.visualization.attention.figure import gaussian_ellipse
+from smca.visualization.attention.recording import has_co_attention_maps, record_co_attention
 
 SIZES = [(138, 194), (101, 150)]  # no multiples of a stride
 OUTPUT_SIZES = [(276, 194), (101, 450)]

@@ -6,10 +6,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from smca.visualization.attention import draw_co_attention, gaussian_ellipse
-from smca.visualization.attention_queries import Detection
+from smca.visualization.attention.figure import draw_co_attention, gaussian_ellipse
+from smca.visualization.attention.queries import Detection
+from smca.visualization.attention.recording import Look
 from smca.visualization.detections import class_color, draw_detections, save_grid
-from smca.visualization.recording import Look
 
 GREY = np.full((400, 400, 3), 128, dtype=np.uint8)
 

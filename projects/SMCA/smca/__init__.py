@@ -11,7 +11,7 @@ from .config import add_smca_config, get_cfg  # noqa: E402
 from .modeling import build_detector  # noqa: E402
 
 if TYPE_CHECKING:
-    from .predictor import Predictor
+    from .inference.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     # Reading and resizing images is nothing that a model alone needs.
     if name == "Predictor":
-        from .predictor import Predictor
+        from .inference.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

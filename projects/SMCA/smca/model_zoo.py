@@ -16,9 +16,9 @@ import torch
 from fvcore.common.config import CfgNode
 
 from .checkpoints import load
-from .config import ConfigError, get_cfg, load_cfg
+from .config import get_cfg, is_own_model, load_cfg
+from .errors import ConfigError
 from .modeling import Detector, build_detector
-from .validation import is_own_model
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import os
 import sys
 import warnings
 
-from .cli import argument_parser, choose_engine, detectron2_host
-from .launching import guarded
+from .engine.arguments import argument_parser
+from .engine.guard import guarded
+from .hosts import choose_engine, detectron2_host
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
 # not in main, for the processes that are spawned too: they begin by importing this module.

@@ -8,7 +8,8 @@ import io
 import tokenize
 from dataclasses import dataclass
 
-from .. import config, validation
+from ..config import keys as config
+from ..config import validation
 from ..modeling.registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 from .markdown import markdown_table
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import flatten
-from ..yaml_files import read_yaml
+from ..config import flatten, read_yaml
 from .markdown import markdown_table
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")

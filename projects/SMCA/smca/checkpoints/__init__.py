@@ -1,9 +1,10 @@
 """Checkpoint files: safe to read, whole when written, with Detectron2's names."""
 
+from ..errors import CheckpointError
 from .best import BestModel
 from .checkpointer import SafeCheckpointing
 from .fetching import fetch
-from .files import CheckpointError, read_checkpoint, write_checkpoint
+from .files import read_checkpoint, write_checkpoint
 from .loading import load, load_state, pop_weights
 
 __all__ = [

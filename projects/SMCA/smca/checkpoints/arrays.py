@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+
 _NUMBERS = re.compile(r"[fiu][1248]|b1")
 _MOST_AXES = 32
 # A tensor has five tuples and 50 parts in all.
 _MOST_TUPLES, _MOST_PARTS = 80_000, 4_000_000
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint, or one that does not fit; the message names file and tensor."""
 
 
 class Dtype:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fvcore.common.checkpoint import Checkpointer
 
-from ..config import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .fetching import fetch
-from .files import CheckpointError, damage, read_checkpoint, write_checkpoint, write_whole
+from .files import damage, read_checkpoint, write_checkpoint, write_whole
 from .loading import frozen_tensors, load_state, pop_weights, some
 
 logger = logging.getLogger(__name__)

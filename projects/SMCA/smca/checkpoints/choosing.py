@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
-from ..config import ConfigError
-from ..yaml_files import read_config_file
+from ..config import read_config_file
+from ..errors import ConfigError
 from .checkpointer import has_checkpoint, newest_checkpoint
 
 # Addresses and files of ResNets trained on ImageNet, with which no detector finds anything.

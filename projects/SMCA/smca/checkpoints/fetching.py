@@ -14,7 +14,8 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from portalocker import LockException
 from tqdm import tqdm
 
-from .files import CheckpointError, read_tensors
+from ..errors import CheckpointError
+from .files import read_tensors
 
 _PREFIX, _DETECTRON2 = "detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"
 # Seconds that a server may be silent.

@@ -18,8 +18,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..data.coco_format import CONTROLS
-from .arrays import CheckpointError, StoredArray, read_pickle, scan_pickle
+from ..errors import CONTROLS, CheckpointError
+from .arrays import StoredArray, read_pickle, scan_pickle
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:

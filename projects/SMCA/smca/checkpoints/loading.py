@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from .fetching import fetch
-from .files import CheckpointError, read_checkpoint
+from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

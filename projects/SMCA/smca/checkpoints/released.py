@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from ..errors import CheckpointError
 from ..modeling.backbone import DEPTHS
-from .files import CheckpointError, read_tensors
+from .files import read_tensors
 from .released_names import KINDS, released_name
 
 _UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)

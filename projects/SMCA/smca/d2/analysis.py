@@ -19,7 +19,7 @@ from ..analysis.host import Host, Subject, detector_subject, made_up_boxes, unco
 from ..config import add_smca_config, load_cfg
 from ..data.coco import CocoDataset
 from ..modeling.detector import Detector
-from ..modeling.heads import Detections
+from ..structures import Detections
 from .datasets import register_datasets
 from .evaluation import CocoEvaluator
 

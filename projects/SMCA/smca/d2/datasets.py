@@ -9,14 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data.coco import (
-    DatasetError,
-    check_classes,
-    dataset_files,
-    drop_bad_boxes,
-    drop_empty,
-    load_coco,
-)
+from ..data.coco import check_classes, dataset_files, drop_bad_boxes, drop_empty, load_coco
+from ..errors import DatasetError
 
 
 def register_datasets(cfg: CfgNode) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.utils import comm
 
-from ..data.scoring import Found, score, tabulate
-from ..data.truth import distinct, read_truth
-from ..modeling.heads import Detections
+from ..evaluation.ground_truth import distinct, read_truth
+from ..evaluation.scoring import Found, score, tabulate
+from ..structures import Detections
 
 logger = logging.getLogger(__name__)
 

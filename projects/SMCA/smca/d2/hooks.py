@@ -11,8 +11,8 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..checkpoints import BestModel, SafeCheckpointing
-from ..modeling.heads import Detections
-from ..training.scalars import LOG_PERIOD, StepScalars, is_logged
+from ..engine.scalars import LOG_PERIOD, StepScalars, is_logged
+from ..structures import Detections
 from ..visualization.training import NUM_SHOWN, training_picture
 from .step import StepTrainer
 

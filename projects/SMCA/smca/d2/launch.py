@@ -17,9 +17,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import ConfigError, add_smca_config, load_cfg
-from ..launching import explain
-from ..workers import Worker, run_workers
+from ..config import add_smca_config, load_cfg
+from ..engine.guard import explain
+from ..engine.launch import Worker, run_workers
+from ..errors import ConfigError
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
 from .trainer import Trainer
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what :func:`smca.cli.argument_parser` read; returns the exit code.
+    """Run what :func:`smca.engine.arguments.argument_parser` read; returns the exit code.
 
     Raises:
         ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.

@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config import ConfigError, add_smca_config, load_cfg
+from ..config import add_smca_config, load_cfg
+from ..engine.launch import Worker, run_workers
+from ..errors import ConfigError
 from ..training.solver import with_clipping
-from ..workers import Worker, run_workers
 from .datasets import dataset_records
 from .evaluation import CocoEvaluator
 from .launch import train_or_evaluate

@@ -10,10 +10,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..config import validate_model
 from ..modeling.detector import Detector, detector_parts, pad_images
 from ..modeling.heads import detect
 from ..training import SetCriterion, Targets
-from ..validation import validate_model
 
 _RESNET_MAPS = {"stem", "res2", "res3", "res4", "res5"}
 

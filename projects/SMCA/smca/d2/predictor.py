@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..checkpoints import fetch
 from ..checkpoints.checkpointer import downloading
-from ..config import ConfigError, add_smca_config, load_cfg
-from ..modeling.heads import Detections
-from ..modeling.memory import Size
+from ..config import add_smca_config, load_cfg
+from ..errors import ConfigError
+from ..structures import Detections, Size
 from .meta_arch import SMCA
 
 
 class Detectron2Host:
-    """Any detector of Detectron2's registry; see :class:`smca.predictor.NativeHost`."""
+    """Any detector of Detectron2's registry; see :class:`smca.inference.predictor.NativeHost`."""
 
     def __init__(self, cfg: CfgNode):
         """

@@ -11,13 +11,13 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..training.ema import MovingAverage
-from ..training.report import Clock
-from ..training.step import TrainingStep, seed_step
+from ..engine.ema import MovingAverage
+from ..engine.report import Clock
+from ..engine.step import TrainingStep, seed_step
 
 
 class StepTrainer(SimpleTrainer):
-    """Runs iterations by :class:`~smca.training.step.TrainingStep`.
+    """Runs iterations by :class:`~smca.engine.step.TrainingStep`.
 
     Attributes:
         seed: of all that is random in an iteration.

@@ -27,18 +27,19 @@ from ..data.coco import results_folder
 from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
 from ..data.loader import build_loader
 from ..data.sampler import TrainingBatches
-from ..training.ema import MovingAverage
-from ..training.parallel import data_parallel
-from ..training.report import Clock, write_results
-from ..training.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
+from ..engine.ema import MovingAverage
+from ..engine.parallel import data_parallel
+from ..engine.report import Clock, write_results
+from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
+from ..engine.step import amp_dtype
+from ..engine.stop import StopRequest
+from ..errors import NonFiniteLossError
 from ..training.solver import (
     build_lr_multiplier,
     build_optimizer,
     scale_to_workers,
     set_rates,
 )
-from ..training.step import NonFiniteLossError, amp_dtype
-from ..training.stop import StopRequest
 from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import dataset_records, training_records

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
-from ..validation import is_own_model
+from ..config import is_own_model
+from ..errors import DatasetError
 from .coco_format import (
-    DatasetError,
     box_fault,
     read_annotation_file,
     read_annotations,

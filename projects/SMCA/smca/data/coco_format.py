@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from ..errors import CONTROLS, DatasetError
 
 XYWH_ABS = 1  # as in detectron2.structures.BoxMode
 _WORD = 2**63  # ids and numbers are 64 bits wide in NumPy and torch
@@ -17,12 +18,6 @@ _SIDE = 2**31  # pixels: more than any image format has
 _LONGEST = 1000  # characters of a name
 _FLOAT32 = 3.4e38  # the most that boxes can be, as training has them
 _LEAST = 1e-3  # pixels of a box in its image; of less float32 may leave nothing
-# Control characters, which terminals obey, and halves of characters, which no file can be named.
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-class DatasetError(ValueError):
-    """A dataset that is missing or cannot be used; the message names the file and the place."""
 
 
 class FormatError(Exception):

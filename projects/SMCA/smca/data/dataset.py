@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
-from .coco import DatasetError
+from ..errors import DatasetError
 from .reading import note
 from .sampler import Draw
 

@@ -15,8 +15,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..parent import end_with_parent
-from .reading import LoaderError, Place, make_places, note, take_place
+from ..distributed import end_with_parent
+from ..errors import LoaderError
+from .reading import Place, make_places, note, take_place
 
 
 def build_loader(cfg: CfgNode, dataset: Dataset, **arguments: object) -> DataLoader:

@@ -9,6 +9,8 @@ import signal
 import time
 from multiprocessing.sharedctypes import RawArray
 
+from ..errors import LoaderError
+
 _REMEDIES = {
     signal.SIGKILL: "the machine has probably run out of memory: lower DATALOADER.NUM_WORKERS",
     signal.SIGBUS: (
@@ -19,10 +21,6 @@ _REMEDIES = {
 # Seconds from the end of a process's connections to the signal of its end, at most.
 _NEWS_TAKES = 0.5
 _CRASH = "if that file crashes its decoder again, replace it or take it out of the annotations"
-
-
-class LoaderError(RuntimeError):
-    """A loader process has ended, or cannot hand over what it has read."""
 
 
 class Place(ctypes.Structure):

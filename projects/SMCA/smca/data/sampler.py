@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 
 class Draw(NamedTuple):

@@ -1,8 +1,9 @@
 """The model, in plain PyTorch."""
 
+from ..structures import Detections, Predictions
 from .backbone import ResNet
 from .detector import Detector, build_detector
-from .heads import Detections, Predictions, detect, detect_batch
+from .heads import detect, detect_batch
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..config import ConfigError
-from .memory import Size, valid_mask
+from ..errors import ConfigError
+from ..structures import Size
+from .memory import valid_mask
 
 # Devices whose convolutions are faster in this format (docs/PERFORMANCE.md), which they keep.
 CHANNELS_LAST = ("cpu", "cuda")

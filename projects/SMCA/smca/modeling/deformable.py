@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ConfigError
+from ..errors import ConfigError
+from ..structures import Size
 from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention
 from .deformable_attention import DeformableAttention, valid_extent
 from .layers import FFN, full_precision, linear
-from .memory import Memory, Size
+from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 

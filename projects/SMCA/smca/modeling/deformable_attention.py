@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..structures import Size
 from .layers import full_precision, linear
-from .memory import Memory, Size
+from .memory import Memory
 
 
 def valid_extent(memory: Memory) -> Tensor:

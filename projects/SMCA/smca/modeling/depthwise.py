@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from .layers import FFN, linear
 from .memory import Memory
 from .registry import SMCA_ENCODER_REGISTRY

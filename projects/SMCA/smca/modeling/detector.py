@@ -9,11 +9,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import ConfigError
-from ..validation import validate_model
+from ..config import validate_model
+from ..errors import ConfigError
+from ..structures import Predictions, Size
 from .backbone import ResNet
-from .heads import DetectionHeads, Predictions
-from .memory import Size
+from .heads import DetectionHeads
 from .neck import Neck
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY, build_from_registry
 

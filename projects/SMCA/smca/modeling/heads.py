@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,39 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..structures import Detections, Predictions, Size
 from .layers import MLP, full_precision, per_scale
-from .memory import Size, numbers_on
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What the detector says of a batch: B images, N queries, K class columns.
-
-    Attributes:
-        logits: (layers, B, N, K); in evaluation layers is 1, the last.
-        boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.
-        centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
-            the unpadded image; None where boxes start from no place (DETR).
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    centers: Tensor | None
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The detections of one image, best first; or of a batch, (B, D, ...) then.
-
-    Attributes:
-        boxes: (D, 4) xyxy in pixels, not clipped to the image.
-        scores: (D,).
-        labels: (D,) contiguous class indices.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
+from .memory import numbers_on
 
 
 class DetectionHeads(nn.Module):

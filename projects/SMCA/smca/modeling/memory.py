@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..structures import Size
 from .layers import compute_dtype
-
-Size = tuple[int, int]
 
 
 def numbers_on(

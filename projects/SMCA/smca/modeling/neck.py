@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..structures import Size
 from .backbone import NORMS, zero_padding
-from .memory import Memory, Size, extents, valid_cells, valid_mask
+from .memory import Memory, extents, valid_cells, valid_mask
 from .position_encoding import sine_positions
 
 

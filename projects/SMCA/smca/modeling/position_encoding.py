@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .memory import Size, numbers_on
+from ..structures import Size
+from .memory import numbers_on
 
 
 def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:

@@ -6,7 +6,7 @@ from fvcore.common.config import CfgNode
 from fvcore.common.registry import Registry
 from torch import nn
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 SMCA_ENCODER_REGISTRY = Registry("SMCA_ENCODER")
 SMCA_ENCODER_REGISTRY.__doc__ = """

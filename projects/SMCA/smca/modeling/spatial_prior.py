@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PRECISION_CHANNELS
+from ..structures import Size
 from .attention import PADDING, LogitBias, padding_biases
 from .layers import MLP, compute_dtype, linear
-from .memory import Memory, Size, numbers_on
+from .memory import Memory, numbers_on
 
 # Of the factors of log G that belong to the query; float16 ends at 65504.
 _LARGEST = 2.0**14

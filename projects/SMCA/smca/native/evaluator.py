@@ -10,13 +10,13 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from .. import distributed
 from ..data.coco import CocoDataset, load_datasets, results_folder
-from ..data.scoring import tabulate
-from ..modeling.heads import Detections
-from . import distributed
+from ..evaluation.native import evaluate
+from ..evaluation.scoring import tabulate
+from ..inference.detect import Inference, evaluating
+from ..structures import Detections
 from .data import build_test_loader
-from .evaluation import evaluate
-from .inference import Inference, evaluating
 
 
 def model_device(cfg: CfgNode) -> torch.device:

@@ -11,16 +11,15 @@ import warnings
 import torch
 from fvcore.common.config import CfgNode
 
-from ..config import get_cfg, load_cfg
-from ..validation import require_own_model
-from ..workers import Worker, run_workers
+from ..config import get_cfg, load_cfg, require_own_model
+from ..engine.launch import Worker, run_workers
 from .trainer import Trainer, evaluate_only
 
 logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what :func:`smca.cli.argument_parser` read; returns the exit code.
+    """Run what :func:`smca.engine.arguments.argument_parser` read; returns the exit code.
 
     Raises:
         ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.

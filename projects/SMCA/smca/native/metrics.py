@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from ..training.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line, is_logged
+from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line, is_logged
 
 logger = logging.getLogger(__name__)
 

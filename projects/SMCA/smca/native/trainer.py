@@ -13,25 +13,26 @@ from fvcore.common.config import CfgNode
 
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..checkpoints.checkpointer import FINAL
-from ..config import ConfigError
 from ..data.coco import load_datasets
+from ..distributed import rank, shared_seed, synchronize, world_size
+from ..engine.ema import MovingAverage
+from ..engine.parallel import data_parallel
+from ..engine.report import Clock, results_tables, write_results
+from ..engine.scalars import StepScalars
+from ..engine.step import TrainingStep, amp_dtype, seed_step
+from ..engine.stop import StopRequest
+from ..errors import ConfigError, NonFiniteLossError
 from ..modeling.detector import build_detector
+from ..structures import Sample
 from ..training import SetCriterion, Targets
-from ..training.ema import MovingAverage
-from ..training.parallel import data_parallel
-from ..training.report import Clock, results_tables, write_results
-from ..training.scalars import StepScalars
 from ..training.solver import (
     build_lr_multiplier,
     build_optimizer,
     scale_to_workers,
     set_rates,
 )
-from ..training.step import NonFiniteLossError, TrainingStep, amp_dtype, seed_step
-from ..training.stop import StopRequest
 from ..visualization.training import NUM_SHOWN, training_picture
-from .data import Sample, build_train_loader
-from .distributed import rank, shared_seed, synchronize, world_size
+from .data import build_train_loader
 from .evaluator import Evaluator, model_device
 from .metrics import Metrics
 

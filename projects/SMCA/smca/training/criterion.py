@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling.heads import Predictions
+from ..structures import Predictions
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
-from ..modeling.heads import Predictions
+from ..structures import Predictions
 
 logger = logging.getLogger(__name__)
 

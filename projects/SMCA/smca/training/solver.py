@@ -17,9 +17,8 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from ..checkpoints import CheckpointError
-from ..config import ConfigError
-from ..validation import validate
+from ..config import validate
+from ..errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 

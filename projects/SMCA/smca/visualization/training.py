@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..modeling.heads import Detections
+from ..structures import Detections
 from .detections import draw_detections
 
 # Images of a batch that are shown.

@@ -1,0 +1,74 @@
+"""The training program's command line, and the choice between the two hosts."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import ConfigError
+
+
+def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's flags, and ``--engine``."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="KEY VALUE pairs after the flags change the config: SOLVER.BASE_LR 0.0002",
+    )
+    config = parser.add_mutually_exclusive_group(required=True)
+    config.add_argument("--config-file", metavar="FILE", help="a YAML file, such as configs/*.yaml")
+    config.add_argument(
+        "--config",
+        dest="config_file",
+        type=_zoo_file,
+        metavar="NAME",
+        help="a config of the model zoo, from any folder: quickstart, smca_R50_50ep, ...",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "detectron2", "native"),
+        default="auto",
+        help="what runs the model: Detectron2, or PyPI packages alone; auto takes Detectron2 "
+        "where it is installed",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate MODEL.WEIGHTS on DATASETS.TEST, or where that is only what a run started "
+        "from, the run's last checkpoint, which --resume always takes",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=_count,
+        help="processes on this machine: one a GPU, or so many on the CPU where there is none "
+        "(default: 1, or as many as torchrun has started)",
+    )
+    parser.add_argument("--num-machines", type=_count, help="number of machines (default: 1)")
+    parser.add_argument("--machine-rank", type=int, help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="tcp://host:port of machine 0, the same on every machine; auto: a free port, "
+        "for one machine",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
+    )
+    return parser
+
+
+def _zoo_file(name: str) -> str:
+    from ..model_zoo import config_file
+
+    try:
+        return config_file(name)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{error}; --config-file takes a file") from error
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number

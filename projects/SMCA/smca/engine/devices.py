@@ -1,0 +1,76 @@
+"""Whether the devices that a config names can be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+
+from ..errors import ConfigError
+
+# What torch names the GPUs it was built for: sm_90, sm_90a, compute_120.
+_BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+# The oldest that pip's own torch has code for, and the build that has some for older ones.
+_OLDEST, _OLD_GPUS = (7, 5), " for CUDA 12.6"
+
+
+def take_gpu(name: str, world_size: int) -> bool:
+    """Make the GPU of a number torch's current one; False where there is no GPU at all.
+
+    Raises:
+        ConfigError: see :func:`prepare`.
+    """
+    try:
+        index = torch.device(name).index
+    except RuntimeError as error:
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}; it must be 'cuda', 'cuda:1' or 'cpu'"
+        ) from error
+    if index is not None and world_size > 1:
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}; it must be 'cuda' for {world_size} processes, which have a "
+            "GPU each: the environment's CUDA_VISIBLE_DEVICES chooses which"
+        )
+    if not torch.cuda.is_available():
+        return False
+    count = torch.cuda.device_count()
+    if index is None:
+        _require_code_for(range(min(world_size, count)))
+        return True
+    if index >= count:
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}; there are {count} GPUs here, it must be 'cuda' or one of "
+            f"'cuda:0' to 'cuda:{count - 1}'"
+        )
+    _require_code_for([index])
+    # Streams and events are the current device's where none is named.
+    torch.cuda.set_device(index)
+    return True
+
+
+def _require_code_for(gpus: Iterable[int]) -> None:
+    """Raise a ConfigError if this build of torch has no code that one of the GPUs can run."""
+    matches = [_BUILT_FOR.fullmatch(name) for name in torch.cuda.get_arch_list()]
+    built = [(m[1], (int(m[2]), int(m[3])), m[4]) for m in matches if m]
+    for gpu in gpus if built else ():  # of AMD's GPUs names are other ones
+        has = torch.cuda.get_device_capability(gpu)
+        if any(_runs_on(has, *code) for code in built):
+            continue
+        build = _OLD_GPUS if has < _OLDEST else ""
+        raise ConfigError(
+            f"MODEL.DEVICE is 'cuda', but torch {torch.__version__} has no code for the GPU {gpu}, "
+            f"{torch.cuda.get_device_name(gpu)} of compute capability {has[0]}.{has[1]}, only "
+            f"{', '.join(torch.cuda.get_arch_list())}; pip uninstall torch torchvision, then "
+            f"install those{build} by the command of https://pytorch.org/get-started/locally; or "
+            "set MODEL.DEVICE cpu"
+        )
+
+
+def _runs_on(has: tuple[int, int], kind: str, built: tuple[int, int], suffix: str) -> bool:
+    """Whether a GPU of compute capability ``has`` can run what was built for another one."""
+    if suffix == "a":  # for this one alone
+        return built == has
+    if kind == "compute":  # compiled for the GPU when it is loaded
+        return built <= has
+    return built[0] == has[0] and built[1] <= has[1]

@@ -1,0 +1,86 @@
+"""What starting a run needs in both hosts: a config that can work, weights, data, a folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+
+from fvcore.common.config import CfgNode
+
+from ..checkpoints import fetch
+from ..checkpoints.checkpointer import newest_checkpoint, require_file
+from ..checkpoints.choosing import Weights, trained_weights
+from ..config import is_own_model, validate
+from ..data.coco import count_classes
+from ..data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
+from ..errors import ConfigError
+from ..training.solver import scale_to_workers
+from .devices import take_gpu
+
+
+def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None = None) -> CfgNode:
+    """Check a merged config, choose the device that exists, have the weights at hand, draw the
+    dataset of shapes where it is wanted and missing, count classes, make OUTPUT_DIR; returns the
+    config frozen.
+
+    Args:
+        cfg: the configuration, which is changed. A GPU that MODEL.DEVICE has the number of becomes
+            torch's current one.
+        world_size: number of processes that will train.
+        args: the command line, by which a run needs weights; None: they are not looked at.
+
+    Raises:
+        ConfigError: a value that cannot work, a GPU that is not there or that torch has no code
+            for, or an OUTPUT_DIR that cannot be written.
+        DatasetError: classes to be counted in a dataset that cannot be read.
+        CheckpointError, FileNotFoundError: weights that cannot be had.
+    """
+
+    def say(text: str) -> None:
+        if os.getenv("RANK", "0") == "0":  # of torchrun's processes, the first
+            print(text, file=sys.stderr, flush=True)
+
+    validate(cfg)
+    batch = scale_to_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
+    if batch % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {batch}; it must be a multiple of the {world_size} processes"
+        )
+    if cfg.MODEL.DEVICE.startswith("cuda") and not take_gpu(cfg.MODEL.DEVICE, world_size):
+        say("MODEL.DEVICE: there is no GPU, the CPU is used")
+        cfg.MODEL.DEVICE = "cpu"
+    if args is not None:
+        _have_weights(cfg, args, say)
+    if folder := missing_shapes(cfg):
+        say(f"Drawing {sum(QUICKSTART.values())} images of shapes in {folder}, once")
+        write_shapes_dataset(folder, **QUICKSTART)
+    if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
+        cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
+        say(f"MODEL.SMCA.NUM_CLASSES: {cfg.MODEL.SMCA.NUM_CLASSES}, as in {source}")
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
+            pass
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written: {error}") from error
+    cfg.freeze()
+    return cfg
+
+
+def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Choose what is evaluated, and fetch what lies at an address before any data is read."""
+    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if args.eval_only:
+        if resumes:
+            weights = Weights(newest_checkpoint(cfg.OUTPUT_DIR), "the last one, by --resume")
+        else:
+            weights = trained_weights(cfg, config_file=args.config_file, opts=args.opts)
+        say(str(weights))
+        cfg.MODEL.WEIGHTS = weights.path
+    elif resumes:
+        return
+    if cfg.MODEL.WEIGHTS:
+        require_file(fetch(cfg.MODEL.WEIGHTS))

@@ -1,0 +1,126 @@
+"""One step of training: forward, backward, a look at the losses, update. Shared by both hosts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from ..errors import NonFiniteLossError
+
+logger = logging.getLogger(__name__)
+
+# Of float16's loss scaling, which doubles it when it can. Gradients of random weights overflow
+# above about this, and from torch's default of 2^16 the first steps of a run would be lost.
+INITIAL_SCALE = 2.0**10
+# What torch calls CPUs without AVX-512, on which it convolves half precision by plain loops.
+NO_HALF = ("NO AVX", "AVX2")
+
+
+def seed_step(seed: int, iteration: int, rank: int) -> None:
+    """Make all that is random in an iteration a function of these three numbers.
+
+    A run that resumes at ``iteration`` thereby continues as if it had never stopped, and no random
+    state needs to be kept.
+    """
+    digest = hashlib.blake2b(f"{seed}/{iteration}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
+    """The half precision that SOLVER.AMP asks for on ``device``; None: none, all is float32."""
+    amp = cfg.SOLVER.AMP
+    if not amp.ENABLED:
+        return None
+    if amp.PRECISION != "auto":
+        return getattr(torch, amp.PRECISION)
+    # As fast, and eight times as accurate, where its loss is scaled.
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+class TrainingStep:
+    """Runs steps in float32 or in mixed precision."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, device: torch.device, amp: torch.dtype | None
+    ):
+        """
+        Args:
+            optimizer: of the parameters on ``device``.
+            device: where the model is.
+            amp: what autocast computes in, such as :func:`amp_dtype` says; None: no autocast.
+
+        On CUDA this turns cuDNN's attention off for the process: it builds a plan for each size of
+        images, and flash attention is no slower.
+        """
+        if amp is not None:
+            logger.info("mixed precision: %s", str(amp).removeprefix("torch."))
+            if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_HALF:
+                logger.warning(
+                    "this CPU computes in half precision several times as slowly as in float32; "
+                    "SOLVER.AMP.ENABLED False is faster here"
+                )
+        if device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        self.optimizer = optimizer
+        self.device = device
+        self.amp = amp
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=INITIAL_SCALE, enabled=amp is torch.float16
+        )
+
+    def __call__(
+        self, compute_losses: Callable[[], Mapping[str, Tensor]], image_ids: Sequence[int]
+    ) -> dict[str, float]:
+        """
+        Args:
+            compute_losses: runs the model and returns weighted losses, to be summed.
+            image_ids: of the images it runs on, for the error message.
+
+        Returns:
+            the losses, averaged over the workers.
+
+        Raises:
+            NonFiniteLossError: on every worker when one has such a loss, before the update.
+        """
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            losses = compute_losses()
+        stacked = torch.stack(list(losses.values()))
+        # The copy waits for the forward pass only; the backward pass is queued meanwhile.
+        values = _mean_over_workers(stacked.detach()).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        if copied:
+            copied.record(torch.cuda.current_stream(self.device))
+        self.optimizer.zero_grad()
+        self.scaler.scale(stacked.sum()).backward()
+        if copied:
+            copied.synchronize()
+        if not values.isfinite().all():
+            names = [n for n, finite in zip(losses, values.isfinite(), strict=True) if not finite]
+            raise NonFiniteLossError(names, _gather(image_ids))
+        # A fused optimizer would unscale inside its step, after the clipping.
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return dict(zip(losses, values.tolist(), strict=True))
+
+
+def _mean_over_workers(values: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def _gather(image_ids: Sequence[int]) -> list[int]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(image_ids)
+    gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, list(image_ids))
+    return [image_id for worker in gathered for image_id in worker]

@@ -1,0 +1,54 @@
+"""What goes wrong, by name: errors that a program tells in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Control characters, which terminals obey, and halves of characters, which no file can be named.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class ConfigError(ValueError):
+    """A key that does not exist or a value that cannot work; the message names the key."""
+
+
+class DatasetError(ValueError):
+    """A dataset that is missing or cannot be used; the message names the file and the place."""
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or one that does not fit; the message names file and tensor."""
+
+
+class LoaderError(RuntimeError):
+    """A loader process has ended, or cannot hand over what it has read."""
+
+
+class WorkerError(RuntimeError):
+    """A worker has ended or does not answer, and the others cannot go on."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss is infinite or NaN; the model has not been updated with it.
+
+    Attributes:
+        names: the losses that are not finite.
+        image_ids: the images of the step, of all workers.
+    """
+
+    def __init__(self, names: Sequence[str], image_ids: Sequence[int]):
+        super().__init__(f"{', '.join(names)} of the images {list(image_ids)}")
+        self.names = tuple(names)
+        self.image_ids = tuple(image_ids)
+
+    def explained(self, iteration: int, path: str) -> FloatingPointError:
+        """The error a user reads: what happened when, and where the state before it is."""
+        return FloatingPointError(
+            f"loss not finite at iteration {iteration}: {self}. The state before this iteration "
+            f"is in {path}; try a smaller SOLVER.BASE_LR, or float32"
+        )
+
+
+class ExportError(ConfigError):
+    """A model that a format cannot hold, or a file that is not the model; the message says why."""

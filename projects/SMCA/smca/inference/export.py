@@ -1,0 +1,279 @@
+"""A detector as one file that runs without this package: ONNX, torch.export or TorchScript.
+
+The file takes ``images`` (B, 3, H, W), float32 in 0..255, channels red, green, blue, all of one
+size and without padding. It gives ``boxes`` (B, D, 4) xyxy in pixels of the images, ``scores``
+(B, D) and ``labels`` (B, D), best first, D at most TEST.DETECTIONS_PER_IMAGE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..modeling.detector import Detector, pixel_statistics
+from ..modeling.heads import detect_batch
+from ..structures import Size
+from .export_check import Difference, Run, compare
+
+INPUT = "images"
+OUTPUTS = ("boxes", "scores", "labels")
+# Where formats keep what goes with the model, as JSON; ONNX has a place for each entry.
+METADATA_FILE = "metadata.json"
+# Height and width of the images that a graph is captured with; no side of a map equals another.
+_EXAMPLE = (288, 416)
+
+
+class PixelDetector(nn.Module):
+    """From pixels to detections: normalisation, the detector, the best of its predictions."""
+
+    def __init__(
+        self,
+        *,
+        detector: Detector,
+        pixel_mean: Tensor,
+        pixel_std: Tensor,
+        reverse_channels: bool,
+        max_detections: int,
+        softmax: bool,
+    ):
+        """
+        Args:
+            detector: of either host, on the CPU; it is put into evaluation mode.
+            pixel_mean, pixel_std: (3, 1, 1), in the detector's order of channels.
+            reverse_channels: the detector takes blue, green, red.
+            max_detections, softmax: see :func:`~smca.modeling.heads.detect_batch`.
+        """
+        super().__init__()
+        self.detector = detector
+        self.register_buffer("pixel_mean", pixel_mean)
+        self.register_buffer("pixel_std", pixel_std)
+        self.reverse_channels = reverse_channels
+        self.max_detections = max_detections
+        self.softmax = softmax
+        self.eval()
+
+    @property
+    def least_side(self) -> int:
+        """The least height and width, in pixels, that torch.export takes: all maps then have more
+        than one row and column. The other formats have no such bound.
+        """
+        return self.detector.neck.strides[-1] + 1
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        mean, std = pixel_statistics(cfg)
+        return {
+            "pixel_mean": mean,
+            "pixel_std": std,
+            "reverse_channels": cfg.INPUT.FORMAT == "BGR",
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "softmax": cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax",
+        }
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the module's docstring says of a file."""
+        if self.reverse_channels:
+            images = images.flip(1)
+        images = (images - self.pixel_mean) / self.pixel_std
+        size = images.shape[-2], images.shape[-1]
+        # The forward pass of the class itself: Detectron2's meta-architecture has another around.
+        predictions = Detector.forward(self.detector, images, [size])
+        found = detect_batch(
+            predictions, [size], max_detections=self.max_detections, softmax=self.softmax
+        )
+        return found.boxes, found.scores, found.labels
+
+
+def metadata(cfg: CfgNode, class_names: Sequence[str], size: Size | None = None) -> dict:
+    """What a program needs to know beside the model, to use it as it was tested.
+
+    Args:
+        cfg: of the model.
+        class_names: by label.
+        size: (h, w) that all images must have; None: any.
+    """
+    return {
+        "description": " ".join(__doc__.split("\n\n", 1)[1].split()).replace("``", ""),
+        "class_names": list(class_names),
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "size": None if size is None else list(size),
+    }
+
+
+def export(
+    model: PixelDetector,
+    path: Path,
+    *,
+    form: str,
+    metadata: dict,
+    opset: int | None = None,
+    checks: Sequence[tuple[int, int, int]] = (),
+) -> list[Difference]:
+    """Write ``path``, whole and checked or not at all.
+
+    Args:
+        model: what the file shall do.
+        path: is replaced when it exists.
+        form: a key of ``FORMATS``.
+        metadata: of :func:`metadata`, with the size that the images of the file are fixed to.
+        opset: of ONNX; None: the one PyTorch's exporter takes by itself.
+        checks: batches (B, H, W) on which the written file is compared with ``model``.
+
+    Returns:
+        what the comparisons found.
+
+    Raises:
+        ExportError: packages are missing, the format cannot hold the model, or what was written
+            differs from the model.
+    """
+    chosen = FORMATS[form]
+    needed = chosen.packages if checks else chosen.packages[:2]
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ExportError(
+            f"the format {form!r} needs {', '.join(missing)}: pip install {' '.join(missing)}, "
+            "or pip install -e '.[export]' in this repository"
+        )
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        try:
+            with torch.no_grad(), _silence():
+                chosen.write(model, temporary, metadata, opset)
+        except OSError as error:
+            raise ExportError(f"{path} cannot be written: {error}") from error
+        except Exception as error:  # The exporters' errors have no class in common.
+            raise ExportError(_why(model, form, metadata["size"], error)) from error
+        with _silence():
+            run = chosen.read(temporary) if checks else None
+        found = [compare(model, run, shape) for shape in checks]
+        if bad := [each for each in found if not each.passes]:
+            raise ExportError(
+                f"the {form} file is not the model: " + "; ".join(str(each) for each in bad)
+            )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return found
+
+
+def _why(model: PixelDetector, form: str, size: Size | None, error: Exception) -> str:
+    parts = (model.detector.backbone, model.detector.encoder, model.detector.decoder)
+    names = ", ".join(type(part).__name__ for part in parts)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    remedy = "" if size else "; with images of one size, --size HEIGHT WIDTH, it may be possible"
+    remedy += f"; this torch is {torch.__version__}, and newer ones export more"
+    return f"a model of {names} cannot be exported as {form!r}: {reason}{remedy}"
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings of exporters: they are of packages that are not used, or of what is checked."""
+    for name in ("torch.onnx", "torch.export", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _example(size: Size | None) -> Tensor:
+    return torch.zeros(2, 3, *(size or _EXAMPLE))
+
+
+def capture(model: PixelDetector, size: Size | None) -> torch.export.ExportedProgram:
+    """The model's graph, for any number of images, of any size or of ``size``."""
+    images = _example(size)
+    dynamic = {0: torch.export.Dim("batch")}
+    if size is None:
+        dynamic |= {
+            2: torch.export.Dim("height", min=model.least_side),
+            3: torch.export.Dim("width", min=model.least_side),
+        }
+    return torch.export.export(model, (images,), dynamic_shapes={INPUT: dynamic}, strict=False)
+
+
+def _write_onnx(model: PixelDetector, path: Path, metadata: dict, opset: int | None) -> None:
+    names = {0: "batch", 2: "height", 3: "width"}
+    if metadata["size"]:
+        names = {0: "batch"}
+    program = torch.onnx.export(
+        capture(model, metadata["size"]),
+        dynamo=True,
+        dynamic_shapes={INPUT: names},
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        opset_version=opset,
+        verbose=False,
+    )
+    program.model.producer_name = "smca"
+    program.model.doc_string = metadata["description"]
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+    program.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = session.run(OUTPUTS, {INPUT: images.numpy()})
+        return tuple(map(torch.from_numpy, found))
+
+    return run
+
+
+def _write_export(model: PixelDetector, path: Path, metadata: dict, _opset: None) -> None:
+    files = {METADATA_FILE: json.dumps(metadata)}
+    torch.export.save(capture(model, metadata["size"]), path, extra_files=files)
+
+
+def _read_export(path: Path) -> Run:
+    return torch.export.load(path).module()
+
+
+def _write_torchscript(model: PixelDetector, path: Path, metadata: dict, _opset: None) -> None:
+    traced = torch.jit.trace(model, _example(metadata["size"]), check_trace=False)
+    torch.jit.save(traced, path, _extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def _read_torchscript(path: Path) -> Run:
+    return torch.jit.load(path)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model is written and read.
+
+    Attributes:
+        suffix: of its files.
+        write: the model into a file, with metadata and, of ONNX, an opset.
+        read: a file, without the model, as a function of images.
+        packages: that torch does not bring along: two for writing, more for reading.
+    """
+
+    suffix: str
+    write: Callable[[PixelDetector, Path, dict, int | None], None]
+    read: Callable[[Path], Run]
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "export": Format(".pt2", _write_export, _read_export),
+    "torchscript": Format(".ts", _write_torchscript, _read_torchscript),
+}

@@ -1,0 +1,287 @@
+"""From images to boxes in one call.
+
+predictor = smca.Predictor("smca_R50_50ep", "model_final.pth")
+result = predictor("image.jpg", threshold=0.5)
+result.boxes, result.scores, result.class_names
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints import fetch, load_state, pop_weights, read_checkpoint
+from ..checkpoints.choosing import trained_weights
+from ..checkpoints.released import coco_class_names
+from ..config import get_cfg, is_own_model, load_cfg, validate
+from ..data.coco import dataset_files
+from ..data.coco_format import read_categories, read_json, refuse
+from ..data.dataset import read_rgb, upright_rgb
+from ..data.mapper import NativeMapper
+from ..errors import ConfigError, DatasetError
+from ..model_zoo import choose_device, config_file
+from ..modeling.detector import build_detector
+from ..structures import Detections, Size
+from .detect import Inference
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """The detections of an image, best first; tensors are on the CPU.
+
+    Attributes:
+        boxes: (D, 4) xyxy in pixels of the image as it was given. Those of the project's own models
+            are not clipped to it.
+        scores: (D,) in [0, 1].
+        labels: (D,) contiguous class indices.
+        class_names: (D,) the names of these classes.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class NativeHost(Inference):
+    """Reads configs, and builds and runs the project's own detector on PyPI packages alone.
+
+    Attributes:
+        detector: in evaluation mode, on MODEL.DEVICE.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Raises:
+            ConfigError: a value that cannot work, or a model that only Detectron2 builds.
+        """
+        super().__init__(cfg, build_detector(cfg).to(cfg.MODEL.DEVICE).eval())
+
+    @staticmethod
+    def read(config: str | CfgNode) -> CfgNode:
+        """A config of one's own, of a file or like another."""
+        return config.clone() if isinstance(config, CfgNode) else load_cfg(get_cfg(), config)
+
+    @staticmethod
+    def local_path(weights: str) -> str:
+        """The path of a checkpoint's file."""
+        return fetch(weights)
+
+
+class Predictor:
+    """Detects objects in images with a trained model.
+
+    Attributes:
+        cfg: the configuration, with the device that is used.
+        device: of the model.
+        weights: the checkpoint that was taken, and why.
+        class_names: by contiguous class index: those of the checkpoint, or of the annotation file
+            of the config's datasets, or COCO's 80 where these are COCO, or else numbers.
+        detector: the model in evaluation mode. In either host one of the project's own is a
+            :class:`~smca.modeling.Detector`.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike | CfgNode,
+        weights: str | os.PathLike | None = None,
+        *,
+        opts: Sequence[object] = (),
+        device: str | torch.device | None = None,
+        engine: str = "native",
+    ):
+        """
+        Args:
+            config: path of a YAML file, a name of :mod:`smca.model_zoo`, or a config.
+            weights: a checkpoint that has all of the model, or its address; None: see
+                :func:`~smca.checkpoints.choosing.trained_weights`.
+            opts: ``KEY, value, ...`` changes of the config.
+            device: None is MODEL.DEVICE, or the CPU where there is no GPU.
+            engine: "native", or "detectron2", which has any backbone and model of Detectron2's
+                registries and takes its paths, such as ``detectron2://...``.
+
+        Raises:
+            ConfigError: a config or a value that cannot work, no weights, or no Detectron2.
+            FileNotFoundError, CheckpointError: the checkpoint is missing or does not fit.
+        """
+        host = _host(engine)
+        file = "" if isinstance(config, CfgNode) else _path(os.fspath(config))
+        cfg = host.read(file or config)
+        cfg.defrost()
+        load_cfg(cfg, opts=opts)
+        self.weights = trained_weights(
+            cfg, config_file=file, opts=opts, named=os.fspath(weights or "")
+        )
+        content = read_checkpoint(host.local_path(self.weights.path))
+        state = pop_weights(content)
+        if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
+            cfg.MODEL.SMCA.NUM_CLASSES = _count_classes(cfg, state)
+        self.device = choose_device(cfg, device)
+        cfg.MODEL.DEVICE = str(self.device)
+        validate(cfg)
+        cfg.freeze()
+        self.cfg = cfg
+        self._host = host(cfg)
+        self.detector = self._host.detector
+        load_state(self.detector, state, source=self.weights.path, whole=True)
+        self.class_names = _class_names(cfg, content.get("class_names"))
+        self._mapper = NativeMapper.from_config(cfg, is_train=False)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
+    ) -> Result | list[Result]:
+        """
+        Args:
+            images: an image, or a list of images that are looked at as one batch. An image is a
+                path, a PIL image or a NumPy array: (h, w, 3) uint8 in the order **RGB** (OpenCV's
+                is BGR: ``image[..., ::-1]``), or (h, w) uint8 in grey.
+            threshold: detections of a lower score are left out.
+
+        Returns:
+            the result of the image, or one each. There are at most TEST.DETECTIONS_PER_IMAGE
+            detections.
+
+        Raises:
+            OSError: a file that is missing or cannot be read as an image, or grey values of which
+                white is not known.
+            TypeError, ValueError: what is no image, or an array of another shape or type.
+            FloatingPointError: the model's weights are not finite.
+        """
+        originals = [read_image(image) for image in _as_list(images)]
+        if not originals:
+            return []
+        mapped = [self._mapper.map_image(image) for image in originals]
+        sizes = [(image.height, image.width) for image in originals]
+        results = [self._result(found, threshold) for found in self._host.detect(mapped, sizes)]
+        return results if isinstance(images, (list, tuple)) else results[0]
+
+    def inputs(
+        self, images: ImageLike | Sequence[ImageLike]
+    ) -> tuple[Tensor, list[Size], list[np.ndarray]]:
+        """What the detector takes of these images, for those who call it or look into it.
+
+        Args:
+            images: at least one, see :meth:`__call__`.
+
+        Returns:
+            (B, 3, H, W), resized, normalised and padded, on ``device``; each image's (h, w) in it
+            without the padding; and the images as they were given, (h, w, 3) uint8 RGB.
+        """
+        originals = [read_image(image) for image in _as_list(images)]
+        batch, sizes = self._host.pad([self._mapper.map_image(image) for image in originals])
+        return batch, sizes, [np.array(image) for image in originals]
+
+    def _result(self, found: Detections, threshold: float) -> Result:
+        require_finite(found.scores)
+        kept = found.scores >= threshold
+        labels = found.labels[kept].cpu()
+        return Result(
+            boxes=found.boxes[kept].cpu(),
+            scores=found.scores[kept].cpu(),
+            labels=labels,
+            class_names=tuple(self.class_names[label] for label in labels.tolist()),
+        )
+
+
+def require_finite(scores: Tensor) -> None:
+    """
+    Raises:
+        FloatingPointError: the model's weights are not finite.
+    """
+    if not scores.isfinite().all():
+        raise FloatingPointError(
+            "the model gives scores that are not numbers: its weights are not finite, such as "
+            "those of a training that has diverged; take an earlier checkpoint"
+        )
+
+
+def read_image(image: ImageLike) -> Image.Image:
+    """An image as 8-bit RGB, turned as its EXIF orientation says; see :class:`Predictor`."""
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return read_rgb(os.fspath(image))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OSError(f"{os.fspath(image)} cannot be read as an image: {error}") from error
+    if isinstance(image, Image.Image):
+        if not (image.width and image.height):
+            raise ValueError(f"an image of {image.width}x{image.height} pixels is no image")
+        return upright_rgb(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"{type(image).__name__} is no image: give a path, a PIL image or a NumPy array "
+            "(h, w, 3) uint8 RGB, or a list of such"
+        )
+    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    if image.dtype != np.uint8 or not fits or not image.size:
+        raise ValueError(
+            f"an array of shape {image.shape} and type {image.dtype} is no image: it must be "
+            "(h, w, 3) RGB or (h, w) grey, of type uint8 in 0..255"
+        )
+    return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+
+
+def _as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    return images if isinstance(images, (list, tuple)) else [images]
+
+
+def _host(engine: str) -> type[NativeHost]:
+    if engine == "native":
+        return NativeHost
+    if engine != "detectron2":
+        raise ConfigError(f"engine is {engine!r}; it must be 'native' or 'detectron2'")
+    from ..hosts import choose_engine, detectron2_host
+
+    choose_engine(engine)
+    return detectron2_host("predictor").Detectron2Host
+
+
+def _path(config: str) -> str:
+    if os.path.isfile(config):
+        return config
+    try:
+        return config_file(config)
+    except ConfigError as error:
+        raise ConfigError(f"{config} is no file, and {error}") from None
+
+
+def _count_classes(cfg: CfgNode, state: dict[str, Tensor]) -> int:
+    """The classes of a checkpoint's head, which with a softmax has one column more."""
+    columns = [len(t) for name, t in state.items() if name.startswith("heads.class_head.")]
+    return max(columns, default=0) - (cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax")
+
+
+def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
+    foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
+    count = cfg.MODEL["ROI_HEADS" if foreign else "SMCA"].NUM_CLASSES
+    datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    for names in (saved, *(_annotated_classes(cfg, name) for name in datasets)):
+        if names is not None and len(names) == count:
+            return tuple(names)
+    if count == 80 and any(name.startswith("coco_2017_") for name in datasets):
+        return coco_class_names()
+    return tuple(map(str, range(count)))
+
+
+def _annotated_classes(cfg: CfgNode, dataset: str) -> Sequence[str] | None:
+    """The class names in a dataset's annotation file, or None where it has no such file."""
+    try:
+        json_file, _ = dataset_files(cfg, dataset)
+        content = read_json(dataset, json_file)
+        return list(read_categories(content, refuse(dataset, json_file)).values())
+    except DatasetError:
+        return None

@@ -1,0 +1,70 @@
+"""What the parts of the project hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image as the detector gets it.
+
+    Attributes:
+        image: (3, h, w) uint8, channels in the order of INPUT.FORMAT.
+        labels: (n,) int64 contiguous class indices.
+        boxes: (n, 4) float32 xyxy in pixels of ``image``.
+        image_id: COCO's.
+        file_name: absolute path.
+        height, width: of the file's image, in pixels.
+    """
+
+    image: Tensor
+    labels: Tensor
+    boxes: Tensor
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+
+    def pin_memory(self) -> Sample:
+        return replace(
+            self,
+            image=self.image.pin_memory(),
+            labels=self.labels.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the detector says of a batch: B images, N queries, K class columns.
+
+    Attributes:
+        logits: (layers, B, N, K); in evaluation layers is 1, the last.
+        boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.
+        centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
+            the unpadded image; None where boxes start from no place (DETR).
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    centers: Tensor | None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The detections of one image, best first; or of a batch, (B, D, ...) then.
+
+    Attributes:
+        boxes: (D, 4) xyxy in pixels, not clipped to the image.
+        scores: (D,).
+        labels: (D,) contiguous class indices.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
