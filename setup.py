@@ -11,14 +11,11 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 SOURCE = "projects/SMCA"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / SOURCE / "smca/__init__.py").read_text())[1]
-# Its PYTHON and NEEDED; these and the other bounds below are of versions that pass the tests.
+# The bounds there and below are versions that pass the tests.
 VERSIONS = runpy.run_path(str(HERE / SOURCE / "smca/versions.py"))
 
-# Not on PyPI, and its build needs torch: pip install --no-build-isolation -e '.[detectron2]'
-DETECTRON2 = (
-    "detectron2 @ git+https://github.com/facebookresearch/detectron2.git"
-    "@02b5c4e295e990042a714712c21dc79b731e8833"
-)
+# Its build needs torch: pip install --no-build-isolation -e '.[detectron2]'
+DETECTRON2 = f"detectron2 @ {VERSIONS['DETECTRON2']}"
 EXPORT = ["onnx>=1.21", "onnxscript>=0.6", "onnxruntime>=1.20"]
 VIDEO = ["opencv-python-headless>=4.8.0.76"]
 

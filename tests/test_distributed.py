@@ -17,7 +17,7 @@ import torch
 
 from smca.config import ConfigError
 from smca.engine.arguments import argument_parser
-from smca.engine.launch import Worker, run_workers, torchrun_worker
+from smca.engine.launch import Worker, launch, torchrun_worker
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
@@ -204,7 +204,7 @@ def parsed(*flags):
 
 
 def test_a_process_of_torchrun_is_a_worker(variables):
-    expected = Worker(rank=1, world_size=4, local_rank=1, local_world_size=2, url="env://")
+    expected = Worker(rank=1, world_size=4, local_rank=1, local_world_size=2)
     assert torchrun_worker(parsed()) == expected
     flags = ("--num-gpus", 2, "--num-machines", 2, "--machine-rank", 0)
     assert torchrun_worker(parsed(*flags)) == expected
@@ -248,7 +248,7 @@ def test_variables_that_are_missing_or_unequal_are_refused(variables, monkeypatc
 )
 def test_machines_that_cannot_meet_are_refused(flags, message, config):
     with pytest.raises(ConfigError, match=message):
-        run_workers(lambda *_: None, config("quickstart"), parsed(*flags))
+        launch(lambda *_: None, config("quickstart"), parsed(*flags))
 
 
 @pytest.mark.slow

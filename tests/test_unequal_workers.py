@@ -68,7 +68,6 @@ import smca, torch
 import torch.distributed as dist
 from smca.config import load_cfg
 from smca.modeling.detector import build_detector
-from smca.engine.processes import run_together
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
 from smca.engine.step import TrainingStep
@@ -105,8 +104,7 @@ def work(rank, world_size, file, folder):
 if __name__ == "__main__":
     file, folder = sys.argv[1:]
     work(0, 1, file, folder)
-    workers = [(rank, 2, file, folder) for rank in range(2)]
-    sys.exit(run_together(work, workers, ["first", "second"]))
+    torch.multiprocessing.spawn(work, args=(2, file, folder), nprocs=2)
 """
 
 

@@ -124,7 +124,7 @@ def test_workers_end_when_their_launcher_is_killed(engine, launcher, training, t
 
 @pytest.mark.slow
 @each_launcher
-def test_an_error_in_one_worker_is_what_is_said_last(
+def test_an_error_in_one_worker_is_all_that_is_said(
     engine, launcher, start, config_file, shapes, tmp_path
 ):
     """An image of the second worker's part cannot be read, while the first waits for results."""
@@ -142,7 +142,8 @@ def test_an_error_in_one_worker_is_what_is_said_last(
     message = rf"DatasetError: cannot read \S*/{paths[-1].name}"
     if launcher == "own":
         assert process.returncode == 2, output[-3000:]
-        assert re.match(message, output.splitlines()[-1])
+        errors = [line for line in output.splitlines() if re.match(r"\w+Error: ", line)]
+        assert len(errors) == 1 and re.match(message, errors[0]), output[-3000:]
         assert "Traceback" not in output
     else:
         cause = output.rpartition("Root Cause")[2]
@@ -151,22 +152,22 @@ def test_an_error_in_one_worker_is_what_is_said_last(
 
 # Two workers that add numbers, until something happens to the second.
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from smca.engine.processes import run_together
+from smca.config import get_cfg, load_cfg
+from smca.engine.arguments import argument_parser
+from smca.engine.guard import guarded
+from smca.engine.launch import launch
 
-def work(rank, fault, folder):
-    url = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+def work(cfg, args):
+    fault = os.environ["FAULT"]
     # From here on: until they have met, one may begin much later than the other.
     group = dist.new_group(timeout=timedelta(seconds=5))
     for number in range(10**6):
-        if rank == 1 and number == 3:
-            if fault == "raises late":
-                time.sleep(1)
-            if fault.startswith("raises"):
+        if dist.get_rank() == 1 and number == 3:
+            if fault == "raises":
                 raise KeyError("of its own")
             if fault == "aborts":
                 os.abort()
@@ -174,13 +175,11 @@ def work(rank, fault, folder):
                 os._exit(0)
             if fault == "hangs":
                 os.kill(os.getpid(), signal.SIGSTOP)
-        if rank == 0 and number == 3 and fault == "raises late":
-            os.abort()  # as NCCL has it do that waits for the other one
         dist.all_reduce(torch.ones(1), group=group)
 
 if __name__ == "__main__":
-    names = ["worker 0 of 2", "worker 1 of 2"]
-    sys.exit(run_together(work, [(rank, *sys.argv[1:]) for rank in range(2)], names))
+    args = argument_parser().parse_args(["--config-file", sys.argv[1], "--num-gpus", "2"])
+    sys.exit(guarded(launch, work, load_cfg(get_cfg(), args.config_file), args))
 """
 
 
@@ -188,29 +187,32 @@ if __name__ == "__main__":
     ("fault", "code", "message"),
     [
         ("raises", 1, "KeyError: 'of its own'"),
-        ("raises late", 1, "KeyError: 'of its own'"),
-        ("leaves", 1, "WorkerError: worker 1 of 2 ended with exit code 0 before its work was done"),
-        ("aborts", 134, "WorkerError: worker 1 of 2 was ended by SIGABRT"),
-        (
+        ("leaves", 1, "WorkerError: worker 0 of 2 has lost another one, whose message says why"),
+        ("aborts", 134, "WorkerError: worker 1 of 2 was ended by SIGABRT; --resume goes on"),
+        pytest.param(
             "hangs",
             1,
-            "WorkerError: worker 0 of 2 has waited in vain for another one, which hangs: Timed out "
-            "waiting 5000ms for recv operation to complete; worker 1 of 2 did not end and was "
-            "killed",
+            "WorkerError: worker 0 of 2 waited in vain for another one, which hangs: Timed out "
+            "waiting 5000ms",
+            marks=pytest.mark.slow,  # torch waits 30 seconds before it kills
         ),
     ],
 )
-def test_the_first_fault_is_the_last_line(fault, code, message, tmp_path):
+def test_the_first_fault_is_the_last_line(fault, code, message, config_file, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), fault, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")}
+    begun = time.monotonic()
     done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), config_file()],
+        env={**environment, "FAULT": fault},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert done.returncode == code
+    assert time.monotonic() - begun < 100
+    assert done.returncode == code, done.stderr
     lines = done.stderr.splitlines()
-    assert lines[-1] == message
-    raises = fault.startswith("raises")
-    assert ("worker 1 of 2:" in lines) == raises
-    assert done.stderr.count("Traceback") == raises
+    assert lines[-1].startswith(message), done.stderr
+    assert done.stderr.count("Traceback") == (fault == "raises")

@@ -1,9 +1,12 @@
 """SMCA: fast convergence of DETR with spatially modulated co-attention (ICCV 2021)."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 from .versions import check
 
+# fvcore and Detectron2 decorate with torch.jit, which today's torch deprecates.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 check()
 
 from . import model_zoo  # noqa: E402
@@ -26,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Reading and resizing images is nothing that a model alone needs.
+    # A model alone needs no code that reads and resizes images.
     if name == "Predictor":
         from .inference.predictor import Predictor
 

@@ -1,30 +1,38 @@
-"""The two hosts of the model: which one runs, and why."""
+"""The two hosts of the model, Detectron2 and PyPI packages alone: which one runs, and why."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from .errors import ConfigError
+from .versions import DETECTRON2
 
-# The commit the Detectron2 host is tested with.
-DETECTRON2 = (
-    "git+https://github.com/facebookresearch/detectron2.git"
-    "@02b5c4e295e990042a714712c21dc79b731e8833"
-)
 INSTALL_DETECTRON2 = f"pip install --no-build-isolation '{DETECTRON2}'"
 _REINSTALL = INSTALL_DETECTRON2.replace("install ", "install --force-reinstall --no-deps ", 1)
+_PACKAGES = {"detectron2": "d2", "native": "native"}
+
+
+def has_detectron2() -> bool:
+    """Return whether Detectron2 is installed."""
+    return importlib.util.find_spec("detectron2") is not None
 
 
 def choose_engine(wanted: str) -> tuple[str, str]:
-    """The host to use and why, in one line.
+    """Return the host to use, "detectron2" or "native", and a line that says why.
+
+    Args:
+        wanted: one of them, or "auto" for Detectron2 where it is installed.
 
     Raises:
-        ConfigError: Detectron2 is asked for and not installed.
+        ConfigError: ``wanted`` is Detectron2, which is not installed, or no host.
     """
+    if wanted not in (*_PACKAGES, "auto"):
+        raise ConfigError(f"engine is {wanted!r}; it must be 'auto', 'detectron2' or 'native'")
     if wanted == "native":
         return "native", "Engine: native, as asked for"
-    if importlib.util.find_spec("detectron2") is not None:
+    if has_detectron2():
         reason = "as asked for" if wanted == "detectron2" else "it is installed"
         return "detectron2", f"Engine: detectron2, {reason}"
     if wanted == "detectron2":
@@ -32,15 +40,17 @@ def choose_engine(wanted: str) -> tuple[str, str]:
     return "native", f"Engine: native; Detectron2 is not installed ({INSTALL_DETECTRON2})"
 
 
-def detectron2_host(module: str) -> ModuleType:
-    """``smca.d2.<module>``, of a Detectron2 that is installed.
+def load(engine: str, module: str) -> ModuleType:
+    """Import ``smca.d2.<module>`` or ``smca.native.<module>``.
 
     Raises:
-        ConfigError: it is too old, or built for another torch.
+        ConfigError: Detectron2 is installed, but too old, or built for another torch.
     """
     try:
-        return importlib.import_module(f".d2.{module}", __package__)
+        return importlib.import_module(f".{_PACKAGES[engine]}.{module}", __package__)
     except ImportError as error:
+        if engine == "native":
+            raise
         raise ConfigError(
             f"Detectron2 is installed, but cannot be imported ({error}); --engine native does "
             f"without, and this builds the tested one for the present torch: {_REINSTALL}"

@@ -10,24 +10,21 @@ import argparse
 import io
 import os
 import sys
-import warnings
 
+from . import hosts
 from .engine.arguments import argument_parser
 from .engine.guard import guarded
-from .hosts import choose_engine, detectron2_host
 
-# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
-# not in main, for the processes that are spawned too: they begin by importing this module.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
-# Names of classes and files that a terminal cannot show are not worth an error.
+# A name that the terminal cannot show is not worth an error.
 if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line and return the exit code.
 
-    0, 2 for what the user can mend, 3 for a loss that is not finite, 128 + a signal's number.
+    It is 2 for an error that the user can mend, 3 for a loss that is not finite, and 128 + the
+    number of a signal that stopped the run.
     """
     parser = argument_parser(
         "Train or evaluate a detector, on Detectron2 where it is installed, else on PyPI packages "
@@ -37,14 +34,10 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    engine, reason = choose_engine(args.engine)
-    if os.getenv("RANK", "0") == "0":  # of torchrun's processes, the first says it
+    engine, reason = hosts.choose_engine(args.engine)
+    if os.getenv("RANK", "0") == "0":  # torchrun starts many
         print(reason, flush=True)
-    if engine == "detectron2":
-        return detectron2_host("launch").run(args)
-    from .native.launch import run
-
-    return run(args)
+    return hosts.load(engine, "launch").run(args)
 
 
 if __name__ == "__main__":

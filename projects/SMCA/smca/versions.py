@@ -13,6 +13,11 @@ from importlib import metadata
 PYTHON = "3.10"
 # torch before 2.10 can be made to run code by a checkpoint (CVE-2026-24747).
 NEEDED = {"torch": "2.10", "torchvision": "0.25"}
+# Detectron2 is not on PyPI. This commit passes the tests.
+DETECTRON2 = (
+    "git+https://github.com/facebookresearch/detectron2.git"
+    "@02b5c4e295e990042a714712c21dc79b731e8833"
+)
 _PACKAGES = " ".join(f"'{name}>={n}'" for name, n in NEEDED.items())
 _INSTALL = f"pip install --upgrade {_PACKAGES}"
 # Of a build for CPUs and one for CUDA both may be the newest, which pip then leaves as they are.

@@ -1,4 +1,4 @@
-"""Starting a run on Detectron2: the config, one or many processes, training or evaluation."""
+"""Start a run on Detectron2: read the config, start the workers, train or evaluate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-import torch.distributed as dist
+import detectron2.engine
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_smca_config, load_cfg
 from ..engine.guard import explain
-from ..engine.launch import Worker, run_workers
+from ..engine.launch import launch, torchrun_worker
 from ..errors import ConfigError
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what :func:`smca.engine.arguments.argument_parser` read; returns the exit code.
+    """Run the command line of :func:`smca.engine.arguments.argument_parser`.
+
+    Returns:
+        the exit code.
 
     Raises:
         ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
@@ -45,42 +48,39 @@ def run(args: argparse.Namespace) -> int:
         )
     for key in ("AUG", "PRECISE_BN"):
         if cfg.TEST[key].ENABLED:
-            raise ConfigError(
-                f"TEST.{key}.ENABLED is True; it must be False, SMCA has no use of it"
-            )
-    return run_workers(train_or_evaluate, cfg, args)
+            raise ConfigError(f"TEST.{key}.ENABLED is True; it must be False, SMCA does not use it")
+    return launch(main, cfg, args, start=detectron2.engine.launch)
 
 
-def train_or_evaluate(
+def main(
     cfg: CfgNode,
     args: argparse.Namespace,
-    worker: Worker,
     *,
     trainer: type[Trainer] = Trainer,
     config: object = None,
 ) -> None:
-    """What a worker does.
+    """Train or evaluate in one worker.
 
     Args:
         cfg: a config that is prepared.
         args: flags, of which ``eval_only`` and ``resume`` count.
-        worker: this process.
-        trainer: builds the parts, and trains them.
-        config: what is written to config.yaml, if it is not ``cfg``.
+        trainer: builds the parts and trains them.
+        config: is written to config.yaml instead of ``cfg``.
     """
-    if dist.is_initialized():
-        # As Detectron2's own launch does it, which knows nothing of torchrun.
+    if worker := torchrun_worker(args):
+        # Detectron2's launch does this for the workers that it starts.
         comm.create_local_process_group(worker.local_world_size)
     register_datasets(cfg)
+    rank = comm.get_rank()
     if args.eval_only:
-        # Detectron2's set-up would replace the run's config.yaml by that of the evaluation.
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="fvcore")
+        # default_setup would replace the run's config.yaml by that of the evaluation.
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
     else:
         file = Path(cfg.OUTPUT_DIR, "config.yaml")
-        anothers = file.read_bytes() if worker.rank == 0 and file.exists() else None
+        anothers = file.read_bytes() if rank == 0 and file.exists() else None
         default_setup(cfg if config is None else config, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=worker.rank, name="smca")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="smca")
     for handler in logging.getLogger("smca").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is not sys.stdout:
             atexit.register(_close, handler.stream)
@@ -92,20 +92,20 @@ def train_or_evaluate(
         training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
     except Exception:
-        if anothers is not None:  # a run that is refused leaves the one that was here as it was
+        if anothers is not None:  # a run that is refused leaves another's folder as it was
             file.write_bytes(anothers)
         raise
     training.train()
 
 
 def _close(log: TextIO) -> None:
-    """Close a log file whose last lines a full disk may not take; Detectron2 would raise."""
+    """Close a log file, even if a full disk refuses its last lines; Detectron2 would raise."""
     with contextlib.suppress(OSError):
         log.close()
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Detectron2 logs what ends training with its traceback; what is explained needs none."""
+    """Shorten what Detectron2 logs when training fails, if one line explains the error."""
     error = record.exc_info and record.exc_info[1]
     if error and (explanation := explain(error)):
         record.msg, record.exc_info = f"{record.msg} {explanation.message}", None
@@ -116,7 +116,7 @@ def _evaluate(cfg: CfgNode, trainer: type[Trainer]) -> dict:
     """Evaluate MODEL.WEIGHTS.
 
     Raises:
-        ConfigError: there is nothing to evaluate on.
+        ConfigError: DATASETS.TEST is empty.
         CheckpointError: the file does not fit the model.
     """
     if not cfg.DATASETS.TEST:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import detectron2.engine
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.solver import LRMultiplier
@@ -18,12 +19,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config import add_smca_config, load_cfg
-from ..engine.launch import Worker, run_workers
+from ..engine.launch import launch
 from ..errors import ConfigError
 from ..training.solver import with_clipping
 from .datasets import dataset_records
 from .evaluation import CocoEvaluator
-from .launch import train_or_evaluate
+from .launch import main as train_or_evaluate
 from .trainer import Trainer
 
 _PARTS = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
@@ -195,14 +196,14 @@ def run(args: argparse.Namespace) -> int:
     """
     lazy = read(args.config_file, args.opts)
     with _lazy_names():
-        return run_workers(_main, trainer_config(lazy), args)
+        return launch(_main, trainer_config(lazy), args, start=detectron2.engine.launch)
 
 
 @_lazy_names()
-def _main(cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
+def _main(cfg: CfgNode, args: argparse.Namespace) -> None:
     lazy = read(args.config_file, args.opts)
     # What has been found out: the device that is there, the classes that the data has.
     lazy.train.device = cfg.MODEL.DEVICE
     if OmegaConf.select(lazy, "model.heads.num_columns") == 0:
         lazy.model.heads.num_columns = cfg.MODEL.SMCA.NUM_CLASSES + _no_object_columns(lazy)
-    train_or_evaluate(cfg, args, worker, trainer=LazyTrainer.of(lazy), config=lazy)
+    train_or_evaluate(cfg, args, trainer=LazyTrainer.of(lazy), config=lazy)

@@ -52,7 +52,10 @@ class StepTrainer(SimpleTrainer):
         self.fetching = False
         data_time = time.perf_counter() - begun
         seed_step(self.seed, self.iter, comm.get_rank())
-        losses = self.step(lambda: self.model(batch), [image["image_id"] for image in batch])
+        losses = self.step(
+            lambda: self.model(batch),
+            [image.get("image_id", image.get("file_name")) for image in batch],
+        )
         if self.average:
             self.average.update(self.iter)
         self.clock.add(time.perf_counter() - begun)

@@ -1,10 +1,11 @@
-"""Training on Detectron2: its loop, hooks and writers around the step both hosts share."""
+"""Train on Detectron2: its loop, hooks and writers around the step that both hosts share."""
 
 from __future__ import annotations
 
 import logging
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -37,7 +38,6 @@ from ..errors import NonFiniteLossError
 from ..training.solver import (
     build_lr_multiplier,
     build_optimizer,
-    scale_to_workers,
     set_rates,
 )
 from .checkpointer import SMCACheckpointer
@@ -62,9 +62,14 @@ class Trainer(DefaultTrainer):
     """Trains SMCA: any number of processes sees the same batches, and ``--resume`` is exact.
 
     Exact is bit for bit on a CPU. On CUDA the same random numbers are drawn, but sums are rounded
-    otherwise from run to run.
+    otherwise from run to run. Checkpoints have the layout of Detectron2's own, with ``seed`` and
+    ``clock`` added.
 
-    Checkpoints have the layout of Detectron2's own, with ``seed`` and ``clock`` added.
+    ``__init__`` does what DefaultTrainer's does, in its order, with these lines replaced:
+    ``create_ddp_model`` sets ``device_ids``, which DDP refuses on a CPU, so
+    :func:`~smca.engine.parallel.data_parallel` wraps the model; ``AMPTrainer`` needs CUDA, so
+    :class:`StepTrainer` runs the iterations; and :class:`SMCACheckpointer` stands for
+    ``DetectionCheckpointer``. All else is a ``build_*`` method that a subclass may override.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -73,11 +78,10 @@ class Trainer(DefaultTrainer):
             cfg: a config whose datasets are registered.
 
         Raises:
-            ConfigError, DatasetError: what cannot work, before training starts.
+            ConfigError, DatasetError: a config or data that cannot work, before training starts.
         """
-        # Not DefaultTrainer's: DDP on a CPU, the loader and the step are other ones here.
         super(DefaultTrainer, self).__init__()
-        cfg = scale_to_workers(cfg, comm.get_world_size())
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
@@ -86,24 +90,20 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.stop = StopRequest()
         torch.manual_seed(self.seed)
-        # First, so that values that cannot work are refused before any data is read.
-        model = self.build_model(cfg)
-        # An evaluation that cannot run is not found out only hours later.
+        self.trained = model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        # Data that an evaluation cannot use are refused now, not hours later.
         dataset_records(cfg, cfg.DATASETS.TEST)
         data_loader = self.build_train_loader(cfg)
+
         device = next(model.parameters()).device
-        optimizer = self.build_optimizer(cfg, model)
         average = None
         if cfg.MODEL.EMA.ENABLED:
             average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
         self.evaluated = average.model if average else model
-        self.trained = model
         if comm.get_world_size() > 1:
-            model = data_parallel(
-                model,
-                device,
-                find_unused_parameters=getattr(model, "has_unread_maps", False),
-            )
+            unused = getattr(model, "has_unread_maps", False)
+            model = data_parallel(model, device, find_unused_parameters=unused)
         self._trainer = StepTrainer(
             model,
             data_loader,
@@ -296,8 +296,13 @@ class Trainer(DefaultTrainer):
         return LRMultiplier(optimizer, build_lr_multiplier(cfg), cfg.SOLVER.MAX_ITER)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """An endless loader of lists of dicts, this worker's shares of the global batches.
+    def build_train_loader(
+        cls, cfg: CfgNode, mapper: Callable[[dict], dict] | None = None
+    ) -> DataLoader:
+        """Return an endless loader of lists of dicts, this worker's shares of the global batches.
+
+        Args:
+            mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`.
 
         Raises:
             DatasetError: see :func:`~smca.d2.datasets.training_records`.
@@ -311,7 +316,7 @@ class Trainer(DefaultTrainer):
             world_size=comm.get_world_size(),
             seed=max(cfg.SEED, 0),
         )
-        dataset = TrainingDataset(records, DetrDatasetMapper(cfg, is_train=True))
+        dataset = TrainingDataset(records, mapper or DetrDatasetMapper(cfg, is_train=True))
         return build_loader(cfg, dataset, batch_sampler=batches)
 
     @classmethod

@@ -1,30 +1,39 @@
-"""The processes that train together, the workers: started here, or each of them by torchrun."""
+"""Start the processes that train together, the workers, or join those that torchrun has started."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import logging
+import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ..distributed import end_with_parent
-from ..errors import CheckpointError, ConfigError
+from ..distributed import end_with_parent, synchronize, world_size
+from ..errors import CheckpointError, ConfigError, WorkerError
+from .guard import guarded
 from .prepare import prepare
-from .processes import run_together
 
-# How long workers wait for one that evaluates or makes files; NCCL's own limit is shorter.
+# Workers wait so long for one that evaluates or writes files; NCCL's own limit is shorter.
 _TIMEOUT = timedelta(minutes=30)
-# Seconds that they have to save a checkpoint and end once torchrun is gone.
+# After torchrun is gone, a worker has so many seconds to save a checkpoint and end.
 _AFTER_LAUNCHER = 30.0
-# What torchrun sets.
+# The variables that torchrun sets.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# What a worker runs: it gets the config as ``prepare`` returns it, and the command line.
+Main = Callable[[CfgNode, argparse.Namespace], None]
 
 
 @dataclass(frozen=True)
@@ -32,69 +41,176 @@ class Worker:
     """One of the processes that train together.
 
     Attributes:
-        rank, world_size: its number among all of them, and how many they are.
-        local_rank, local_world_size: the same among those of its machine.
-        url: where they meet, as ``torch.distributed.init_process_group`` takes it.
+        rank, world_size: its number among all workers, and their count.
+        local_rank, local_world_size: the same among the workers of its machine.
     """
 
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-    url: str | None = None
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
 
 
-# What a worker does.
-Main = Callable[[CfgNode, argparse.Namespace, Worker], None]
+def start_processes(
+    main: Callable[..., None],
+    count: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
+) -> None:
+    """Start the workers of this machine, as ``detectron2.engine.launch`` does on Detectron2.
+
+    Args:
+        main: a function that can be pickled.
+        count: workers on this machine.
+        num_machines, machine_rank: number of machines, and the number of this one.
+        dist_url: where the workers meet; "auto" is a free port of this machine.
+        args: arguments of ``main``.
+    """
+    if dist_url == "auto":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    first, total = machine_rank * count, num_machines * count
+    torch.multiprocessing.start_processes(
+        _join_and_run, args=(main, first, total, count, dist_url, args), nprocs=count
+    )
 
 
-def run_workers(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Run ``main(cfg, args, worker)`` in all workers of this machine; returns the exit code.
+def launch(
+    main: Main,
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    *,
+    start: Callable[..., None] = start_processes,
+) -> int:
+    """Run ``main(cfg, args)`` in all workers of this machine and return the exit code.
 
-    Where torchrun has started this process, it is one of them. Else they are started here, but a
-    single one is this process. ``main`` gets the config as
-    :func:`~smca.engine.prepare.prepare` leaves it, and workers joined in a process group.
+    Where torchrun has started this process, it is one of the workers. A single worker is this
+    process; several are started here.
 
     Args:
         main: a function that can be pickled.
         cfg: the merged configuration.
-        args: what :func:`smca.engine.arguments.argument_parser` read.
+        args: the command line, see :func:`smca.engine.arguments.argument_parser`.
+        start: starts processes, with the arguments of :func:`start_processes`.
 
     Raises:
-        ConfigError: flags or variables that contradict each other, too few GPUs, or what
+        ConfigError: flags or variables that contradict each other, too few GPUs, or a config that
             :func:`~smca.engine.prepare.prepare` refuses.
-        CheckpointError: machines that would resume from different checkpoints.
+        CheckpointError: the machines would resume from different checkpoints.
     """
-    worker = torchrun_worker(args)
-    if worker is not None:
-        if dist.is_torchelastic_launched():
-            # Else it would train on, beside the run that is started next.
-            end_with_parent(grace=_AFTER_LAUNCHER)
-        _work(worker, main, cfg, args, prepared=False)
+    if worker := torchrun_worker(args):
+        _run(main, _join_torchrun(worker, cfg, args), args)
         return 0
     count, machines = args.num_gpus or 1, args.num_machines or 1
-    first = (args.machine_rank or 0) * count
-    if not 0 <= first < count * machines:
+    rank = args.machine_rank or 0
+    if not 0 <= rank < machines:
         raise ConfigError(
             f"--machine-rank is {args.machine_rank}; the machines are 0 to {machines - 1}"
         )
     if args.dist_url == "auto" and machines > 1:
         raise ConfigError("--dist-url must be tcp://host:port of machine 0 for many machines")
-    _require_gpus(cfg, count)
+    cuda = _require_gpus(cfg, count)
     cfg = prepare(cfg, count * machines, args)
     if count * machines == 1:
-        _run(main, cfg, args, Worker())
+        _run(main, cfg, args)
         return 0
-    url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
-    workers = [Worker(first + i, count * machines, i, count, url) for i in range(count)]
-    return _start(workers, main, cfg, args)
+    if not cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # workers that see a GPU would meet on it
+        share = max(1, (os.cpu_count() or 1) // count)
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        with _signals_to_children():
+            start(_guarded_run, count, machines, rank, args.dist_url, args=(main, cfg, args))
+    except ProcessExitedException as end:
+        if end.exit_code > 0:  # that worker has said why
+            return end.exit_code
+        name = f"worker {rank * count + end.error_index} of {count * machines}"
+        print(_killed(name, -end.exit_code, args), file=sys.stderr, flush=True)
+        return 128 - end.exit_code
+    except ProcessRaisedException as error:
+        print(error.msg.strip(), file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _killed(name: str, number: int, args: argparse.Namespace) -> str:
+    message = f"{WorkerError.__name__}: {name} was ended by {signal.Signals(number).name}"
+    if number == signal.SIGKILL:
+        message += ", most likely because the machine has run out of memory"
+    return message + ("" if args.eval_only else "; --resume goes on from the last checkpoint")
+
+
+def _guarded_run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Run a started worker; it ends with the exit code that :func:`guarded` gives."""
+    try:
+        code = guarded(_run, main, cfg, args)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    if code:
+        sys.exit(code)
+
+
+def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
+    if args.resume:
+        _require_one_checkpoint(cfg)
+    # The garbage collector writes to every object that it visits. Loader processes share the
+    # pages of the 100 MB of imported modules until then.
+    gc.freeze()
+    main(cfg, args)
+    if dist.is_initialized():  # after an error this would wait for the other workers
+        dist.destroy_process_group()
+
+
+def _join_and_run(
+    local_rank: int,
+    main: Callable[..., None],
+    first: int,
+    total: int,
+    count: int,
+    dist_url: str,
+    args: tuple,
+) -> None:
+    worker = Worker(first + local_rank, total, local_rank, count)
+    _join(worker, dist_url, cuda=torch.cuda.is_available())
+    main(*args)
+
+
+def _join(worker: Worker, url: str, *, cuda: bool) -> None:
+    if cuda:
+        torch.cuda.set_device(worker.local_rank)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=url,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        timeout=_TIMEOUT,
+    )
+
+
+def _join_torchrun(worker: Worker, cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Join the other workers of torchrun and return the config that is prepared."""
+    if dist.is_torchelastic_launched():
+        # Without its launcher this worker would train on beside the run that is started next.
+        end_with_parent(grace=_AFTER_LAUNCHER)
+    _join(worker, "env://", cuda=_require_gpus(cfg, worker.local_world_size))
+    # The first worker of a machine fetches and draws the files that the others then find.
+    if worker.local_rank > 0:
+        synchronize()
+    cfg = prepare(cfg, worker.world_size, args)
+    if worker.local_rank == 0:
+        synchronize()
+    return cfg
 
 
 def torchrun_worker(args: argparse.Namespace) -> Worker | None:
-    """The worker that this process is, by torchrun's variables; None where they are not set.
+    """Return the worker that torchrun's variables make this process, or None without them.
 
     Raises:
-        ConfigError: a flag says otherwise, or some of the variables are missing.
+        ConfigError: a flag contradicts torchrun, or some of the variables are missing.
     """
     if "LOCAL_RANK" not in os.environ:
         return None
@@ -103,10 +219,10 @@ def torchrun_worker(args: argparse.Namespace) -> Worker | None:
             f"LOCAL_RANK is set, but not {', '.join(missing)}; start with torchrun, which sets "
             "them all, or unset LOCAL_RANK"
         )
-    rank, world_size, local_rank, count = (int(os.environ[name]) for name in _VARIABLES[:4])
-    if world_size % count:
+    rank, total, local_rank, count = (int(os.environ[name]) for name in _VARIABLES[:4])
+    if total % count:
         raise ConfigError(f"--nproc-per-node is {count} here; it must be the same on all machines")
-    found = {"num_gpus": count, "num_machines": world_size // count, "machine_rank": rank // count}
+    found = {"num_gpus": count, "num_machines": total // count, "machine_rank": rank // count}
     for name, number in found.items():
         if getattr(args, name) not in (None, number):
             raise ConfigError(
@@ -115,46 +231,11 @@ def torchrun_worker(args: argparse.Namespace) -> Worker | None:
             )
     if args.dist_url != "auto":
         raise ConfigError("--dist-url: leave it out, torchrun's --rdzv-endpoint decides")
-    return Worker(rank, world_size, local_rank, count, "env://")
-
-
-def _work(
-    worker: Worker, main: Main, cfg: CfgNode, args: argparse.Namespace, *, prepared: bool = True
-) -> None:
-    """Join the other workers and do what they do."""
-    cuda = _require_gpus(cfg, worker.local_world_size)
-    if cuda:
-        torch.cuda.set_device(worker.local_rank)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        init_method=worker.url,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        timeout=_TIMEOUT,
-    )
-    if not prepared:
-        # The first of a machine makes what all of them need, and says what cannot work.
-        if worker.local_rank > 0:
-            dist.barrier()
-        cfg = prepare(cfg, worker.world_size, args)
-        if worker.local_rank == 0:
-            dist.barrier()
-    if args.resume:
-        _require_one_checkpoint(cfg, worker.world_size)
-    _run(main, cfg, args, worker)
-    # Not after an error, where it would wait for the others.
-    dist.destroy_process_group()
-
-
-def _run(main: Main, cfg: CfgNode, args: argparse.Namespace, worker: Worker) -> None:
-    # A collection writes to all that it looks at: to 100 MB of imported modules, whose pages the
-    # loader processes share until then.
-    gc.freeze()
-    main(cfg, args, worker)
+    return Worker(rank, total, local_rank, count)
 
 
 def _require_gpus(cfg: CfgNode, count: int) -> bool:
-    """Whether workers have a GPU each; they have the CPU where there is none.
+    """Return whether each worker has a GPU; without any GPU they share the CPU.
 
     Raises:
         ConfigError: there are GPUs, but fewer than ``count`` workers.
@@ -169,14 +250,16 @@ def _require_gpus(cfg: CfgNode, count: int) -> bool:
     return True
 
 
-def _require_one_checkpoint(cfg: CfgNode, world_size: int) -> None:
+def _require_one_checkpoint(cfg: CfgNode) -> None:
+    """Check that all machines resume from the same checkpoint."""
     path = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    names: list[str | None] = [None] * world_size
     name = None
     if os.path.isfile(path):
         with open(path, encoding="utf-8", errors="replace") as file:
             name = file.read().strip()
-    dist.all_gather_object(names, name)
+    names: list[str | None] = [name] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(names, name)
     if len(set(names)) > 1:
         raise CheckpointError(
             f"--resume: the machines disagree on {path} ({', '.join(map(str, set(names)))}); "
@@ -184,20 +267,17 @@ def _require_one_checkpoint(cfg: CfgNode, world_size: int) -> None:
         )
 
 
-def _start(workers: list[Worker], main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Run the workers of this machine; returns the exit code."""
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
-        # Each has its share of the cores.
-        share = max(1, (os.cpu_count() or 1) // len(workers))
-        os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    names = [f"worker {worker.rank} of {worker.world_size}" for worker in workers]
-    advice = "" if args.eval_only else "; --resume goes on from the last checkpoint"
-    return run_together(
-        _work, [(worker, main, cfg, args) for worker in workers], names, advice=advice
-    )
+@contextlib.contextmanager
+def _signals_to_children() -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to the workers and wait for them, instead of ending at once."""
 
+    def forward(number: int, _frame) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, number)
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What starting a run needs in both hosts: a config that can work, weights, data, a folder."""
+"""Prepare a run: a config that can work, weights, data and a folder."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ from .devices import take_gpu
 
 
 def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None = None) -> CfgNode:
-    """Check a merged config, choose the device that exists, have the weights at hand, draw the
-    dataset of shapes where it is wanted and missing, count classes, make OUTPUT_DIR; returns the
-    config frozen.
+    """Return a config that a run can start with, frozen.
+
+    Check its values, scale it to the number of workers, choose a device that exists, fetch the
+    weights, draw the dataset of shapes if it is used and missing, count the classes of the data,
+    and make OUTPUT_DIR.
 
     Args:
-        cfg: the configuration, which is changed. A GPU that MODEL.DEVICE has the number of becomes
-            torch's current one.
-        world_size: number of processes that will train.
-        args: the command line, by which a run needs weights; None: they are not looked at.
+        cfg: the merged configuration, which is changed. If MODEL.DEVICE has a GPU's number, that
+            GPU becomes torch's current one.
+        world_size: number of workers.
+        args: the command line, which says what a run needs weights for; None: fetch none.
 
     Raises:
-        ConfigError: a value that cannot work, a GPU that is not there or that torch has no code
-            for, or an OUTPUT_DIR that cannot be written.
-        DatasetError: classes to be counted in a dataset that cannot be read.
-        CheckpointError, FileNotFoundError: weights that cannot be had.
+        ConfigError: a value that cannot work, a GPU that is missing or that torch has no code for,
+            or an OUTPUT_DIR that cannot be written.
+        DatasetError: the classes of a dataset cannot be read.
+        CheckpointError, FileNotFoundError: the weights are missing or cannot be fetched.
     """
 
     def say(text: str) -> None:
-        if os.getenv("RANK", "0") == "0":  # of torchrun's processes, the first
+        if os.getenv("RANK", "0") == "0":  # torchrun starts many
             print(text, file=sys.stderr, flush=True)
 
     validate(cfg)
-    batch = scale_to_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
+    cfg = scale_to_workers(cfg, world_size)
+    cfg.defrost()
+    batch = cfg.SOLVER.IMS_PER_BATCH
     if batch % world_size:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {batch}; it must be a multiple of the {world_size} processes"
@@ -71,7 +75,7 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
 
 
 def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Choose what is evaluated, and fetch what lies at an address before any data is read."""
+    """Choose the weights of an evaluation, and fetch weights before any data is read."""
     resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if args.eval_only:
         if resumes:

@@ -28,7 +28,6 @@ from ..training import SetCriterion, Targets
 from ..training.solver import (
     build_lr_multiplier,
     build_optimizer,
-    scale_to_workers,
     set_rates,
 )
 from ..visualization.training import NUM_SHOWN, training_picture
@@ -47,7 +46,7 @@ class Trainer:
     """
 
     def __init__(self, cfg: CfgNode):
-        self.cfg = cfg = scale_to_workers(cfg, world_size())
+        self.cfg = cfg
         self.device = model_device(cfg)
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seed = shared_seed(cfg.SEED)
