@@ -1,4 +1,4 @@
-"""Hooks of the trainer that Detectron2 does not have, or not so that a run can resume exactly."""
+"""Hooks that Detectron2 lacks, or with which its runs would not resume exactly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .step import StepTrainer
 
 
 class LRScheduler(hooks.LRScheduler):
-    """Detectron2's, which also logs what else there is to know of an iteration.
+    """Detectron2's hook, which also logs the scalars of an iteration.
 
-    Among it are the learning rates, which the iteration had and the next one has no more.
+    They are read before the step of the schedule, as the learning rates belong to this iteration.
     """
 
     def __init__(self, scalars: StepScalars):
@@ -36,12 +36,12 @@ class LRScheduler(hooks.LRScheduler):
         trainer.storage.put_scalars(**values, smoothing_hint=False)
 
     def load_state_dict(self, state: dict) -> None:
-        # The rates are those of this run's config, which may have changed.
+        # The base rates come from this run's config, which may have changed.
         super().load_state_dict({"last_epoch": state["last_epoch"]})
 
 
 class PictureHook(HookBase):
-    """Shows in TensorBoard what the model finds in images it has just learned from."""
+    """Shows detections on training images in TensorBoard."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class PictureHook(HookBase):
     ):
         """
         Args:
-            steps: has the batch.
-            model: maps dicts with ``image`` to Detectron2's instances; in no wrapper.
+            steps: keeps the last batch.
+            model: maps dicts with ``image`` to Detectron2's instances; without a wrapper.
             period: iterations from one picture to the next.
             image_format, class_names: see :func:`training_picture`.
         """
@@ -85,8 +85,8 @@ class PictureHook(HookBase):
 class StopHook(HookBase):
     """Ends training after an iteration when a signal has asked for it.
 
-    It stands after the learning rate's hook, whose step belongs to the iteration, and before those
-    that save and evaluate.
+    It runs after the schedule's hook, whose step belongs to the iteration, and before the hooks that
+    save and evaluate.
     """
 
     def after_step(self) -> None:
@@ -96,17 +96,17 @@ class StopHook(HookBase):
 
 
 class CheckpointBeforeEvaluation(HookBase):
-    """Saves a checkpoint before each evaluation: should that fail, nothing is lost.
+    """Saves a checkpoint before each evaluation, so that a failing one loses nothing.
 
-    It stands after the periodic checkpointer and before the hook that evaluates.
+    It runs after the periodic checkpointer and before the hook that evaluates.
     """
 
     def __init__(self, checkpointer: SafeCheckpointing, *, period: int, saved_period: int):
         """
         Args:
             checkpointer: saves the model.
-            period: iterations from one evaluation to the next; 0 for none but the last.
-            saved_period: iterations from one checkpoint to the next, which need no second one.
+            period: iterations from one evaluation to the next; 0: only the last one.
+            saved_period: iterations from one periodic checkpoint to the next.
         """
         self.checkpointer = checkpointer
         self.period = period
@@ -120,13 +120,13 @@ class CheckpointBeforeEvaluation(HookBase):
 
 
 class Writer(hooks.PeriodicWriter):
-    """Detectron2's, which also writes each evaluation, before another one takes its place."""
+    """Detectron2's writer, which also writes every evaluation before the next one replaces it."""
 
     def __init__(self, writers: Sequence[EventWriter], metric: str):
         """
         Args:
-            writers: of the event storage.
-            metric: name of a scalar that every evaluation puts there.
+            writers: they write what the event storage holds.
+            metric: a scalar that every evaluation puts there.
         """
         super().__init__(writers, period=LOG_PERIOD)
         self.metric = metric
@@ -143,12 +143,12 @@ class Writer(hooks.PeriodicWriter):
 
 
 class ShortHistory(HookBase):
-    """Forgets what no writer looks back at: Detectron2 keeps a million numbers of each scalar.
+    """Drops numbers that no writer reads again: Detectron2 keeps a million of each scalar.
 
-    With the losses of six layers that would be a gigabyte in 300,000 iterations.
+    The losses of six layers would take a gigabyte in 300,000 iterations.
     """
 
-    # The printer's estimate of the time that is left looks back so far.
+    # The printer estimates the remaining time from so many iterations.
     KEPT = 1000
 
     def after_step(self) -> None:
@@ -160,8 +160,8 @@ class ShortHistory(HookBase):
 class BestCheckpointer(HookBase):
     """Keeps the model of the best evaluation so far as ``model_best.pth``.
 
-    Unlike Detectron2's it leaves `last_checkpoint` alone, and knows the best after a resume. It
-    stands after the hook that evaluates.
+    Unlike Detectron2's hook it leaves `last_checkpoint` alone, and remembers the best value after a
+    resume. It runs after the hook that evaluates.
     """
 
     def __init__(self, checkpointer: SafeCheckpointing, metric: str):

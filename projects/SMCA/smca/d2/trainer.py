@@ -168,7 +168,7 @@ class Trainer(DefaultTrainer):
         ]
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's, which a run that ends at any moment leaves readable."""
+        """Return Detectron2's writers, whose files are readable whenever a run ends."""
         folder = self.cfg.OUTPUT_DIR
         lines = os.path.join(folder, "metrics.json")
         drop_cut_line(lines)
@@ -189,23 +189,23 @@ class Trainer(DefaultTrainer):
 
     @property
     def _batches(self) -> TrainingBatches | None:
-        """What the loader draws, unless :meth:`build_train_loader` is another."""
+        """The batches of the loader, unless :meth:`build_train_loader` is overridden."""
         batches = getattr(self._trainer.data_loader, "batch_sampler", None)
         return batches if isinstance(batches, TrainingBatches) else None
 
     @property
     def num_images(self) -> int:
-        """Of the training set; 0 where it is not known."""
+        """Number of training images; 0 if it is not known."""
         return len(self._batches.groups) if self._batches else 0
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
 
         Returns:
-            the last evaluation, as :meth:`test` gives it.
+            the last evaluation, as :meth:`test` returns it.
 
         Raises:
-            FloatingPointError: a loss that is not finite; the state before it has been saved.
+            FloatingPointError: a loss is not finite; the state before it has been saved.
             SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
         """
         logger.info("SEED %d repeats this run", self.seed)
@@ -214,11 +214,13 @@ class Trainer(DefaultTrainer):
         results = self._last_eval_results
         if comm.is_main_process():
             tests = self.cfg.DATASETS.TEST
+            by_dataset = {tests[0]: results} if len(tests) == 1 else results
             best = [hook.state_dict() for hook in self._hooks if isinstance(hook, BestCheckpointer)]
             write_results(
                 self.cfg,
                 self.trained,
-                {tests[0]: results} if len(tests) == 1 else results,
+                # An evaluator of another project may give other results.
+                {name: result for name, result in by_dataset.items() if "bbox" in result},
                 num_images=self.num_images,
                 clock=self._trainer.clock,
                 best=best[0] if best else {},
@@ -233,7 +235,7 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter:
             self.checkpointer.save_final(self.iter)
         else:
-            # The run had ended, perhaps in the evaluation of this iteration, if there is one.
+            # The run may have ended in the evaluation after this iteration: make it again.
             for hook in self._hooks:
                 if isinstance(hook, (hooks.EvalHook, BestCheckpointer, Writer)):
                     hook.after_step()
@@ -244,7 +246,7 @@ class Trainer(DefaultTrainer):
         except NonFiniteLossError as error:
             raise self._explain(error) from error
         except RuntimeError:
-            # The signal that stops this process may have ended its loader's.
+            # The signal that stops this process may have ended its loader processes.
             if self.stop.signal is None or not self._trainer.fetching:
                 raise
             self.iter -= 1
@@ -292,7 +294,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-        # Detectron2's builder makes the same schedule, but fails where a step is MAX_ITER itself.
+        # Detectron2's builder makes the same schedule, but fails if a step is MAX_ITER itself.
         return LRMultiplier(optimizer, build_lr_multiplier(cfg), cfg.SOLVER.MAX_ITER)
 
     @classmethod
@@ -321,7 +323,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """This worker's part of a dataset, in order, an image a batch."""
+        """Return a loader of this worker's part of a dataset, in order, one image a batch."""
         records = dataset_records(cfg, [dataset_name])[dataset_name]
         dataset = EvaluationDataset(records, DetrDatasetMapper(cfg, is_train=False))
         sampler = InferenceSampler(len(dataset))
