@@ -1,4 +1,4 @@
-"""The worker that this process is among those that train together; alone it is first of one."""
+"""This process among the workers that train together; alone it is the first of one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ _LOOKS_EVERY = 1.0  # seconds
 
 
 def rank() -> int:
+    """Return the number of this worker, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def synchronize() -> None:
-    """Wait until all workers are here."""
+    """Wait until all workers get here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def shared_seed(seed: int) -> int:
-    """``seed``, or when it is negative one drawn by the first worker for all."""
+    """Return ``seed``, or, if it is negative, a seed that the first worker draws for all."""
     if seed >= 0:
         return seed
     drawn = [int.from_bytes(os.urandom(4), "little")]
@@ -38,13 +40,11 @@ def shared_seed(seed: int) -> int:
 
 
 def end_with_parent(*, grace: float = 0.0) -> None:
-    """Have this process end once its parent has.
-
-    A thread looks, so that a process ends too that waits for a file or for another process.
+    """End this process once its parent has ended, even while it waits for a file or a process.
 
     Args:
-        grace: seconds between SIGTERM, which may save a checkpoint, and a hard end; 0 for the
-            latter at once.
+        grace: seconds between SIGTERM, on which training saves a checkpoint, and the hard end;
+            0: the hard end at once.
     """
     started_by = multiprocessing.parent_process()
     parent = started_by.pid if started_by else os.getppid()

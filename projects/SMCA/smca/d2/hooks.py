@@ -85,8 +85,8 @@ class PictureHook(HookBase):
 class StopHook(HookBase):
     """Ends training after an iteration when a signal has asked for it.
 
-    It runs after the schedule's hook, whose step belongs to the iteration, and before the hooks that
-    save and evaluate.
+    It runs after the schedule's hook, whose step belongs to the iteration, and before the hooks
+    that save and evaluate.
     """
 
     def after_step(self) -> None:

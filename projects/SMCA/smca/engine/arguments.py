@@ -1,4 +1,4 @@
-"""The training program's command line, and the choice between the two hosts."""
+"""The training program's command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import ConfigError
 
 
 def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's flags, and ``--engine``."""
+    """Return a parser of Detectron2's flags, with ``--config`` and ``--engine`` added."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="KEY VALUE pairs after the flags change the config: SOLVER.BASE_LR 0.0002",
@@ -35,13 +35,13 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-only",
         action="store_true",
-        help="evaluate MODEL.WEIGHTS on DATASETS.TEST, or where that is only what a run started "
-        "from, the run's last checkpoint, which --resume always takes",
+        help="evaluate on DATASETS.TEST: MODEL.WEIGHTS, or a run's last checkpoint if the run "
+        "started from MODEL.WEIGHTS; --resume always takes the last checkpoint",
     )
     parser.add_argument(
         "--num-gpus",
         type=_count,
-        help="processes on this machine: one a GPU, or so many on the CPU where there is none "
+        help="processes on this machine: one per GPU, or that many on the CPU without a GPU "
         "(default: 1, or as many as torchrun has started)",
     )
     parser.add_argument("--num-machines", type=_count, help="number of machines (default: 1)")

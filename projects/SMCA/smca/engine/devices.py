@@ -1,4 +1,4 @@
-"""Whether the devices that a config names can be used."""
+"""Check the device that a config names."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ import torch
 
 from ..errors import ConfigError
 
-# What torch names the GPUs it was built for: sm_90, sm_90a, compute_120.
+# torch's names of the GPUs that it was built for: sm_90, sm_90a, compute_120.
 _BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
-# The oldest that pip's own torch has code for, and the build that has some for older ones.
+# The oldest GPUs that pip's torch has code for, and the build that has code for older ones.
 _OLDEST, _OLD_GPUS = (7, 5), " for CUDA 12.6"
 
 
 def take_gpu(name: str, world_size: int) -> bool:
-    """Make the GPU of a number torch's current one; False where there is no GPU at all.
+    """Make the GPU that ``name`` numbers torch's current one.
+
+    Args:
+        name: MODEL.DEVICE.
+        world_size: number of workers.
+
+    Returns:
+        False if there is no GPU at all.
 
     Raises:
-        ConfigError: see :func:`prepare`.
+        ConfigError: a device that does not exist, a number for several workers, or a GPU that this
+            build of torch has no code for.
     """
     try:
         index = torch.device(name).index
@@ -44,16 +52,16 @@ def take_gpu(name: str, world_size: int) -> bool:
             f"'cuda:0' to 'cuda:{count - 1}'"
         )
     _require_code_for([index])
-    # Streams and events are the current device's where none is named.
+    # Streams and events belong to the current device unless one is named.
     torch.cuda.set_device(index)
     return True
 
 
 def _require_code_for(gpus: Iterable[int]) -> None:
-    """Raise a ConfigError if this build of torch has no code that one of the GPUs can run."""
+    """Raise a ConfigError if this build of torch has no code for one of the GPUs."""
     matches = [_BUILT_FOR.fullmatch(name) for name in torch.cuda.get_arch_list()]
     built = [(m[1], (int(m[2]), int(m[3])), m[4]) for m in matches if m]
-    for gpu in gpus if built else ():  # of AMD's GPUs names are other ones
+    for gpu in gpus if built else ():  # AMD's GPUs have other names
         has = torch.cuda.get_device_capability(gpu)
         if any(_runs_on(has, *code) for code in built):
             continue
@@ -68,9 +76,9 @@ def _require_code_for(gpus: Iterable[int]) -> None:
 
 
 def _runs_on(has: tuple[int, int], kind: str, built: tuple[int, int], suffix: str) -> bool:
-    """Whether a GPU of compute capability ``has`` can run what was built for another one."""
-    if suffix == "a":  # for this one alone
+    """Return whether a GPU of compute capability ``has`` runs code built for ``built``."""
+    if suffix == "a":  # runs on this one alone
         return built == has
-    if kind == "compute":  # compiled for the GPU when it is loaded
+    if kind == "compute":  # compiled for the GPU on loading
         return built <= has
     return built[0] == has[0] and built[1] <= has[1]

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what is evaluated (MODEL.EMA)."""
+"""An exponential moving average of the weights, which evaluations use (MODEL.EMA)."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from ..checkpoints.loading import load_state
 
 
 class MovingAverage:
-    """The average of a model's weights over training, as a model of its own.
+    """Averages a model's weights over training, in a copy of the model.
 
-    Iteration n, from 0, makes it E <- d E + (1 - d) W of the weights W that it leaves, with
-    d = min(decay, (1 + n) / (10 + n)): while n is small the average is short, and forgets what the
-    weights began with. Buffers, such as the statistics of batch norms, are copied. As all of this
-    is a function of n and W, a resumed run and all processes of a run have the same average.
+    After iteration n, counted from 0, with weights W: E <- d E + (1 - d) W, where
+    d = min(decay, (1 + n) / (10 + n)). The average is short while n is small, so that it forgets
+    the first weights. Buffers, such as the statistics of batch norms, are copied. As E depends on n
+    and W alone, a resumed run and all workers have the same average.
 
     Attributes:
-        model: in evaluation mode; not to be trained.
+        model: the copy, in evaluation mode; it is not trained.
     """
 
     def __init__(self, source: nn.Module, *, decay: float):
         """
         Args:
-            source: the model that is trained, on its device and in no wrapper.
-            decay: d of late iterations, in [0, 1).
+            source: the model that is trained, on its device, without a wrapper.
+            decay: d in late iterations, in [0, 1).
         """
         self.decay = decay
         self.source = source
         self.model = copy.deepcopy(source).eval().requires_grad_(False)
-        # torch's AveragedModel would have the host wait for the device in each update.
+        # torch's AveragedModel makes the host wait for the device in each update.
         self._weights = list(self.model.parameters()), list(source.parameters())
         self._buffers = list(self.model.buffers()), list(source.buffers())
         self._loaded = False
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """Take up the weights that ``iteration`` has left."""
+        """Average in the weights after ``iteration``."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         get_ema_multi_avg_fn(decay)(*self._weights, None)
         if self._buffers[0]:
             torch._foreach_copy_(*self._buffers)
 
     def begin(self) -> None:
-        """Start from the weights that ``source`` has now, unless a state has been loaded."""
+        """Start from the present weights of ``source``, unless a state has been loaded."""
         if not self._loaded:
             self.model.load_state_dict(self.source.state_dict())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights, with the names they have in the model."""
+        """Return the averaged weights, under the names of the model."""
         return self.model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What is logged of an iteration beside its losses, the same in both hosts."""
+"""The scalars that both hosts log besides the losses."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ..training.solver import role_of
 
 # Iterations from one line of `metrics.json` to the next.
 LOG_PERIOD = 20
-# What is told to TensorBoard is in its file after so many seconds, however a run ends.
+# TensorBoard writes its file at least every so many seconds, however the run ends.
 FLUSH_SECONDS = 1
 
 
 def is_logged(iteration: int, max_iter: int) -> bool:
-    """Whether a line is written after ``iteration``, of ``max_iter``."""
+    """Return whether a line is logged after ``iteration`` of ``max_iter``."""
     return (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == max_iter
 
 
 def drop_cut_line(path: str | os.PathLike) -> None:
-    """Take off the end of a file of lines that a full disk or a failing machine has cut short.
+    """Remove the last line of a file if a full disk or a failing machine has cut it short.
 
-    A run that resumes would write on in the middle of it.
+    A run that resumes would append to it.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class StepScalars:
-    """Epoch, learning rates and the norm of the gradients, read when a line is written."""
+    """Reads the epoch, the learning rates and the gradients' norm when a line is logged."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class StepScalars:
     ):
         """
         Args:
-            optimizer: of :func:`~smca.training.solver.build_optimizer`.
-            model: what it trains.
-            batch_size: images of an iteration, over all workers.
-            num_images: of the training set; 0 where it is not known.
+            optimizer: see :func:`~smca.training.solver.build_optimizer`.
+            model: the model that it trains.
+            batch_size: images per iteration, over all workers.
+            num_images: number of training images; 0 if it is not known.
         """
         self.optimizer = optimizer
         self.batch_size = batch_size
@@ -63,12 +63,12 @@ class StepScalars:
                 self._groups.setdefault(role_of(name.split(".")), group_of[id(parameter)])
 
     def __call__(self, iteration: int) -> dict[str, float]:
-        """Reading the norm of the gradients waits for the device.
+        """Return the scalars after ``iteration``; reading the gradients' norm waits for the device.
 
         Returns:
-            ``epoch``, images seen by images of the training set; ``lr``, and ``lr_backbone`` and
-            ``lr_sampling`` where these parts have rates of their own; ``grad_norm``, before the
-            clipping, where gradients are clipped and have not overflowed float16.
+            ``epoch``: images seen divided by training images. ``lr``, and ``lr_backbone`` and
+            ``lr_sampling`` if these parts have learning rates of their own. ``grad_norm``: before
+            clipping, if gradients are clipped and have not overflowed float16.
         """
         scalars: dict[str, float] = {}
         if self.num_images:

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, a look at the losses, update. Shared by both hosts."""
+"""One step of training in both hosts: forward, backward, check of the losses, update."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ..errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 
-# Of float16's loss scaling, which doubles it when it can. Gradients of random weights overflow
-# above about this, and from torch's default of 2^16 the first steps of a run would be lost.
+# float16's loss scaling starts here and doubles when it can. Gradients of random weights overflow
+# above about this scale; torch's default of 2^16 would waste the first steps of a run.
 INITIAL_SCALE = 2.0**10
-# What torch calls CPUs without AVX-512, on which it convolves half precision by plain loops.
+# torch's names of CPUs without AVX-512, where it convolves half precision in plain loops.
 NO_HALF = ("NO AVX", "AVX2")
 
 
 def seed_step(seed: int, iteration: int, rank: int) -> None:
-    """Make all that is random in an iteration a function of these three numbers.
+    """Seed torch for one iteration of one worker.
 
-    A run that resumes at ``iteration`` thereby continues as if it had never stopped, and no random
-    state needs to be kept.
+    A run that resumes at ``iteration`` continues as if it had never stopped, and checkpoints need
+    no random state.
     """
     digest = hashlib.blake2b(f"{seed}/{iteration}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """The half precision that SOLVER.AMP asks for on ``device``; None: none, all is float32."""
+    """Return the half precision that SOLVER.AMP asks for on ``device``, or None for float32."""
     amp = cfg.SOLVER.AMP
     if not amp.ENABLED:
         return None
     if amp.PRECISION != "auto":
         return getattr(torch, amp.PRECISION)
-    # As fast, and eight times as accurate, where its loss is scaled.
+    # float16 is as fast as bfloat16 and, with a scaled loss, eight times as accurate.
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
@@ -51,11 +51,11 @@ class TrainingStep:
     ):
         """
         Args:
-            optimizer: of the parameters on ``device``.
-            device: where the model is.
-            amp: what autocast computes in, such as :func:`amp_dtype` says; None: no autocast.
+            optimizer: updates the parameters.
+            device: the model's.
+            amp: autocast's type, see :func:`amp_dtype`; None: no autocast.
 
-        On CUDA this turns cuDNN's attention off for the process: it builds a plan for each size of
+        On CUDA this turns off cuDNN's attention for the process: it builds a plan for each size of
         images, and flash attention is no slower.
         """
         if amp is not None:
@@ -79,19 +79,19 @@ class TrainingStep:
     ) -> dict[str, float]:
         """
         Args:
-            compute_losses: runs the model and returns weighted losses, to be summed.
-            image_ids: of the images it runs on, for the error message.
+            compute_losses: runs the model and returns weighted losses, which are summed.
+            image_ids: images of the step, for the error message.
 
         Returns:
             the losses, averaged over the workers.
 
         Raises:
-            NonFiniteLossError: on every worker when one has such a loss, before the update.
+            NonFiniteLossError: on every worker, before the update, if one has such a loss.
         """
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             losses = compute_losses()
         stacked = torch.stack(list(losses.values()))
-        # The copy waits for the forward pass only; the backward pass is queued meanwhile.
+        # The copy waits for the forward pass alone; meanwhile the backward pass is queued.
         values = _mean_over_workers(stacked.detach()).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied:

@@ -1,4 +1,4 @@
-"""Stopping between two iterations on Ctrl-C or SIGTERM, so that a resumable state is saved."""
+"""Stop between two iterations on Ctrl-C or SIGTERM, so that a checkpoint can be saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..data.reading import explain_end
 
 logger = logging.getLogger(__name__)
 
-# A terminal and a launcher may both pass on the same signal; within so many seconds it is one.
+# A terminal and a launcher may both pass on one signal, within so many seconds.
 _SAME_SIGNAL = 1.0
 # Workers agree on stopping every so many iterations.
 _AGREE_EVERY = 10
@@ -33,22 +33,22 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._since: float | None = None  # of the first signal to this process
+        self._since: float | None = None  # time of the first signal to this process
         self._previous: dict[int, Any] = {}
-        self._group: Any = None  # of torch.distributed
+        self._group: Any = None  # torch.distributed's
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._remember)
         if dist.is_available() and dist.is_initialized():
-            # On the host: asking costs no device synchronisation.
+            # gloo asks on the host, without a device synchronisation.
             self._group = dist.new_group(backend="gloo")
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         self._restore()
         if self.signal and error and explain_end(error):
-            # In an evaluation, before which a checkpoint was saved.
+            # It was in an evaluation, before which a checkpoint was saved.
             logger.warning("stopped at once: the signal has ended a loader process")
             raise SystemExit(self.exit_code) from None
 
@@ -59,19 +59,19 @@ class StopRequest:
 
     def _remember(self, number: int, frame) -> None:
         if self._since is None:
-            # Other workers may have told of theirs before.
+            # Another worker may have reported its signal before.
             self.signal, self._since = self.signal or number, time.monotonic()
             name = signal.Signals(number).name
             logger.warning("%s: saving a checkpoint and stopping; again to stop at once", name)
-            # It may have gone to loader processes, too. Of their end only who waits for a batch is
-            # to hear: torch's own handler would raise in the middle of an iteration.
+            # Loader processes may have got the signal too. torch's handler for their end would raise
+            # in the middle of an iteration; without it, the next wait for a batch raises.
             self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         elif time.monotonic() - self._since > _SAME_SIGNAL:
             self._restore()
             signal.raise_signal(number)
 
     def agreed(self, iteration: int) -> bool:
-        """Whether all workers stop after ``iteration``."""
+        """Return whether all workers stop after ``iteration``."""
         if self._group is None:
             return self.signal is not None
         if (iteration + 1) % _AGREE_EVERY:
@@ -83,5 +83,5 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program a signal ended."""
+        """The exit code of a program that a signal ended, 128 + the signal's number."""
         return 128 + (self.signal or 0)
