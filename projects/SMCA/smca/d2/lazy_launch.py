@@ -1,4 +1,4 @@
-"""Runs from LazyConfigs: their parts in the trainer of the YAML configs."""
+"""Start runs from LazyConfigs, whose parts the trainer of the YAML configs trains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .launch import main as train_or_evaluate
 from .trainer import Trainer
 
 _PARTS = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
-# What the trainer, and what starts it, reads in its own config, and where a LazyConfig has it.
+# Keys that the trainer and its start read in their own config: their places in a LazyConfig.
 PLACES = {
     "OUTPUT_DIR": "train.output_dir",
     "SEED": "train.seed",
@@ -57,7 +57,7 @@ PLACES = {
     "TEST.EVAL_PERIOD": "train.eval_period",
     "TEST.PER_CLASS_AP": "dataloader.evaluator.by_class",
 }
-# Those, and what only messages name.
+# The same, and keys that only messages name.
 _NAMES = {
     **PLACES,
     "MODEL.BACKBONE.FREEZE_AT": "model.backbone.freeze_at",
@@ -66,12 +66,12 @@ _NAMES = {
 
 
 def read(config_file: str, overrides: list[str]) -> DictConfig:
-    """A LazyConfig with changes, such as ``train.max_iter=10``.
+    """Read a LazyConfig and apply changes, such as ``train.max_iter=10``.
 
-    Arguments that a part's constructor takes may be added to it; other keys must be there.
+    A change may add an argument of a part's constructor; any other key must exist.
 
     Raises:
-        ConfigError: a file that is missing or no LazyConfig, a change that is of no key.
+        ConfigError: the file is missing or no LazyConfig, or a change names no key.
     """
     if not os.path.isfile(config_file):
         raise ConfigError(f"config file {config_file!r} does not exist")
@@ -97,7 +97,7 @@ def read(config_file: str, overrides: list[str]) -> DictConfig:
 
 
 def _calls(node: object) -> Iterator[DictConfig]:
-    """The outermost calls below ``node``."""
+    """Yield the outermost calls below ``node``."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield node
@@ -107,10 +107,10 @@ def _calls(node: object) -> Iterator[DictConfig]:
 
 
 def trainer_config(lazy: DictConfig) -> CfgNode:
-    """The config of a trainer whose parts ``lazy`` describes.
+    """Return the config of a trainer whose parts ``lazy`` describes.
 
     Raises:
-        ConfigError: a value of another type than the trainer's.
+        ConfigError: a value has another type than the trainer's.
     """
     cfg = get_cfg()
     add_smca_config(cfg)
@@ -141,7 +141,7 @@ class LazyTrainer(Trainer):
 
     @classmethod
     def of(cls, lazy: DictConfig) -> type[LazyTrainer]:
-        """The trainer of one LazyConfig."""
+        """Return the trainer class of one LazyConfig."""
         return type(cls.__name__, (cls,), {"lazy": lazy})
 
     @classmethod
@@ -160,7 +160,7 @@ class LazyTrainer(Trainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         loader = instantiate(cls.lazy.dataloader.train)
-        # The classes of all datasets that have been read.
+        # Compare the classes of all datasets that have been read.
         dataset_records(cfg, ())
         return loader
 
@@ -175,7 +175,7 @@ class LazyTrainer(Trainer):
 
 @contextmanager
 def _lazy_names() -> Iterator[None]:
-    """Have messages name the places of a LazyConfig instead of the trainer's keys."""
+    """Name the places of a LazyConfig in messages, instead of the trainer's keys."""
     try:
         yield
     except Exception as error:
@@ -188,7 +188,7 @@ def _lazy_names() -> Iterator[None]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what Detectron2's ``default_argument_parser`` read; returns the exit code.
+    """Run the command line of Detectron2's ``default_argument_parser``; return the exit code.
 
     Raises:
         ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
 @_lazy_names()
 def _main(cfg: CfgNode, args: argparse.Namespace) -> None:
     lazy = read(args.config_file, args.opts)
-    # What has been found out: the device that is there, the classes that the data has.
+    # The start has chosen a device that exists and counted the classes of the data.
     lazy.train.device = cfg.MODEL.DEVICE
     if OmegaConf.select(lazy, "model.heads.num_columns") == 0:
         lazy.model.heads.num_columns = cfg.MODEL.SMCA.NUM_CLASSES + _no_object_columns(lazy)

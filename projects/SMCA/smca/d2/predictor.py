@@ -1,4 +1,4 @@
-"""What a predictor has of Detectron2: its config, its registries, its paths and its dicts."""
+"""The predictor's host on Detectron2: its config, registries, paths and dicts."""
 
 from __future__ import annotations
 

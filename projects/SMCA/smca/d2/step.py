@@ -1,4 +1,4 @@
-"""Iterations on Detectron2, by the step both hosts share."""
+"""Iterations on Detectron2, by the step that both hosts share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class StepTrainer(SimpleTrainer):
     """Runs iterations by :class:`~smca.engine.step.TrainingStep`.
 
     Attributes:
-        seed: of all that is random in an iteration.
-        batch: the last one.
-        clock: of the iterations.
-        fetching: an iteration is waiting for its batch, and has changed nothing yet.
+        seed: seeds every iteration, see :func:`~smca.engine.step.seed_step`.
+        batch: the last batch.
+        clock: adds up the time of the iterations.
+        fetching: an iteration waits for its batch, and has changed nothing yet.
     """
 
     def __init__(

@@ -63,8 +63,8 @@ class StopRequest:
             self.signal, self._since = self.signal or number, time.monotonic()
             name = signal.Signals(number).name
             logger.warning("%s: saving a checkpoint and stopping; again to stop at once", name)
-            # Loader processes may have got the signal too. torch's handler for their end would raise
-            # in the middle of an iteration; without it, the next wait for a batch raises.
+            # Loader processes may have got the signal too. torch's handler for their end would
+            # raise within an iteration; without it, the next wait for a batch raises.
             self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         elif time.monotonic() - self._since > _SAME_SIGNAL:
             self._restore()

@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, `metrics.json` as Detectron2 writes it, TensorBoard."""
+"""The logs of a run: a progress line, `metrics.json` as Detectron2 writes it, TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Collects numbers of each iteration and writes their means every so many iterations."""
+    """Collects numbers of every iteration and writes their means every LOG_PERIOD iterations."""
 
     def __init__(self, output_dir: str, *, start: int, max_iter: int, scalars: StepScalars):
         """
         Args:
-            output_dir: where `metrics.json` and TensorBoard's files go.
-            start, max_iter: first iteration, and the number of iterations of the whole run.
-            scalars: what is written beside the means.
+            output_dir: folder of `metrics.json` and TensorBoard's files.
+            start, max_iter: the first iteration, and the number of iterations of the whole run.
+            scalars: read when a line is written.
         """
         self.max_iter = max_iter
         self.scalars = scalars
@@ -41,7 +41,7 @@ class Metrics:
         self._first = start
 
     def add(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Take the numbers of one iteration; write when it is time."""
+        """Add the numbers of one iteration, and write the means when they are due."""
         for name, value in values.items():
             self._sums[name] += value
         self._count += 1
@@ -72,7 +72,7 @@ class Metrics:
         )
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write numbers, such as an evaluation's, at once."""
+        """Write numbers at once, such as those of an evaluation."""
         self._json.write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
         self._json.flush()
         for name, value in values.items():
@@ -83,7 +83,7 @@ class Metrics:
         self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
 
     def pause(self, seconds: float) -> None:
-        """Leave ``seconds``, those of an evaluation or a picture, out of the speed."""
+        """Leave ``seconds`` of an evaluation or a picture out of the speed."""
         self._paused += seconds
 
     def close(self) -> None:

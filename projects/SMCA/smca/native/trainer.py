@@ -1,4 +1,4 @@
-"""Training on PyPI packages alone, with Detectron2's keys, files and counting."""
+"""Train on PyPI packages alone, with Detectron2's keys, files and counting."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Trains the detector of a configuration.
 
-    Checkpoints have the layout that Detectron2's trainer gives them, so that either host can
-    continue the other's run.
+    Checkpoints have the layout of Detectron2's trainer, so that either host continues the other's
+    run.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -77,14 +77,14 @@ class Trainer:
             trainer=self,
             **({"ema": self.average} if self.average else {}),
         )
-        # Those of training are the same as those of evaluation, or refused.
+        # Training and evaluation have the same classes, or are refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
         self.checkpointer.class_names = datasets[0].class_names if datasets else None
         self.checkpointer.freeze_random = cfg.MODEL.BACKBONE.FREEZE_RANDOM
         self.best = BestModel(self.checkpointer)
 
     def state_dict(self) -> dict:
-        """The state of training, in the layout of Detectron2's trainer."""
+        """Return the state of training, in the layout of Detectron2's trainer."""
         return {
             "iteration": self.iteration,
             "seed": self.seed,
@@ -110,7 +110,7 @@ class Trainer:
         if best := state.get("hooks", {}).get("BestCheckpointer"):
             self.best.load_state_dict(best)
         self.optimizer.load_state_dict(state["_trainer"]["optimizer"])
-        # The rates are those of this run's config, which may have changed.
+        # The learning rates come from this run's config, which may have changed.
         self.scheduler.last_epoch = start = self.iteration + 1
         if start <= self.max_iter:
             factor = self.scheduler.lr_lambdas[0](start)
@@ -131,7 +131,7 @@ class Trainer:
             the last evaluation, ``{dataset: {"bbox": {"AP": ...}}}``.
 
         Raises:
-            FloatingPointError: a loss that is not finite; the state before it has been saved.
+            FloatingPointError: a loss is not finite; the state before it has been saved.
             SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
         """
         start = self.iteration + 1
@@ -152,7 +152,7 @@ class Trainer:
                 self.checkpointer.save_final(self.iteration)
                 self.iteration = self.max_iter - 1
             if start >= self.max_iter or (start and period and start % period == 0):
-                # The run had ended, perhaps in this evaluation.
+                # The run may have ended in this evaluation: make it again.
                 results = self._evaluate(metrics)
             batches = iter(loader)
             for iteration in range(start, self.max_iter):
@@ -168,7 +168,7 @@ class Trainer:
                     synchronize()
                     raise SystemExit(stop.exit_code)
                 elif evaluating or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
-                    # Before an evaluation too: should that fail, nothing is lost.
+                    # Also before an evaluation, so that a failing one loses nothing.
                     self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
                 if evaluating:
                     results = self._evaluate(metrics)
@@ -200,12 +200,12 @@ class Trainer:
         stop: StopRequest,
         metrics: Metrics | None,
     ) -> None:
-        """Fetch a batch, learn from it, and tell ``metrics``."""
+        """Fetch a batch, learn from it, and log it."""
         begun = time.perf_counter()
         try:
             batch = next(batches)
         except RuntimeError:
-            # The signal that stops this process may have ended its loader's.
+            # The signal that stops this process may have ended its loader processes.
             if stop.signal is None:
                 raise
             self.checkpointer.save_to_resume(self.iteration, self.max_iter)
@@ -247,7 +247,7 @@ class Trainer:
         return losses
 
     def _show(self, samples: list[Sample], metrics: Metrics) -> None:
-        """Draw what the model finds in images it has just learned from."""
+        """Draw the model's detections on images that it has just learned from."""
         begun = time.perf_counter()
         images = [sample.image for sample in samples]
         picture = training_picture(
@@ -277,7 +277,7 @@ def evaluate_only(cfg: CfgNode) -> dict:
     """Evaluate MODEL.WEIGHTS.
 
     Raises:
-        ConfigError: there is nothing to evaluate on.
+        ConfigError: DATASETS.TEST is empty.
         CheckpointError: the file does not fit the model.
     """
     if not cfg.DATASETS.TEST:
