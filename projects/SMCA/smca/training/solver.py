@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of a configuration, the same in both hosts."""
+"""The optimizer and learning-rate schedule of a configuration, the same in both hosts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from ..errors import CheckpointError, ConfigError
 logger = logging.getLogger(__name__)
 
 _FUSED = ("cpu", "cuda")
-# What places Deformable DETR's samples and references.
+# The layers that place Deformable DETR's samples and references.
 _SAMPLING = {"sampling_offsets", "sampling_reference"}
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD, with learning rates of their own for some parts, :func:`with_clipping`."""
+    """Return AdamW or SGD, :func:`with_clipping`.
+
+    The backbone and the layers that place samples have learning rates of their own, and
+    normalisation layers have their own weight decay.
+    """
     solver = cfg.SOLVER
     multipliers = {
         "": 1.0,
@@ -52,22 +56,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for group in groups.values() for parameter in group]
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
-        # Not fused: its momentum is uninitialised memory if AMP skips the first step, as it does
-        # where the scaled gradients overflow.
+        # Not fused: the fused kernel's momentum is uninitialised memory if AMP skips the first step,
+        # which it does when the scaled gradients overflow.
         optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
     else:
-        # One pass over each parameter, where there is a kernel for it.
+        # The fused kernel passes once over each parameter.
         fused = all(p.device.type in _FUSED for p in trained)
         optimizer = torch.optim.AdamW(described, lr=solver.BASE_LR, fused=fused)
     return with_clipping(optimizer, solver.CLIP_GRADIENTS)
 
 
 def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.optim.Optimizer:
-    """``optimizer``, which clips gradients as ``clip`` (SOLVER.CLIP_GRADIENTS) says, and goes on
-    with its own kernels and values whatever wrote the state that it loads.
+    """Have ``optimizer`` clip gradients as ``clip`` (SOLVER.CLIP_GRADIENTS) says, and return it.
 
-    The clipping runs as a hook before each step, after AMP has unscaled the gradients. It leaves
-    the norm they had in the optimizer's attribute ``grad_norm``, a tensor on their device.
+    The clipping runs as a hook before each step, after AMP has unscaled the gradients. The hook
+    stores their norm before clipping in the optimizer's attribute ``grad_norm``, a tensor on their
+    device. The optimizer keeps its own kernels and values when it loads the state of another run.
     """
     optimizer.register_load_state_dict_pre_hook(_fitted)
     if clip.ENABLED:
@@ -83,11 +87,12 @@ def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.opti
 
 
 def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A checkpoint's state, with the kernels and values of this run instead of those it was
-    written by. Its learning rates are for the schedule to set, see :func:`set_rates`.
+    """Return a checkpoint's state with this run's kernels and values.
+
+    The schedule sets the learning rates afterwards, see :func:`set_rates`.
 
     Raises:
-        CheckpointError: it is of another optimizer, or of other parameters.
+        CheckpointError: the state belongs to another optimizer, or to other parameters.
     """
 
     def kinds(groups: Sequence[dict]) -> list[tuple]:
@@ -107,22 +112,22 @@ def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
-    """Give the groups of a resumed ``optimizer`` the learning rates they have at its iteration."""
+    """Set the learning rates of a resumed ``optimizer``, one per parameter group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
 def role_of(path: Sequence[str]) -> str:
-    """What sets the learning rate of the module at ``path``: "backbone", "sampling" or ""."""
+    """Return the role that sets a module's learning rate: "backbone", "sampling" or ""."""
     if "backbone" in path:
         return "backbone"
     return "" if _SAMPLING.isdisjoint(path) else "sampling"
 
 
 def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:
-    """Factor of the learning rates as a function of the fraction of SOLVER.MAX_ITER done.
+    """Return the learning rates' factor as a function of the fraction of SOLVER.MAX_ITER done.
 
-    The native host's counterpart of Detectron2's ``build_lr_scheduler``, from the same keys.
+    It reads the same keys as Detectron2's ``build_lr_scheduler``.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
@@ -155,11 +160,11 @@ def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:
 
 
 def scale_to_workers(cfg: CfgNode, world_size: int) -> CfgNode:
-    """The config for another number of workers than ``SOLVER.REFERENCE_WORLD_SIZE``.
+    """Return the config for another number of workers than ``SOLVER.REFERENCE_WORLD_SIZE``.
 
-    Batch and learning rate grow, lengths in iterations shrink in proportion, as Detectron2's
-    ``DefaultTrainer.auto_scale_workers`` does it; a reference of 0 scales nothing. A length stays
-    at least an iteration.
+    Batch and learning rate grow in proportion, and lengths in iterations shrink, to one iteration
+    at least, as in Detectron2's ``DefaultTrainer.auto_scale_workers``. A reference of 0 scales
+    nothing.
 
     Raises:
         ConfigError: the scaled batch or schedule cannot work.
