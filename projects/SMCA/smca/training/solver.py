@@ -56,8 +56,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for group in groups.values() for parameter in group]
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
-        # Not fused: the fused kernel's momentum is uninitialised memory if AMP skips the first step,
-        # which it does when the scaled gradients overflow.
+        # The fused kernel's momentum is uninitialised memory if AMP skips the first step, which it
+        # does when the scaled gradients overflow.
         optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
     else:
         # The fused kernel passes once over each parameter.
@@ -100,9 +100,9 @@ def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
 
     if kinds(optimizer.param_groups) != kinds(state["param_groups"]):
         raise CheckpointError(
-            "the checkpoint's optimizer is not this run's: to resume, SOLVER.OPTIMIZER, "
-            "MODEL.BACKBONE.FREEZE_AT, and what has a learning rate or a weight decay of its own "
-            "must be as they were; MODEL.WEIGHTS without --resume starts anew from the weights"
+            "the checkpoint's optimizer is not this run's: to resume, keep SOLVER.OPTIMIZER, "
+            "MODEL.BACKBONE.FREEZE_AT, and the parts that have a learning rate or weight decay of "
+            "their own; MODEL.WEIGHTS without --resume starts anew from the weights"
         )
     groups = [
         {**own, "params": saved["params"]}
