@@ -53,6 +53,7 @@ from .hooks import (
     StopHook,
     Writer,
 )
+from .meta_arch import SMCA
 from .step import StepTrainer
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Trainer(DefaultTrainer):
             average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
         self.evaluated = average.model if average else model
         if comm.get_world_size() > 1:
-            unused = getattr(model, "has_unread_maps", False)
+            unused = isinstance(model, SMCA) and model.has_unread_maps
             model = data_parallel(model, device, find_unused_parameters=unused)
         self._trainer = StepTrainer(
             model,
