@@ -82,7 +82,7 @@ class SMCA(Detector):
 
     @property
     def has_unread_maps(self) -> bool:
-        """Whether the backbone returns maps, and so may have parameters, that no loss depends on."""
+        """Whether the backbone returns maps that no loss depends on."""
         return not set(self.backbone.output_shape()) <= set(self.neck.in_features)
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
