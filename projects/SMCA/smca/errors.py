@@ -42,13 +42,6 @@ class NonFiniteLossError(FloatingPointError):
         self.names = tuple(names)
         self.image_ids = tuple(image_ids)
 
-    def explained(self, iteration: int, path: str) -> FloatingPointError:
-        """The error a user reads: what happened when, and where the state before it is."""
-        return FloatingPointError(
-            f"loss not finite at iteration {iteration}: {self}. The state before this iteration "
-            f"is in {path}; try a smaller SOLVER.BASE_LR, or float32"
-        )
-
 
 class ExportError(ConfigError):
     """A model that a format cannot hold, or a file that is not the model; the message says why."""

@@ -32,7 +32,7 @@ from ..engine.ema import MovingAverage
 from ..engine.parallel import data_parallel
 from ..engine.report import Clock, write_results
 from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
-from ..engine.step import amp_dtype
+from ..engine.step import amp_dtype, save_nonfinite
 from ..engine.stop import StopRequest
 from ..errors import NonFiniteLossError
 from ..training.solver import (
@@ -245,22 +245,14 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except NonFiniteLossError as error:
-            raise self._explain(error) from error
+            self.iter -= 1  # the last iteration that the saved state has seen
+            raise save_nonfinite(error, self.checkpointer, self.iter + 1) from error
         except RuntimeError:
             # The signal that stops this process may have ended its loader processes.
             if self.stop.signal is None or not self._trainer.fetching:
                 raise
             self.iter -= 1
             self.save_and_stop()
-
-    def _explain(self, error: NonFiniteLossError) -> FloatingPointError:
-        failed = self.iter
-        self.iter -= 1  # the last iteration that the saved state has seen
-        name = f"model_nonfinite_{failed:07d}"
-        self.checkpointer.save(name, resumable=False, iteration=self.iter)
-        # The launcher ends all processes when the first one fails.
-        comm.synchronize()
-        return error.explained(failed, os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth"))
 
     def save_and_stop(self) -> None:
         """Save a checkpoint to resume from, and leave with the exit code of the signal."""

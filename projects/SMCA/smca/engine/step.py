@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from ..checkpoints import SafeCheckpointing
+from ..distributed import synchronize
 from ..errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,22 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
     """
     digest = hashlib.blake2b(f"{seed}/{iteration}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def save_nonfinite(
+    error: NonFiniteLossError, checkpointer: SafeCheckpointing, iteration: int
+) -> FloatingPointError:
+    """Save the state before ``iteration``, whose loss is not finite, and return the error to raise.
+
+    All workers call this and wait for each other: the launcher ends them when the first one fails.
+    """
+    name = f"model_nonfinite_{iteration:07d}"
+    checkpointer.save(name, resumable=False, iteration=iteration - 1)
+    synchronize()
+    return FloatingPointError(
+        f"loss not finite at iteration {iteration}: {error}. The state before this iteration is in "
+        f"{os.path.join(checkpointer.save_dir, name)}.pth; try a smaller SOLVER.BASE_LR, or float32"
+    )
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from ..engine.ema import MovingAverage
 from ..engine.parallel import data_parallel
 from ..engine.report import Clock, results_tables, write_results
 from ..engine.scalars import StepScalars
-from ..engine.step import TrainingStep, amp_dtype, seed_step
+from ..engine.step import TrainingStep, amp_dtype, save_nonfinite, seed_step
 from ..engine.stop import StopRequest
 from ..errors import ConfigError, NonFiniteLossError
 from ..modeling.detector import build_detector
@@ -237,11 +236,7 @@ class Trainer:
                 [sample.image_id for sample in batch],
             )
         except NonFiniteLossError as error:
-            name = f"model_nonfinite_{iteration:07d}"
-            self.checkpointer.save(name, resumable=False, iteration=iteration - 1)
-            synchronize()
-            path = os.path.join(self.cfg.OUTPUT_DIR, name + ".pth")
-            raise error.explained(iteration, path) from error
+            raise save_nonfinite(error, self.checkpointer, iteration) from error
         if self.average:
             self.average.update(iteration)
         return losses
