@@ -1,4 +1,4 @@
-"""Configs: what is refused, what is said about it, and that nothing in them is idle."""
+"""Configs: the table of keys, and how values that cannot work are refused."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import smca
-from smca.config import ConfigError, flatten, load_cfg, validate, validate_model
+from smca.config import KEYS, ConfigError, flatten, load_cfg, validate, validate_model
+from smca.config.model_keys import MODEL_KEYS
+from smca.config.run_keys import RUN_KEYS
 from smca.engine.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
@@ -18,12 +20,29 @@ def test_every_config_is_valid(path):
     validate(load_cfg(smca.get_cfg(), str(path)))
 
 
+def test_the_table_has_every_key_once():
+    flat = flatten(smca.get_cfg())
+    assert not MODEL_KEYS.keys() & RUN_KEYS.keys()
+    assert {key: row.default for key, row in KEYS.items()} == flat
+    for module in ("model_keys", "run_keys"):
+        source = (ROOT / f"projects/SMCA/smca/config/{module}.py").read_text()
+        groups = re.findall(r'group\(\s*"(.*?)"', source)
+        assert len(set(groups)) == len(groups)
+
+
+def test_configs_do_not_share_their_lists():
+    one, other = smca.get_cfg(), smca.get_cfg()
+    one.MODEL.SMCA.IN_FEATURES.append("res6")
+    assert other.MODEL.SMCA.IN_FEATURES == ["res4", "res5"]
+
+
 def test_every_key_has_a_reader():
     """Each key of the config is read somewhere outside of its definition."""
+    package = ROOT / "projects/SMCA/smca"
     sources = "".join(
         path.read_text()
-        for path in (ROOT / "projects/SMCA/smca").rglob("*.py")
-        if path.name not in ("config.py", "validation.py") and "/d2/" not in path.as_posix()
+        for path in package.rglob("*.py")
+        if path.relative_to(package).parts[0] not in ("config", "d2")
     )
     # Read by Detectron2, or by what configs are merged with.
     elsewhere = {"VERSION", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}
@@ -76,7 +95,6 @@ def test_wrong_options_are_named(opts, message):
         ("DATASETS.COCO_FORMAT", [["a", "b.json"]]),
         ("MODEL.SMCA.LOSS.L1_WEIGHT", -1.0),
         ("MODEL.PIXEL_MEAN", [1.0]),
-        ("MODEL.EMA.DECAY", 1.0),
         ("VIS_PERIOD", -1),
         ("MODEL.SMCA.IN_FEATURES", [["res5"]]),
         ("MODEL.SMCA.ENCODER.BLOCKS", [["intra"]]),
@@ -101,6 +119,32 @@ def test_wrong_options_are_named(opts, message):
 def test_impossible_values_are_named(config, key, value):
     with pytest.raises(ConfigError, match=re.escape(key)):
         validate(config("smca_R50_50ep", key, value))
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("MODEL.EMA", "DECAY", 1.0),
+        ("SOLVER.AMP", "PRECISION", "float8"),
+        ("SOLVER.CLIP_GRADIENTS", "CLIP_TYPE", "value"),
+        ("SOLVER.CLIP_GRADIENTS", "CLIP_VALUE", 0.0),
+        ("INPUT.CROP", "TYPE", "relative_range"),
+        ("INPUT.CROP", "MIN_SIZE_BEFORE", ()),
+    ],
+)
+def test_keys_are_checked_where_they_are_enabled(config, group, key, value):
+    changes = (f"{group}.{key}", value, f"{group}.ENABLED")
+    validate(config("smca_R50_50ep", *changes, False))
+    with pytest.raises(ConfigError, match=rf"^{group}\.{key} is "):
+        validate(config("smca_R50_50ep", *changes, True))
+
+
+@pytest.mark.parametrize("key", [key for key, row in KEYS.items() if type(row.default) is float])
+def test_no_number_may_be_nan(config, key):
+    enabled = f"{key.rpartition('.')[0]}.ENABLED"
+    changes = (enabled, True) if enabled in KEYS else ()
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)} is nan; it must be "):
+        validate(config("smca_R50_50ep", *changes, key, "nan"))
 
 
 def test_a_range_of_sizes_goes_from_the_least_to_the_most(config):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import smca
-from smca.analysis.reference import config_reference, definitions
+from smca.analysis.reference import config_reference
 from smca.config import flatten
+from smca.config.model_keys import ABOUT
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools/make_config_reference.py"
@@ -74,14 +75,18 @@ def test_whose_a_key_is(rows):
 @pytest.mark.parametrize(
     ("key", "may_be", "meaning"),
     [
-        ("MODEL.SMCA.MODULATION.HEADS", "`'multi'`, `'shared'`", '"multi": centre offsets'),
-        ("MODEL.SMCA.NUM_QUERIES", "integer, at least 1", "Object queries"),
-        ("MODEL.SMCA.COMPILE", "`True`, `False`", "in the first iteration, for all sizes"),
-        ("MODEL.SMCA.ENCODER.NAME", "`DeformableEncoder`, `DepthwiseEncoder`", "REGISTRY"),
-        ("MODEL.EMA.ENABLED", "`True`, `False`", "Keep an exponential moving average"),
-        ("SOLVER.AMP.ENABLED", "`True`, `False`", "Mixed precision"),
-        ("SOLVER.OPTIMIZER", "`'AdamW'`, `'SGD'`", '"AdamW", or'),
-        ("SOLVER.BASE_LR_END", "number, at least 0", "WarmupCosineLR"),
+        (
+            "MODEL.SMCA.MODULATION.HEADS",
+            "one of 'multi', 'shared'",
+            "'multi': each head has its own",
+        ),
+        ("MODEL.SMCA.NUM_QUERIES", "integer, at least 1", "object queries"),
+        ("MODEL.SMCA.COMPILE", "True or False", "in the first iteration, for images of all"),
+        ("MODEL.SMCA.ENCODER.NAME", "one of 'DeformableEncoder', 'DepthwiseEncoder'", "REGISTRY"),
+        ("MODEL.EMA.ENABLED", "True or False", "an exponential moving average"),
+        ("SOLVER.AMP.ENABLED", "True or False", "mixed precision"),
+        ("SOLVER.OPTIMIZER", "one of 'AdamW', 'SGD'", "SGD is for"),
+        ("SOLVER.BASE_LR_END", "number, finite and at least 0", "WarmupCosineLR"),
         ("OUTPUT_DIR", "text", "run"),
     ],
 )
@@ -89,8 +94,7 @@ def test_some_rows(rows, key, may_be, meaning):
     assert may_be in rows[key][1] and meaning in rows[key][2]
 
 
-def test_nodes_have_their_comments():
+def test_groups_have_their_sentences():
     page = config_reference()
-    found = definitions()
-    assert found["MODEL.SMCA.MODULATION"].comment in page.split("## MODEL.SMCA.MODULATION\n")[1]
-    assert "SOLVER.AMP" not in found  # its comment is its key's
+    for group, sentence in ABOUT.items():
+        assert f"\n## {group}\n\n{sentence}\n\n| key |" in page

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import smca
 from smca import model_zoo
 from smca.checkpoints import write_checkpoint
-from smca.config import ConfigError
+from smca.config import ConfigError, choose_device
 from smca.errors import CheckpointError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -60,10 +60,10 @@ def test_a_model_with_weights(tmp_path):
 def test_devices():
     cfg = model_zoo.get_config("smca_R50_50ep")
     there = torch.cuda.is_available()
-    assert model_zoo.choose_device(cfg).type == ("cuda" if there else "cpu")
-    assert model_zoo.choose_device(cfg, "meta").type == "meta"
+    assert choose_device(cfg).type == ("cuda" if there else "cpu")
+    assert choose_device(cfg, "meta").type == "meta"
     with pytest.raises(ConfigError, match="device 'abacus'"):
-        model_zoo.choose_device(cfg, "abacus")
+        choose_device(cfg, "abacus")
     if not there:
         with pytest.raises(ConfigError, match="device 'cuda:0': there is no GPU"):
-            model_zoo.choose_device(cfg, "cuda:0")
+            choose_device(cfg, "cuda:0")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/CONFIG.md: every config key, its default, what it may be, and its meaning.
 
-The meanings are the comments of smca/config.py: change them there and run this again.
+The table of keys is in smca/config: change it there and run this again.
 
 Examples:
     python tools/make_config_reference.py

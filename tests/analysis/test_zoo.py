@@ -9,7 +9,7 @@ import pytest
 from smca.analysis.counting import count_model
 from smca.analysis.host import NATIVE
 from smca.analysis.zoo import SIZE, count_zoo, model_zoo, published, train_command
-from smca.model_zoo import config_names
+from smca.config import config_names
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

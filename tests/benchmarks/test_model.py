@@ -44,8 +44,7 @@ def run(program, config_file, monkeypatch, tmp_path):
 
 def test_every_model_of_the_family_is_measured(program):
     from smca.analysis.host import NATIVE
-    from smca.config import is_own_model
-    from smca.model_zoo import config_names
+    from smca.config import config_names, is_own_model
 
     def read(name):
         return NATIVE.read(str(ROOT / f"configs/{name}.yaml"))

@@ -9,7 +9,8 @@ from detectron2.config import get_cfg as detectron2_cfg  # noqa: E402
 from detectron2.solver import build_lr_scheduler  # noqa: E402
 
 import smca  # noqa: E402
-from smca.config.keys import DETECTRON2_ONLY, ConfigError, flatten, load_cfg  # noqa: E402
+from smca.config import ConfigError, flatten, load_cfg  # noqa: E402
+from smca.config.keys import DETECTRON2_ONLY  # noqa: E402
 from smca.training.solver import build_lr_multiplier  # noqa: E402
 
 

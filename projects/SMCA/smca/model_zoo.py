@@ -6,56 +6,21 @@ smca.model_zoo.get("smca_R50_50ep", "model_final.pth")
 
 from __future__ import annotations
 
-import difflib
-import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 
 from .checkpoints import load
-from .config import get_cfg, is_own_model, load_cfg
+from .config import choose_device, config_file, config_names, get_cfg, is_own_model, load_cfg
 from .errors import ConfigError
 from .modeling import Detector, build_detector
-
-logger = logging.getLogger(__name__)
-
-# Of an installed package, and of the repository.
-_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[3] / "configs")
 
 
 def list() -> Sequence[str]:
     """The names of all configs that are models, in alphabetical order: a list of strings."""
-    return config_names(_folder())
-
-
-def config_names(folder: Path) -> Sequence[str]:
-    """The paths of the configs below a folder that are models, without ".yaml"."""
-    return [
-        file.relative_to(folder).with_suffix("").as_posix()
-        for file in sorted(folder.rglob("*.yaml"))
-        if not file.name.startswith("Base-")
-    ]
-
-
-def config_file(name: str) -> str:
-    """The path of a config's YAML file, by its name, with or without ".yaml".
-
-    Raises:
-        ConfigError: there is none of this name; the nearest are named.
-    """
-    name = name.removesuffix(".yaml")
-    known = list()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise ConfigError(
-            f"the model zoo has no config {name!r}; did you mean {' or '.join(near)}?"
-            if near
-            else f"the model zoo has no config {name!r}; smca.model_zoo.list() names them"
-        )
-    return str(_folder() / f"{name}.yaml")
+    return config_names()
 
 
 def get_config(name: str, opts: Sequence[object] = ()) -> CfgNode:
@@ -100,30 +65,3 @@ def get(
     elif weights:
         load(detector, weights, whole=True)
     return detector.to(device).eval()
-
-
-def choose_device(cfg: CfgNode, device: str | torch.device | None = None) -> torch.device:
-    """``device``; or where it is None MODEL.DEVICE, and the CPU where there is no such GPU.
-
-    Raises:
-        ConfigError: no device of this name, or none is there.
-    """
-    try:
-        chosen = torch.device(device or cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise ConfigError(f"device {device or cfg.MODEL.DEVICE!r}: {error}") from error
-    if chosen.type != "cuda" or torch.cuda.is_available():
-        return chosen
-    if device is not None:
-        raise ConfigError(f"device {str(device)!r}: there is no GPU that torch can use; take 'cpu'")
-    logger.info("MODEL.DEVICE is %s: there is no GPU, the CPU is used", chosen)
-    return torch.device("cpu")
-
-
-def _folder() -> Path:
-    for folder in _FOLDERS:
-        if folder.is_dir():
-            return folder
-    raise ConfigError(
-        f"the configs are in none of {', '.join(map(str, _FOLDERS))}; install the package anew"
-    )

@@ -11,8 +11,7 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
-from ..config import is_own_model
-from ..model_zoo import config_names
+from ..config import config_names, is_own_model
 from .counting import count_model, count_parameters
 from .host import Host
 from .markdown import markdown_table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..config import config_file
 from ..errors import ConfigError
 
 
@@ -59,8 +60,6 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 
 def _zoo_file(name: str) -> str:
-    from ..model_zoo import config_file
-
     try:
         return config_file(name)
     except ConfigError as error:

@@ -20,13 +20,12 @@ from torch import Tensor
 from ..checkpoints import fetch, load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
 from ..checkpoints.released import coco_class_names
-from ..config import get_cfg, is_own_model, load_cfg, validate
+from ..config import choose_device, config_file, get_cfg, is_own_model, load_cfg, validate
 from ..data.coco import dataset_files
 from ..data.coco_format import read_categories, read_json, refuse
 from ..data.dataset import read_rgb, upright_rgb
 from ..data.mapper import NativeMapper
 from ..errors import ConfigError, DatasetError
-from ..model_zoo import choose_device, config_file
 from ..modeling.detector import build_detector
 from ..structures import Detections, Size
 from .detect import Inference
