@@ -1,4 +1,4 @@
-"""The config keys of the model: ``KEY=Key(default, meaning, rule)``."""
+"""The config keys that a model is built from: ``KEY=Key(default, meaning, rule)``."""
 
 from __future__ import annotations
 
@@ -66,11 +66,15 @@ MODEL_KEYS |= group(
     NORM=Key("FrozenBN", "Normalisation: 'FrozenBN', 'BN', 'SyncBN', 'GN' or '' (none)."),
     NUM_GROUPS=Key(1, "Groups of a bottleneck's 3x3 convolution (ResNeXt).", at_least(1)),
     WIDTH_PER_GROUP=Key(64, "Channels of each of these groups in res2.", at_least(1)),
-    STRIDE_IN_1X1=Key(True, "Bottlenecks stride in their first 1x1 convolution, else in the 3x3."),
+    STRIDE_IN_1X1=Key(
+        True, "Bottlenecks stride in their first 1x1 convolution, else in the 3x3 (torchvision)."
+    ),
     RES5_DILATION=Key(1, "2 keeps res5 at stride 16 (DC5).", one_of(1, 2)),
     RES2_OUT_CHANNELS=Key(256, "Channels of res2, doubled in each later stage.", at_least(1)),
     STEM_OUT_CHANNELS=Key(64, "Channels of the stem.", at_least(1)),
-    STEM_TYPE=Own("basic", "'basic' (7x7 convolution) or 'conv' (two 3x3 convolutions)."),
+    STEM_TYPE=Own(
+        "basic", "'basic' (7x7 convolution and max-pooling) or 'conv' (two 3x3 convolutions)."
+    ),
 )
 MODEL_KEYS |= group(
     "MODEL.SMCA",

@@ -28,7 +28,9 @@ RUN_KEYS |= group(
     OUTPUT_DIR=Key("./output", "Folder where a run writes all its files."),
     SEED=Key(-1, "Seed of all that is random. Negative: drawn, and kept in the checkpoint.", SEED),
     CUDNN_BENCHMARK=Key(False, "Let cuDNN try which convolution is the fastest."),
-    VIS_PERIOD=Key(0, "Iterations between pictures for TensorBoard; 0: none.", at_least(0)),
+    VIS_PERIOD=Key(
+        0, "Iterations between pictures of detections in TensorBoard; 0: none.", at_least(0)
+    ),
 )
 RUN_KEYS |= group(
     "INPUT",
