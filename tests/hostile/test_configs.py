@@ -18,13 +18,14 @@ FILES = {
     "number key": ("1: 2\n", "unknown config key 1 in"),
     "list key": ("[1, 2]: 2\n", "line 1 .*unhashable key"),
     "yes key": ("VERSION: 2\non: 2\n", "unknown config key True in"),
-    "empty value": ("SOLVER:\n  MAX_ITER:\n", r"SOLVER\.MAX_ITER has no value"),
-    "no value": ('SOLVER: {MAX_ITER: "None"}\n', r"SOLVER\.MAX_ITER has no value"),
+    "empty value": ("SOLVER:\n  MAX_ITER:\n", r"SOLVER\.MAX_ITER in .* has no value"),
+    "empty group": ("SOLVER:\n", r"SOLVER in .* is a group of keys; set a key, such as SOLVER\."),
+    "no value": ('SOLVER: {MAX_ITER: "None"}\n', r"SOLVER\.MAX_ITER in .* has no value"),
     "day": ("VERSION: 2026-99-99\n", "cannot be read"),
     "digits": ("SOLVER: {MAX_ITER: " + "9" * 5000 + "}\n", "cannot be read"),
     "own tag": ("VERSION: !mine 3\n", "line 1 .*!mine"),
     "set": ("DATASETS: {TRAIN: !!set {a}}\n", r"DATASETS"),
-    "group": ("MODEL: 3\n", "Type mismatch.*MODEL"),
+    "group": ("MODEL: 3\n", "MODEL in .* is a group of keys"),
     "below a value": ("SOLVER: {MAX_ITER: {a: 1}}\n", r"unknown config key SOLVER\.MAX_ITER\.a"),
     "utf-8": (b"OUTPUT_DIR: \xff\xfe\n", "cannot be read"),
     "zero": (b"OUTPUT_DIR: a\0b\n", "cannot be read"),
@@ -44,10 +45,10 @@ def test_files_that_are_no_config_are_named(tmp_path, name):
     text, message = FILES[name]
     path = tmp_path / "bad.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert "bad.yaml" in refused(path, message) or "has no value" in message
+    assert "bad.yaml" in refused(path, message)
     # And as a base of another file.
     (tmp_path / "good.yaml").write_text("_BASE_: bad.yaml\n")
-    refused(tmp_path / "good.yaml", message.replace(" in", ""))
+    refused(tmp_path / "good.yaml", message)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -164,7 +165,7 @@ def test_damaged_files_are_read_or_refused(tmp_path_factory, data):
         loaded = flatten(load_cfg(smca.get_cfg(), str(path)))
     except ConfigError as error:
         assert len(str(error)) < 1500
-        assert "damaged.yaml" in str(error) or "has no value" in str(error)
+        assert "damaged.yaml" in str(error)
     else:
         assert {key: type(value) for key, value in loaded.items()} == {
             key: type(value) for key, value in defaults.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from .model_keys import MODEL_KEYS
 from .rules import Key, Own
 from .run_keys import RUN_KEYS
 from .yaml_files import read_config_file
-
-logger = logging.getLogger(__name__)
 
 KEYS: dict[str, Key] = {**MODEL_KEYS, **RUN_KEYS}
 
@@ -79,59 +76,50 @@ def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[Any] = ()) -> CN:
             named), or a value has another type than the default.
     """
     defaults = flatten(cfg)
-    source = config_file
-    try:
-        if config_file:
-            loaded = _without_foreign_keys(read_config_file(config_file), cfg)
-            for key in flatten(loaded):
-                _require_key(key, defaults, source)
-            cfg.merge_from_other_cfg(type(cfg)(loaded))
-        source = "the command line"
-        if len(opts) % 2:
-            raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
-        for key, value in zip(opts[::2], opts[1::2], strict=True):
-            if key.startswith("--"):
-                raise ConfigError(f"{key} stands after KEY VALUE pairs; flags come before them")
-            _require_key(key, defaults, source)
-            if isinstance(defaults.get(key), float):
-                value = _number(key, value)
-            cfg.merge_from_list([key, value])
-    except ConfigError:
-        raise
-    except (KeyError, ValueError, TypeError, AssertionError) as error:
-        reason = " ".join(str(error).strip("'\"").split())
-        raise ConfigError(f"{source}: {reason}") from error
-    for key, value in flatten(cfg).items():
-        if value is None and defaults.get(key) is not None:
-            raise ConfigError(f"{key} has no value; leave it out to have {defaults[key]!r}")
+    loaded = flatten(read_config_file(config_file)) if config_file else {}
+    for key, value in loaded.items():
+        if not _is_foreign(key, defaults):
+            _set(cfg, key, value, defaults, config_file)
+    if len(opts) % 2:
+        raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key.startswith("--"):
+            raise ConfigError(f"{key} stands after KEY VALUE pairs; flags come before them")
+        _set(cfg, key, value, defaults, "the command line")
     return cfg
 
 
-def _number(key: str, value: Any) -> float:
-    try:
-        return float(value)  # a learning rate may be 1
-    except (TypeError, ValueError):
-        raise ConfigError(f"{key} is {value!r}; it must be a number") from None
-
-
-def _without_foreign_keys(node: dict, defaults: CN, prefix: str = "") -> dict:
-    """``node`` without the keys that only Detectron2 reads and ``defaults`` does not have."""
-    kept = {}
-    for key, value in node.items():
-        if key not in defaults and f"{prefix}{key}" in DETECTRON2_ONLY:
-            logger.debug("%s%s is passed over: only Detectron2 reads it", prefix, key)
-        elif isinstance(value, dict) and isinstance(defaults.get(key), dict):
-            kept[key] = _without_foreign_keys(value, defaults[key], f"{prefix}{key}.")
-        else:
-            kept[key] = value
-    return kept
-
-
-def _require_key(key: str, known: Mapping[str, object], source: str) -> None:
-    if key not in known and not any(name.startswith(key + ".") for name in known):
-        near = difflib.get_close_matches(key, known, n=1)
+def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str) -> None:
+    if key not in defaults:
+        if keys := [name for name in defaults if _is_below(name, key)]:
+            raise ConfigError(f"{key} in {source} is a group of keys; set a key, such as {keys[0]}")
+        near = difflib.get_close_matches(key, defaults, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"unknown config key {key} in {source}{hint}")
+    default = defaults[key]
+    if value in (None, "None") and default is not None:
+        raise ConfigError(f"{key} in {source} has no value; leave it out to have {default!r}")
+    try:
+        if isinstance(default, float) and not isinstance(value, bool):
+            value = float(value)  # a learning rate may be 1
+        cfg.merge_from_list([key, value])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{key} in {source} is {value!r}; it must have the type of its default, {default!r}"
+        ) from error
+
+
+def _is_below(key: str, group: str) -> bool:
+    return key.startswith(f"{group}.")
+
+
+def _is_foreign(key: str, defaults: Mapping[str, Any]) -> bool:
+    """Whether only Detectron2 reads a key, and ``defaults`` are not Detectron2's."""
+    return any(
+        (key == name or _is_below(key, name))
+        and not any(default == name or _is_below(default, name) for default in defaults)
+        for name in DETECTRON2_ONLY
+    )
 
 
 def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:

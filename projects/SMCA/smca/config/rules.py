@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,33 +56,22 @@ def at_least(least: int) -> Rule:
     return Rule(f"at least {least}", lambda value: value >= least)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _are_whole(numbers: Iterable[Any], least: int) -> bool:
+    """Whether all are whole numbers (True and False are not) of ``least`` or more."""
+    return all(type(number) is int and number >= least for number in numbers)
 
 
-def _is_number(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _are_sizes(value: Any) -> bool:
     sizes = [value] if isinstance(value, int) else value
-    return len(sizes) > 0 and all(_is_whole(size) and size >= 0 for size in sizes)
+    return len(sizes) > 0 and _are_whole(sizes, 0)
 
 
-def _are_sides(value: Any) -> bool:
-    return len(value) == 2 and all(map(_is_whole, value)) and 0 < value[0] <= value[1]
-
-
-def _are_ascending(value: Any) -> bool:
-    positive = all(_is_whole(step) and step > 0 for step in value)
-    return positive and list(value) == sorted(set(value))
-
-
-def _are_datasets(value: Any) -> bool:
-    return all(
-        isinstance(entry, (list, tuple)) and len(entry) == 3 and NAMES.allows(entry)
-        for entry in value
-    )
+def _is_dataset(entry: Any) -> bool:
+    return isinstance(entry, (list, tuple)) and len(entry) == 3 and NAMES.allows(entry)
 
 
 def _is_usable(device: str) -> bool:
@@ -106,13 +95,21 @@ DEVICE = Rule("a device such as 'cuda' or 'cpu'", _is_usable)
 
 NAMES = Rule("names", lambda value: all(isinstance(name, str) for name in value))
 BLOCKS = Rule(
-    "a list of 'intra' and 'multi'", lambda value: all(b in ("intra", "multi") for b in value)
+    "a list of 'intra' and 'multi'", lambda value: all(kind in ("intra", "multi") for kind in value)
 )
-THREE_NUMBERS = Rule("three numbers", lambda value: len(value) == 3 and all(map(_is_number, value)))
+COCO_FORMAT = Rule(
+    "a list of [name, annotation file, image folder]", lambda value: all(map(_is_dataset, value))
+)
+THREE_NUMBERS = Rule("three numbers", lambda value: len(value) == 3 and _are_numbers(value))
 THREE_POSITIVE = Rule(
     "three positive numbers", lambda value: THREE_NUMBERS.allows(value) and min(value) > 0
 )
 SIZES = Rule("sizes in pixels", _are_sizes)
-SIDES = Rule("[least, greatest] in pixels", _are_sides)
-STEPS = Rule("positive whole numbers in ascending order", _are_ascending)
-COCO_FORMAT = Rule("a list of [name, annotation file, image folder]", _are_datasets)
+SIDES = Rule(
+    "[least, greatest] in pixels",
+    lambda value: _are_whole(value, 1) and len(value) == 2 and value[0] <= value[1],
+)
+STEPS = Rule(
+    "positive whole numbers in ascending order",
+    lambda value: _are_whole(value, 1) and list(value) == sorted(set(value)),
+)
