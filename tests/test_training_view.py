@@ -121,7 +121,7 @@ def test_the_average_is_what_the_recursion_makes_of_the_weights(run):
 def found_by(state, cfg):
     """Scores and boxes of the native host's evaluation with these weights."""
     detector = build_detector(cfg)
-    load_state(detector, state, source="a test", whole=True)
+    load_state(detector, state, source="a test", strict=True)
     Evaluator(cfg, detector)()
     return written(cfg.OUTPUT_DIR)
 

@@ -20,17 +20,17 @@ import torch
 
 from smca import build_detector, get_cfg, model_zoo
 from smca.checkpoints import write_checkpoint
+from smca.checkpoints.loading import num_logits
+from smca.checkpoints.names import KINDS
 from smca.checkpoints.released import (
-    COCO_IDS,
-    coco_class_names,
     convert,
     matching_configs,
     read_options,
     read_released,
     recognise,
 )
-from smca.checkpoints.released_names import KINDS
 from smca.config import flatten, load_cfg
+from smca.data.coco_classes import COCO_IDS, coco_class_names
 from smca.engine.guard import guarded
 from smca.errors import CheckpointError
 
@@ -73,7 +73,7 @@ def main() -> None:
 
     content = {"model": model, "__author__": KINDS[kind].title}
     content |= {"config_file": configs[0], "options": options}
-    if any(name.startswith("heads.class_head.") for name in model):
+    if num_logits(model):
         content["class_names"] = list(coco_class_names())
     try:
         write_checkpoint(content, args.output)
@@ -89,7 +89,7 @@ def main() -> None:
     print(f"{args.output}: {len(model)} tensors for {' or '.join(configs)}")
     if len(configs) > 1:
         print("the file does not show whether it was trained with DC5 (res5 at stride 16)")
-    if len(model.get("heads.class_head.bias", ())) > len(COCO_IDS):
+    if num_logits(model) > len(COCO_IDS):
         print("softmax scores are exact as far as training left ids without a class no probability")
     texts = [part if isinstance(part, str) else json.dumps(part) for part in options]
     arguments = ["MODEL.WEIGHTS", args.output, *texts]

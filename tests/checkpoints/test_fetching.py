@@ -80,7 +80,7 @@ def test_what_came_wrong_is_fetched_again(serve, content, first):
     ("answer", "requests", "reason"),
     [
         ("cut", 2, r"cut off: \d+ of \d+ bytes came"),
-        ("page", 2, "it is a web page, perhaps of a proxy"),
+        ("page", 2, "the answer is a web page, perhaps of a proxy"),
         ("missing", 1, "HTTP Error 404: Not Found"),
         ("silent", 1, "timed out"),
     ],
@@ -109,7 +109,7 @@ def test_without_a_network(serve, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be fetched: "):
         fetch("http://127.0.0.1:port/a.pth")
     for address in ("http://[bad/a.pth", f"{server.address}/", server.address, "HTTP://a"):
-        with pytest.raises(CheckpointError, match="is no address of a file: "):
+        with pytest.raises(CheckpointError, match="is not the address of a file: "):
             fetch(address)
     assert not cached(tmp_path / "cache")
 

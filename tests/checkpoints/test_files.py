@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import zipfile
 from collections import OrderedDict
 from random import Random
 
@@ -107,7 +106,7 @@ def test_backbone_weights_load_into_a_detector(tmp_path, config, caplog):
         assert_close(own[name], tensor)
     assert_close(detector.neck.projections[0].weight, weight)
     with pytest.raises(CheckpointError, match=r"R-18\.pkl holds a backbone alone.*a trained"):
-        load(detector, tmp_path / "R-18.pkl", whole=True)
+        load(detector, tmp_path / "R-18.pkl", strict=True)
 
 
 def test_what_torch_saved_is_read_whatever_its_name_ends_in(tmp_path, detector):
@@ -128,7 +127,7 @@ def test_a_checkpoint_comes_back(tmp_path, detector, tiny_config):
     write_checkpoint({"model": detector.state_dict(), "iteration": 7}, tmp_path / "a.pth")
     torch.manual_seed(1)
     other = build_detector(tiny_config())
-    extra = load(other, tmp_path / "a.pth", whole=True)
+    extra = load(other, tmp_path / "a.pth", strict=True)
     assert extra == {"iteration": 7}
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pth"]
     for name, tensor in detector.state_dict().items():
@@ -139,7 +138,7 @@ def test_another_number_of_classes(tmp_path, detector, tiny_config, caplog):
     write_checkpoint({"model": detector.state_dict()}, tmp_path / "three.pth")
     other = build_detector(tiny_config("MODEL.SMCA.NUM_CLASSES", 5))
     with pytest.raises(CheckpointError, match=r"NUM_CLASSES.*heads\.class_head\.weight"):
-        load(other, tmp_path / "three.pth", whole=True)
+        load(other, tmp_path / "three.pth", strict=True)
     head = other.heads.class_head.weight.clone()
     load(other, tmp_path / "three.pth")
     assert "class head" in caplog.text
@@ -154,15 +153,15 @@ def test_another_model_is_refused_with_its_tensors(tmp_path, detector, tiny_conf
         load(wider, tmp_path / "a.pth")
     deeper = build_detector(tiny_config("MODEL.SMCA.DECODER.NUM_LAYERS", 3))
     with pytest.raises(CheckpointError, match=r"lacks decoder\.layers\.2"):
-        load(deeper, tmp_path / "a.pth", whole=True)
+        load(deeper, tmp_path / "a.pth", strict=True)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read"),
-        (b"not a checkpoint at all", "cannot be read"),
-        (b"<!DOCTYPE html>\n<html>", "torch.save begins no file with b'<!DOCTYPE html>"),
+        (b"", "cannot be read as a checkpoint: it is empty"),
+        (b"not a checkpoint at all", "cannot be read .* begins with b'not a checkpoint"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page, perhaps of a proxy"),
         ({"model": {}}, "no tensors"),
         ({"model": None}, "no tensors"),
         ({"model": torch.ones(3)}, "no tensors"),
@@ -170,6 +169,7 @@ def test_another_model_is_refused_with_its_tensors(tmp_path, detector, tiny_conf
         ([1, 2], "a list"),
         ({"model": {"a": torch.ones(1)}}, "none of the model's tensors"),
         ({"model": {"conv1_w": torch.ones(1)}}, "Caffe2"),
+        ({"blobs": {"conv1_w": torch.ones(1)}}, "Caffe2"),
     ],
 )
 def test_files_that_are_no_checkpoint_are_named(tmp_path, detector, content, message):
@@ -205,7 +205,7 @@ def test_a_truncated_file_is_named(tmp_path, detector):
     write_checkpoint({"model": detector.state_dict()}, tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"a\.pth: .* is cut off"):
+    with pytest.raises(CheckpointError, match=r"a\.pth is cut off; copy it again"):
         load(detector, tmp_path / "a.pth")
     with pytest.raises(FileNotFoundError, match="missing"):
         load(detector, tmp_path / "missing.pth")
@@ -242,16 +242,6 @@ def test_flipped_bits_are_recognised_or_change_nothing(tmp_path, detector):
     assert recognised > 50
 
 
-def test_compressed_parts_are_refused(tmp_path):
-    path = tmp_path / "bomb.pth"
-    torch.save({"model": {"a": torch.zeros(10**7)}}, path)
-    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "b.pth", "w") as packed:
-        for part in plain.infolist():
-            packed.writestr(part.filename, plain.read(part), zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match=r"b\.pth is damaged: its parts are compressed"):
-        read_checkpoint(tmp_path / "b.pth")
-
-
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "gone"])
 def test_a_damaged_newest_file_is_passed_over(tmp_path, tiny_config, caplog, fault):
     detector = build_detector(tiny_config())
@@ -259,7 +249,7 @@ def test_a_damaged_newest_file_is_passed_over(tmp_path, tiny_config, caplog, fau
         with torch.no_grad():
             detector.decoder.query_embed.weight.fill_(number)
         checkpointer = SafeCheckpointing(detector, str(tmp_path))
-        checkpointer.save(f"model_{number:07d}", iteration=number)
+        checkpointer.save_periodic(number)
     newest = tmp_path / "model_0000002.pth"
     content = bytearray(newest.read_bytes())
     if fault == "flipped":
@@ -299,7 +289,7 @@ def averaged_file(path, detector):
 def test_who_only_reads_weights_takes_the_averaged_ones(tmp_path, detector, tiny_config):
     _, average = averaged_file(tmp_path / "a.pth", detector)
     other = build_detector(tiny_config())
-    assert load(other, tmp_path / "a.pth", whole=True) == {"iteration": 7}
+    assert load(other, tmp_path / "a.pth", strict=True) == {"iteration": 7}
     assert_close(other.state_dict(), average, rtol=0, atol=0)
     # A new run that starts from them, too.
     other = build_detector(tiny_config())
@@ -318,7 +308,7 @@ def test_a_resumed_run_takes_both(tmp_path, detector, tiny_config):
     assert_close(rest["ema"], average, rtol=0, atol=0)
     # An evaluation of the same file does not.
     evaluated = build_detector(tiny_config())
-    SafeCheckpointing(evaluated, str(tmp_path)).load_to_evaluate(str(tmp_path / "a.pth"))
+    SafeCheckpointing(evaluated, strict=True).load(str(tmp_path / "a.pth"), checkpointables=[])
     assert_close(evaluated.state_dict(), average, rtol=0, atol=0)
 
 
@@ -330,22 +320,21 @@ def test_averaged_weights_that_are_none_are_refused(tmp_path, detector):
 
 
 def test_class_names_are_saved_where_they_are_known(tmp_path, detector):
-    checkpointer = SafeCheckpointing(detector, str(tmp_path))
-    checkpointer.save("without")
-    checkpointer.class_names = ("circle", "square", "triangle")
-    checkpointer.save("with", iteration=3)
+    names = ("circle", "square", "triangle")
+    SafeCheckpointing(detector, str(tmp_path)).save("without")
+    SafeCheckpointing(detector, str(tmp_path), class_names=names).save("with", iteration=3)
     assert "class_names" not in load(detector, tmp_path / "without.pth")
     extra = load(detector, tmp_path / "with.pth")
-    assert extra == {"class_names": ["circle", "square", "triangle"], "iteration": 3}
+    assert extra == {"class_names": list(names), "iteration": 3}
 
 
 def test_a_folder_with_another_runs_checkpoints(tmp_path, caplog):
     """What begins anew there says so, and of two runs' files only the own ones are resumed from."""
     checkpointer = SafeCheckpointing(torch.nn.Linear(2, 2), str(tmp_path))
-    checkpointer.save("model_0000009")
+    checkpointer.save_periodic(9)
     checkpointer.resume_or_load("", resume=False)
     assert "--resume would have gone on from them" in caplog.text
     for number in (1, 3):
-        checkpointer.save(f"model_{number:07d}")
+        checkpointer.save_periodic(number)
     (tmp_path / "model_0000003.pth").write_bytes(b"")
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")

@@ -58,7 +58,8 @@ def test_what_is_frozen_is_found(build, norm, freeze_at, expected):
 
 @pytest.mark.parametrize(("norm", "freeze_at", "expected"), FROZEN)
 def test_random_weights_that_are_frozen_are_refused(build, tmp_path, norm, freeze_at, expected):
-    checkpointer = SafeCheckpointing(build(norm, freeze_at), str(tmp_path))
+    detector = build(norm, freeze_at)
+    checkpointer = SafeCheckpointing(detector, str(tmp_path))
     if not expected:
         checkpointer.resume_or_load("", resume=False)
         return
@@ -67,10 +68,8 @@ def test_random_weights_that_are_frozen_are_refused(build, tmp_path, norm, freez
     )
     with pytest.raises(ConfigError, match=remedies + r"0 and MODEL\.RESNETS\.NORM 'GN'"):
         checkpointer.resume_or_load("", resume=True)
-    checkpointer.freeze_random = True
-    checkpointer.resume_or_load("", resume=False)
-    checkpointer.freeze_random = False
-    # What has them all is not asked, nor is a run that goes on.
+    SafeCheckpointing(detector, freeze_random=True).resume_or_load("", resume=False)
+    # A file that has them all is taken, and a run goes on.
     checkpointer.save("whole")
     checkpointer.resume_or_load(str(tmp_path / "whole.pth"), resume=False)
     checkpointer.resume_or_load("", resume=True)

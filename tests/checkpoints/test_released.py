@@ -48,7 +48,7 @@ def converted(convert_checkpoint, tmp_path):
             assert evaluate == "--eval-only" and options[:2] == ["MODEL.WEIGHTS", str(output)]
             cfg = load_cfg(smca.get_cfg(), config, options)
             detector = smca.build_detector(cfg).eval()
-            names = load(detector, output, whole=True)["class_names"]
+            names = load(detector, output, strict=True)["class_names"]
             assert len(set(names)) == 80 and "N/A" not in names
             by_id = dict(zip(IDS, names, strict=True))
             assert [by_id[i] for i in (1, 13, 44, 90)] == [

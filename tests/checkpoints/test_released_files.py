@@ -100,10 +100,10 @@ def test_files_of_other_kinds_are_refused(published):
     with pytest.raises(CheckpointError, match=r"left over: .*point1.*missing: .*sa_qcontent"):
         state = detector_state("baselines/conditional_detr_R50_50ep")
         convert(released, "conditional_detr", state)
-    with pytest.raises(CheckpointError, match=r"missing: what neck\.level_embed is made of"):
+    with pytest.raises(CheckpointError, match=r"missing: the source of neck\.level_embed"):
         convert(released, "smca", detector_state("smca_R50_50ep"))
     unknown = Released("a.pth", {"a.b": torch.ones(1)}, argparse.Namespace())
-    with pytest.raises(CheckpointError, match=r"^a\.pth has none of the layouts.*a\.b"):
+    with pytest.raises(CheckpointError, match=r"^a\.pth has none of the known layouts.*a\.b"):
         recognise(unknown)
     ours = Released("a.pth", {"heads.class_head.bias": torch.ones(1)}, argparse.Namespace())
     with pytest.raises(CheckpointError, match="use it as it is"):
@@ -189,7 +189,7 @@ def test_the_program(tmp_path):
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "in.pth")
     finished = run()
     assert finished.returncode == 2
-    assert finished.stderr.startswith("CheckpointError: in.pth has none of the layouts")
+    assert finished.stderr.startswith("CheckpointError: in.pth has none of the known layouts")
     assert len(finished.stderr.splitlines()) == 1
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "in.pth")
     finished = run()

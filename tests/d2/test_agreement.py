@@ -46,7 +46,7 @@ def hosts(request, d2_config, tmp_path):
     write_checkpoint({"model": theirs.state_dict()}, tmp_path / "model.pth")
     torch.manual_seed(1)
     ours = build_detector(cfg)
-    load(ours, tmp_path / "model.pth", whole=True)
+    load(ours, tmp_path / "model.pth", strict=True)
     return cfg, ours, theirs
 
 

@@ -91,7 +91,7 @@ def models(tiny_config, tmp_path_factory):
             parameter.add_(0.05 * torch.randn(parameter.shape))
     write_checkpoint({"model": theirs.state_dict()}, path)
     ours = build_detector(cfg)
-    load(ours, path, whole=True)
+    load(ours, path, strict=True)
     return cfg, ours.train(), theirs_cfg, theirs.train(), path
 
 

@@ -1,4 +1,4 @@
-"""Pickles of arrays that ask for code, memory or what is none of a checkpoint's."""
+"""Pickles of arrays that ask to run code, or hold something other than numbers."""
 
 import codecs
 import pickle
@@ -6,15 +6,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from smca.checkpoints import read_checkpoint
-from smca.checkpoints.arrays import read_pickle
 from smca.errors import CheckpointError
 
-# NumPy's own, which makes arrays in pickles.
+# NumPy's own function, which makes arrays in pickles.
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
 PLAIN = (np.ndarray, (0,), b"b")
 
@@ -70,47 +69,37 @@ def test_only_arrays_have_functions(tmp_path, name):
 
 
 FLOAT = np.dtype("f4")
-BOMBS = {
-    "numbered": (b"\x80\x02}r\xff\xff\xff\x7f.", "numbers objects that it does not have"),
-    "hash": (b"\x80\x02})" + b"\x85" * 500_000 + b"K\x01s.", "more parts than any checkpoint"),
-    "shape": ({"model": {"a": array((10**12,), FLOAT, b"1234")}}, "has 4 bytes"),
-    "axes": ({"model": {"a": array((1,) * 10**5, FLOAT, b"1234")}}, "a shape that is none"),
-    "repeated": ({"model": {"a": array(("a" * 10**6, 10**9), FLOAT, b"")}}, "a shape that is none"),
-    "called": ({"model": {"a": Call(np.ndarray, (10**12,))}}, "not callable"),
-    "subclass": ({"model": {"a": Call(RECONSTRUCT, np.matrix, (9,), b"b")}}, "refused to load"),
-    "objects": (
-        {"model": {"a": np.array([{}, []], dtype=object)}},
-        "refused to load an array of 'O",
-    ),
-    "pointers": (
-        {"model": {"a": Call(np.dtype, "O8", state=(3, "|", None, None, None, -1, -1, 0))}},
-        "refused to load an array of 'O8'",
-    ),
-    "records": ({"model": {"a": np.zeros(2, [("x", "f4")])}}, "refused to load an array of 'V4'"),
-    "text": ({"model": {"a": np.array(["a" * 9])}}, "refused to load an array of 'U9'"),
-    "number": ({"model": {"a": Call(type(np.float32(0)).__reduce__(np.float32(0))[0])}}, "cannot"),
-    "length": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "cannot be read"),
-    "nested": (b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list"),
-    "empty": (b"", "cannot be read"),
+
+
+def dtype_with(kind, flags):
+    """A type that says of its numbers, or does not say, that they are addresses of objects."""
+    return Call(np.dtype, kind, False, True, state=(3, "<", None, None, None, -1, -1, flags))
+
+
+OTHERS = {
+    "shape": (array((10**12,), FLOAT, b"1234"), "cannot be read"),
+    "axes": (array((1,) * 10**5, FLOAT, b"1234"), "cannot be read"),
+    "called": (Call(np.ndarray, (9,)), "not callable"),
+    "subclass": (Call(RECONSTRUCT, np.matrix, (9,), b"b"), "refused to load"),
+    "objects": (np.array([{}, []], dtype=object), "refused to load an array of 'O"),
+    "addresses": (array((3,), dtype_with("O8", 0), b"A" * 24), "refused to load an array of 'O8'"),
+    "records": (np.zeros(2, [("x", "f4")]), "refused to load an array of 'V4'"),
+    "text": (np.array(["a" * 9]), "refused to load an array of 'U9'"),
+    "number": (Call(type(np.float32(0)).__reduce__(np.float32(0))[0]), "cannot be read"),
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_a_small_file_takes_little_memory(tmp_path, little_memory, bomb):
-    content, message = BOMBS[bomb]
-    with little_memory(1024):
-        refused(tmp_path / "a.pkl", content, message)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_things_than_numbers_are_refused(tmp_path, kind):
+    content, message = OTHERS[kind]
+    refused(tmp_path / "a.pkl", {"model": {"a": content}}, message)
 
 
-def test_many_arrays_of_the_same_bytes_take_them_once(tmp_path, little_memory):
-    data, text = bytes(2**20), "a" * 2**20
-    arrays = {str(number): array((2**18,), FLOAT, data) for number in range(2000)}
-    with little_memory(1024):
-        refused(tmp_path / "a.pkl", {"model": arrays}, "larger than it is")
-        texts = [Call(codecs.encode, text, "latin1") for _ in range(2000)]
-        content = {"model": {"a": np.ones(1)}, "texts": texts}
-        (tmp_path / "b.pkl").write_bytes(pickle.dumps(content))
-        assert_close(read_checkpoint(tmp_path / "b.pkl")["model"]["a"], torch.ones(1).double())
+def test_numbers_stay_numbers_whatever_their_type_says(tmp_path):
+    # NumPy itself would take the flags, and these numbers for addresses.
+    content = array((3,), dtype_with("f8", 63), np.ones(3).tobytes())
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {"a": content}}))
+    assert_close(read_checkpoint(tmp_path / "a.pkl")["model"]["a"], torch.ones(3).double())
 
 
 KINDS = st.sampled_from(["f2", "f4", "f8", ">f4", ">i8", "i1", "i4", "u1", "b1"])
@@ -138,9 +127,9 @@ def test_arrays_come_back_as_numpy_would_read_them(
     assert content["model"]["a"].dtype == expected.dtype and content["n"] == scalar
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
+def test_damaged_bytes_are_read_or_refused(tmp_path_factory, little_memory, data):
     content = {"model": {"stem.conv1.weight": np.ones((2, 3), "f4")}, "__author__": "me"}
     changed = bytearray(pickle.dumps(content, protocol=2))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -151,18 +140,9 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.pkl"
     path.write_bytes(changed)
     try:
-        found = read_checkpoint(path)["model"]
+        with little_memory(1024):  # damaged numbers may ask for any amount
+            found = read_checkpoint(path)["model"]
     except CheckpointError as error:
         assert str(path) in str(error)
     else:
         assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
-
-
-def test_reading_leaves_the_reader_as_it_was(tmp_path):
-    # A pickle may put things into the functions that it calls.
-    path = tmp_path / "a.pkl"
-    path.write_bytes(b"\x80\x02c_codecs\nencode\n}(X\x01\x00\x00\x00aK\x01u}\x86b.")
-    read_pickle(path)
-    refused(path, pickle.dumps(Call(print, 1)), "refused to load builtins.print")
-    path.write_bytes(pickle.dumps({"model": {"a": np.ones(2)}}, protocol=2))
-    assert_close(read_checkpoint(path)["model"]["a"], torch.ones(2).double())

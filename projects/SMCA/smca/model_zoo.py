@@ -63,5 +63,5 @@ def get(
     if weights is None and cfg.MODEL.WEIGHTS:
         load(detector, cfg.MODEL.WEIGHTS)
     elif weights:
-        load(detector, weights, whole=True)
+        load(detector, weights, strict=True)
     return detector.to(device).eval()

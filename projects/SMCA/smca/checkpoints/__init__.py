@@ -1,4 +1,4 @@
-"""Checkpoint files: safe to read, whole when written, with Detectron2's names."""
+"""Checkpoint files: read without running code, written whole, under Detectron2's names."""
 
 from ..errors import CheckpointError
 from .best import BestModel

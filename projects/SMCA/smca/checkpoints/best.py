@@ -1,11 +1,11 @@
-"""The model of the best evaluation so far, beside the checkpoints that training resumes from."""
+"""The model of the best evaluation so far, beside the checkpoints to resume from."""
 
 from __future__ import annotations
 
 import logging
 import math
 
-from .checkpointer import SafeCheckpointing
+from .checkpointer import BEST, SafeCheckpointing
 
 logger = logging.getLogger(__name__)
 
@@ -13,14 +13,12 @@ logger = logging.getLogger(__name__)
 class BestModel:
     """Writes ``model_best.pth`` whenever an evaluation is better than all before.
 
-    The file itself is never read: it may be another run's. An evaluation that no checkpoint knows
-    of yet is made again by the run that resumes.
+    The file itself is never read, as it may be another run's. A run that resumes repeats an
+    evaluation that the checkpoint does not know of.
 
     Attributes:
         best_metric, best_iter: the best value and its iteration; None before the first.
     """
-
-    FILE = "model_best"
 
     def __init__(self, checkpointer: SafeCheckpointing):
         self.checkpointer = checkpointer
@@ -28,11 +26,11 @@ class BestModel:
         self.best_iter: int | None = None
 
     def offer(self, value: float, iteration: int) -> None:
-        """Save the model when ``value``, of ``iteration``, is the highest so far."""
+        """Save the model if ``value``, reached at ``iteration``, is the highest so far."""
         if math.isfinite(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric, self.best_iter = float(value), int(iteration)
             logger.info("best AP so far: %.3f", value)
-            self.checkpointer.save(self.FILE, resumable=False, iteration=iteration)
+            self.checkpointer.save(BEST, resumable=False, iteration=iteration)
 
     def state_dict(self) -> dict:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}

@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from ..errors import CheckpointError, ConfigError
-from .fetching import fetch
+from .fetching import local_file
 from .files import damage, read_checkpoint, write_checkpoint, write_whole
 from .loading import frozen_tensors, load_state, pop_weights, some
 
 logger = logging.getLogger(__name__)
 
-# What training ends with.
-FINAL = "model_final"
+# The files in a run's folder: of the end and of the best evaluation, of iteration 999
+# ("model_0000999.pth"), and the file that names the newest of these.
+FINAL, BEST = "model_final", "model_best"
+_PERIODIC, _ALL_PERIODIC = "model_{:07d}", "model_[0-9]*.pth"
+LAST = "last_checkpoint"
 
 
-@contextlib.contextmanager
-def downloading(path: str) -> Iterator[None]:
-    """A block in which a file is had by an address of another kind than :func:`fetch` knows.
-
-    Raises:
-        CheckpointError: it cannot be had.
-    """
-    try:
-        yield
-    except (OSError, AssertionError) as error:  # fvcore asserts that it knows such paths
-        raise CheckpointError(
-            f"MODEL.WEIGHTS: {path} cannot be fetched ({error}); fetch it by other means, and set "
-            "MODEL.WEIGHTS to the path of the file"
-        ) from error
-
-
-def require_file(path: str) -> None:
-    """
-    Raises:
-        FileNotFoundError: the path of a checkpoint, and no address, where there is no file.
-    """
-    if "://" not in path and not os.path.isfile(path):
-        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
-        raise FileNotFoundError(f"checkpoint {path!r} (MODEL.WEIGHTS) {what}")
+def can_resume(folder: str) -> bool:
+    """Whether a run has left a checkpoint to resume from in its folder."""
+    return os.path.isfile(os.path.join(folder, LAST))
 
 
 def has_checkpoint(folder: str) -> bool:
-    """Whether a run has left a checkpoint in its folder."""
-    names = ("last_checkpoint", f"{FINAL}.pth")
-    return any(os.path.isfile(os.path.join(folder, name)) for name in names)
+    """Whether a run has left a checkpoint to use in its folder."""
+    return can_resume(folder) or os.path.isfile(os.path.join(folder, f"{FINAL}.pth"))
 
 
 def newest_checkpoint(folder: str) -> str:
@@ -60,15 +41,14 @@ def newest_checkpoint(folder: str) -> str:
     Raises:
         CheckpointError: none is whole.
     """
-    tag = Path(folder, "last_checkpoint")
-    # A file beside it, whatever it says; where it says nothing it is itself what is damaged.
+    tag = Path(folder, LAST)
     name = f"{FINAL}.pth"
     if tag.exists():
-        name = os.path.basename(tag.read_text(encoding="utf-8", errors="replace").strip())[:255]
-        name = name if name and name.isprintable() else tag.name
-    others = sorted(glob.glob(os.path.join(glob.escape(folder), "model_[0-9]*.pth")))
+        # The run may have been moved. If the tag is empty, it is itself the damaged file.
+        name = os.path.basename(tag.read_text(encoding="utf-8", errors="replace").strip()) or LAST
+    others = sorted(glob.glob(os.path.join(glob.escape(folder), _ALL_PERIODIC)))
     if name.startswith("model_"):
-        # Later ones are another run's, which was here before.
+        # Later ones are of another run that was here before.
         others = [path for path in others if os.path.basename(path) < name]
     faults = {}
     for path in dict.fromkeys([os.path.join(folder, name), *reversed(others)]):
@@ -86,42 +66,52 @@ def newest_checkpoint(folder: str) -> str:
 class SafeCheckpointing(Checkpointer):
     """fvcore's checkpointer with whole files, safe reading and clear refusals.
 
-    It stands before Detectron2's checkpointer in the other host's class.
+    In the other host's class it stands before Detectron2's checkpointer.
 
     Attributes:
-        whole: every tensor of the model must be in the file that is loaded.
-        resuming: the weights that training goes on with are loaded, and not their average, which
-            stays in what ``load`` returns.
-        loaded: path of the file that was loaded last; empty before the first.
-        missing: names of the model's tensors that the last file loaded did not have.
-        freeze_random: train although tensors that training does not change are random.
-        class_names: of the model's classes, by contiguous index; saved where they are known.
+        class_names: the names of the model's classes, by contiguous index; saved if not None.
     """
 
-    whole = False
-    resuming = False
-    loaded = ""
-    missing: Sequence[str] = ()
-    freeze_random = False
-    class_names: Sequence[str] | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = False,
+        freeze_random: bool = False,
+        class_names: Sequence[str] | None = None,
+        **options: object,
+    ):
+        """
+        Args:
+            model, save_dir, options: as fvcore's checkpointer takes them.
+            strict: refuse files that lack tensors of the model.
+            freeze_random: train even if tensors that training does not change are random.
+            class_names: see the class.
+        """
+        super().__init__(model, save_dir, **options)
+        self.class_names = class_names
+        self._strict, self._freeze_random = strict, freeze_random
+        self._resuming = False
+        # The last file that was loaded, and the model's tensors that it lacks.
+        self._loaded = ""
+        self._missing: Sequence[str] = ()
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        if not path:
-            self.missing = list(self.model.state_dict())
-            return super().load(path, *args, **kwargs)
-        path = fetch(path)
-        require_file(path)
-        with downloading(path) if "://" in path else contextlib.nullcontext():
-            return super().load(path, *args, **kwargs)
+        if path:
+            path = local_file(path, self.path_manager)
+        else:
+            self._missing = list(self.model.state_dict())
+        return super().load(path, *args, **kwargs)
 
     def get_checkpoint_file(self) -> str:
-        """See :func:`newest_checkpoint`."""
+        """The file to resume from, see :func:`newest_checkpoint`."""
         return newest_checkpoint(self.save_dir)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         if resume and self.save_dir and self.save_to_disk:
-            # A run that was killed leaves what it was writing.
-            for name in ("model_*.pth.tmp", "last_checkpoint.tmp"):
+            # A run that was killed leaves unfinished files.
+            for name in ("model_*.pth.tmp", f"{LAST}.tmp"):
                 for unfinished in Path(self.save_dir).glob(name):
                     unfinished.unlink(missing_ok=True)
         elif self.save_dir and not resume and self.has_checkpoint():
@@ -130,13 +120,13 @@ class SafeCheckpointing(Checkpointer):
                 "from them",
                 self.save_dir,
             )
-        # A run goes on with all it had; only weights to start from may lack something.
-        self.resuming = resume and self.has_checkpoint()
-        self.whole = self.whole or self.resuming
+        # A run goes on with all it had, its averaged weights beside those of training.
+        self._resuming = resume and self.has_checkpoint()
         rest = super().resume_or_load(path, resume=resume)
-        if not self.freeze_random and (frozen := self._frozen_at_random()):
+        frozen = sorted(set(frozen_tensors(self.model)).intersection(self._missing))
+        if frozen and not self._freeze_random:
             raise ConfigError(
-                f"{self.loaded or 'MODEL.WEIGHTS is empty, which'} leaves random what training "
+                f"{self._loaded or 'MODEL.WEIGHTS is empty, which'} leaves random what training "
                 f"does not change: {some(frozen)}; set MODEL.WEIGHTS to weights that have it, as "
                 "the files of configs/ do, or both MODEL.BACKBONE.FREEZE_AT 0 and "
                 "MODEL.RESNETS.NORM 'GN' or 'BN' "
@@ -144,11 +134,8 @@ class SafeCheckpointing(Checkpointer):
             )
         return rest
 
-    def _frozen_at_random(self) -> list[str]:
-        return sorted(set(frozen_tensors(self.model)).intersection(self.missing))
-
     def save(self, name: str, *, resumable: bool = True, **extra: object) -> None:
-        """Write ``save_dir/name.pth``; with ``resumable``, make it the one to resume from."""
+        """Write ``save_dir/name.pth``; with ``resumable``, make it the file to resume from."""
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict()}
@@ -161,43 +148,36 @@ class SafeCheckpointing(Checkpointer):
         if resumable:
             self.tag_last_checkpoint(f"{name}.pth")
 
+    def save_periodic(self, iteration: int) -> None:
+        """Save the state after ``iteration``."""
+        self.save(_PERIODIC.format(iteration), iteration=iteration)
+
     def save_final(self, iteration: int) -> None:
-        """Save what training ends with after ``iteration``, unless that has been resumed from."""
-        if os.path.basename(self.loaded) != f"{FINAL}.pth":
+        """Save the end of training, after ``iteration``, unless it was resumed from."""
+        if os.path.basename(self._loaded) != f"{FINAL}.pth":
             self.save(FINAL, iteration=iteration)
 
     def save_to_resume(self, iteration: int, max_iter: int) -> None:
         """Save a run that stops after ``iteration`` of ``max_iter``, and say how it goes on."""
         if iteration < 0:
             return
-        name = f"model_{iteration:07d}"
-        self.save(name, iteration=iteration)
+        self.save_periodic(iteration)
         logger.warning(
             "stopped after iteration %d of %d; --resume continues from %s.pth",
             iteration + 1,
             max_iter,
-            name,
+            _PERIODIC.format(iteration),
         )
 
-    def load_to_evaluate(self, weights: str) -> None:
-        """Load ``weights`` whole.
-
-        Raises:
-            CheckpointError: the file does not fit the model.
-        """
-        self.whole = True
-        self.load(weights, checkpointables=[])
-
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
+        path = os.path.join(self.save_dir, LAST)
         write_whole(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _load_file(self, path: str) -> dict:
-        self.loaded = path
-        return {**read_checkpoint(path), "source": path}
+        self._loaded = path
+        return read_checkpoint(path)
 
     def _load_model(self, checkpoint: dict) -> None:
-        state = checkpoint.pop("model") if self.resuming else pop_weights(checkpoint)
-        self.missing = load_state(
-            self.model, state, source=checkpoint.pop("source"), whole=self.whole
-        )
+        state = checkpoint.pop("model") if self._resuming else pop_weights(checkpoint)
+        strict = self._strict or self._resuming
+        self._missing = load_state(self.model, state, source=self._loaded, strict=strict)

@@ -1,4 +1,4 @@
-"""Which file a trained model is used with, in evaluation, prediction and pictures."""
+"""Choosing the file to use a trained model with: for evaluation, prediction and pictures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..config import read_config_file
 from ..errors import ConfigError
 from .checkpointer import has_checkpoint, newest_checkpoint
 
-# Addresses and files of ResNets trained on ImageNet, with which no detector finds anything.
+# Addresses and files of ResNets trained on ImageNet, which are not detectors.
 _BACKBONE = re.compile(r"/ImageNetPretrained/|(^|/)resnet\d+-[0-9a-f]{8}\.pth$")
 
 
 class Weights(NamedTuple):
-    """A checkpoint by its path or address, and why it is taken."""
+    """A checkpoint by its path or address, and why it was chosen."""
 
     path: str
     why: str
@@ -31,21 +31,21 @@ class Weights(NamedTuple):
 def trained_weights(
     cfg: CfgNode, *, config_file: str = "", opts: Sequence[object] = (), named: str = ""
 ) -> Weights:
-    """The checkpoint that the model of a config is used with.
+    """Choose the checkpoint to use a config's model with.
 
-    It is the one that is named, here or among the changes. Else, where MODEL.WEIGHTS is only what
-    a run started from, it is the run's own: ``last_checkpoint``, or else ``model_final.pth``,
-    beside the config's file or in OUTPUT_DIR. Else it is MODEL.WEIGHTS.
+    The first of these: the checkpoint that is named, by ``named`` or ``opts``; if MODEL.WEIGHTS is
+    only what a run started from, the run's own, ``last_checkpoint`` or ``model_final.pth`` beside
+    the config's file or in OUTPUT_DIR; MODEL.WEIGHTS.
 
     Args:
         cfg: the merged config.
-        config_file: its file.
-        opts: what the command line has changed in it.
-        named: a checkpoint that is asked for.
+        config_file: the config's file.
+        opts: the changes on the command line.
+        named: a checkpoint that the user asks for.
 
     Raises:
         ConfigError: there is none.
-        CheckpointError: a run has none that is whole.
+        CheckpointError: a run has no whole checkpoint.
     """
     start = cfg.MODEL.WEIGHTS
     keys = {str(opt).partition("=")[0] for opt in opts}
@@ -70,12 +70,12 @@ def _trained(weights: Weights) -> Weights:
 
 
 def _only_starts(start: str, folder: str) -> bool:
-    """Whether MODEL.WEIGHTS is no more than what the run in a folder started from."""
+    """Whether the run in ``folder`` started from MODEL.WEIGHTS, and that is all it is."""
     if not start or _BACKBONE.search(start):
         return True
     if os.path.abspath(os.path.dirname(start)) == os.path.abspath(folder):
-        return False  # one of its own
-    with contextlib.suppress(ConfigError):  # a config.yaml that is missing or says nothing
+        return False  # one of the run's own
+    with contextlib.suppress(ConfigError):  # its config.yaml is missing or damaged
         content = read_config_file(os.path.join(folder, "config.yaml"))
         for group, key in (("MODEL", "WEIGHTS"), ("train", "init_checkpoint")):  # YAML, LazyConfig
             part = content.get(group)

@@ -1,4 +1,4 @@
-"""Weights that are named by an address: fetched once, into the cache that Detectron2 has too."""
+"""Weights that are named by an address: fetched once, into the cache that Detectron2 uses too."""
 
 from __future__ import annotations
 
@@ -10,42 +10,68 @@ from urllib.error import URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
-from iopath.common.file_io import file_lock, get_cache_dir
+from iopath.common.file_io import PathManager, file_lock, get_cache_dir
 from portalocker import LockException
 from tqdm import tqdm
 
 from ..errors import CheckpointError
-from .files import read_tensors
+from .files import read_tensors, require_file
 
 _PREFIX, _DETECTRON2 = "detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"
 # Seconds that a server may be silent.
 _PATIENCE = 60.0
 
 
+def local_file(weights: str, path_manager: PathManager) -> str:
+    """The path of a checkpoint's file, by its path or any address.
+
+    Args:
+        weights: a path, or an address of :func:`fetch` or of ``path_manager``.
+        path_manager: fetches what other kinds of addresses name.
+
+    Raises:
+        FileNotFoundError: a path where there is no file.
+        CheckpointError: the file cannot be fetched.
+    """
+    path = fetch(weights)
+    if "://" not in path:
+        require_file(path)
+        return path
+    try:
+        found = path_manager.get_local_path(path)
+        require_file(found)
+        return found
+    except (OSError, AssertionError) as error:  # Path managers assert that they know an address.
+        raise CheckpointError(
+            f"MODEL.WEIGHTS: {path} cannot be fetched ({error}); fetch it by other means, and set "
+            "MODEL.WEIGHTS to the path of the file"
+        ) from error
+
+
 def fetch(weights: str | os.PathLike) -> str:
     """The path of a checkpoint, which is fetched if it is named by an address.
 
-    Of the processes of a machine one fetches, and the others wait for it. What is in the cache is
-    read before it is used: a file that was cut off, or is no checkpoint, is fetched again.
+    One process of a machine fetches, the others wait for it. A file in the cache is read before it
+    is used: one that is cut off, or not a checkpoint, is fetched again.
 
     Args:
-        weights: a path; or an address, ``detectron2://``, ``https://`` or ``http://``. Addresses of
-            other kinds are returned as they are.
+        weights: a path, or an address: ``detectron2://``, ``https://`` or ``http://``. Other kinds
+            of addresses are returned as they are.
 
     Raises:
-        CheckpointError: the file cannot be had; the message says where it may be put.
+        CheckpointError: the file cannot be fetched; the message says where to put it.
     """
     weights = os.fspath(weights)
     url = weights.replace(_PREFIX, _DETECTRON2, 1) if weights.startswith(_PREFIX) else weights
     if not url.lower().startswith(("https://", "http://")):
         return weights
     try:
-        place = cache_place(url)
+        place = _cache_place(url)
     except ValueError as error:
         raise CheckpointError(
-            f"MODEL.WEIGHTS: {weights} is no address of a file: {error}"
+            f"MODEL.WEIGHTS: {weights} is not the address of a file: {error}"
         ) from error
-    if (there := _fault(place)) is None:
+    if (cached := _fault(place)) is None:
         return place
     try:
         with file_lock(place):
@@ -53,28 +79,29 @@ def fetch(weights: str | os.PathLike) -> str:
                 return place
             fault = _receive(url, place) and _receive(url, place)
     except (OSError, HTTPException, LockException, ValueError) as error:
-        # The commonest says nothing but its reason, in brackets.
+        # URLError itself says nothing but its reason, in brackets.
         fault = str(error.reason if type(error) is URLError else error) or type(error).__name__
     if fault:
         source = weights if url == weights else f"{weights} ({url})"
-        what = f"put the file at {place}"
+        remedy = f"put the file at {place}"
         if os.path.exists(place):
-            what = f"replace the file at {place}, which cannot be used ({there})"
+            remedy = f"replace the file at {place}, which cannot be used ({cached})"
         raise CheckpointError(
-            f"MODEL.WEIGHTS: {source} cannot be fetched: {fault}; {what}, or set MODEL.WEIGHTS to "
-            "the path of a copy"
+            f"MODEL.WEIGHTS: {source} cannot be fetched: {fault}; {remedy}, or set MODEL.WEIGHTS "
+            "to the path of a copy"
         )
     return place
 
 
-def cache_place(url: str) -> str:
-    """The path that the file of an address has, or would have, in the cache ($FVCORE_CACHE).
+def _cache_place(url: str) -> str:
+    """The path that an address's file has in the cache ($FVCORE_CACHE).
 
-    That of Detectron2's own files is iopath's, so that all its projects share them. iopath leaves
-    out the server and what follows "?": two servers' ``model_final.pth`` would be one file.
+    Detectron2's own files are where iopath puts them, so that all its projects share them. For
+    other addresses iopath leaves out the server and the query after "?": then the
+    ``model_final.pth`` of two servers would be one file.
 
     Raises:
-        ValueError: it is no address of a file.
+        ValueError: it is not the address of a file.
     """
     parts = urlsplit(url)
     server = "" if url.startswith(_DETECTRON2) else parts.netloc
@@ -85,7 +112,7 @@ def cache_place(url: str) -> str:
 
 
 def _receive(url: str, place: str) -> str | None:
-    """Fetch a file and put it in its place if it is a checkpoint; returns what is wrong with it.
+    """Fetch a file and put it in its place if it is a checkpoint; returns its fault otherwise.
 
     iopath's own download waits without end, and draws a bar before there is anything to fetch.
     """
@@ -104,7 +131,7 @@ def _receive(url: str, place: str) -> str | None:
         if length and size != length:
             return f"it was cut off: {size} of {length} bytes came"
         if fault := _fault(temporary):
-            return fault.replace(temporary, "what came")
+            return fault.replace(temporary, "the answer")
         os.replace(temporary, place)
         return None
     finally:
@@ -113,14 +140,9 @@ def _receive(url: str, place: str) -> str | None:
 
 
 def _fault(path: str) -> str | None:
-    """Why a file is no checkpoint that can be read; None if it is one."""
-    if not os.path.isfile(path):
-        return "there is none"
-    with open(path, "rb") as file:
-        if file.read(64).lstrip().startswith(b"<"):
-            return "it is a web page, perhaps of a proxy"
+    """Say why a checkpoint cannot be read; None if it can."""
     try:
         read_tensors(path)
-    except CheckpointError as error:
+    except (FileNotFoundError, CheckpointError) as error:
         return str(error)
     return None

@@ -1,10 +1,10 @@
-"""Putting the tensors of a checkpoint into a model."""
+"""Loading the tensors of a checkpoint into a model."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -14,122 +14,140 @@ from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Tensors whose shapes depend on the number of classes, and the key that sets it; the second are
-# Faster R-CNN's.
-CLASS_HEADS = {
-    "heads.class_head.": "MODEL.SMCA.NUM_CLASSES",
+CLASS_HEAD = "heads.class_head."
+# The tensors whose shapes depend on the number of classes, of this project and of Detectron2's
+# Faster R-CNN, and the key that sets this number.
+_CLASS_HEADS = {
+    CLASS_HEAD: "MODEL.SMCA.NUM_CLASSES",
     "roi_heads.box_predictor.": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
-# Where Detectron2's feature pyramid has its ResNet.
-FPN_RESNET = "backbone.bottom_up."
+# Detectron2's feature pyramid has its ResNet here.
+_FPN_RESNET = "backbone.bottom_up."
 
 
-def load(detector: nn.Module, path: str | os.PathLike, *, whole: bool = False) -> dict:
+def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) -> dict:
     """Load any checkpoint file of the project, or a ResNet's, into ``detector``.
 
-    Of a run that averages its weights the averaged ones are taken.
+    If the file has averaged weights, these are loaded.
 
     Args:
         detector: the model, of either host.
-        path: see :func:`~smca.checkpoints.files.read_checkpoint`; or an address, see
-            :func:`~smca.checkpoints.fetching.fetch`.
-        whole: every tensor of the model must be in the file.
+        path: of a file that :func:`~smca.checkpoints.files.read_checkpoint` reads, or an address
+            that :func:`~smca.checkpoints.fetching.fetch` knows.
+        strict: refuse a file that lacks tensors of the model.
 
     Returns:
-        what else the file holds.
+        the rest of the file's content.
 
     Raises:
         CheckpointError: the file does not fit; the message names the tensors.
     """
     content = read_checkpoint(fetch(path))
-    load_state(detector, pop_weights(content), source=os.fspath(path), whole=whole)
+    load_state(detector, pop_weights(content), source=os.fspath(path), strict=strict)
     return content
 
 
 def pop_weights(content: dict) -> dict[str, Tensor]:
-    """Take out of a checkpoint the weights that a model is used with.
+    """Take the weights to use a model with out of a checkpoint.
 
-    They are the averaged ones, ``"ema"``, where there are such, else ``"model"``; both go.
+    They are the averaged ones, ``"ema"``, if there are any, else ``"model"``; both are taken out.
     """
     model, averaged = content.pop("model"), content.pop("ema", None)
     return model if averaged is None else averaged
 
 
+def num_logits(state: Mapping[str, Tensor]) -> int:
+    """The number of outputs of a checkpoint's class head; 0 if it has no such head."""
+    return max((len(t) for name, t in state.items() if name.startswith(CLASS_HEAD)), default=0)
+
+
 def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, whole: bool
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool
 ) -> list[str]:
-    """:func:`load` for tensors that have been read already.
+    """Load tensors as :func:`load` does.
+
+    Args:
+        source: names the tensors' origin in messages.
 
     Returns:
         the names of the model's tensors that are not in ``state``.
     """
     own = model.state_dict()
-    resnet = FPN_RESNET if _has(own, FPN_RESNET) else "backbone."
+    resnet = _FPN_RESNET if _has(own, _FPN_RESNET) else "backbone."
     if not _has(state, resnet):
         state = {name.replace("backbone.", resnet, 1): tensor for name, tensor in state.items()}
-    wrong = {
-        name: (tuple(tensor.shape), tuple(own[name].shape))
+    missing = [name for name in own if name not in state]
+    # A frozen batch norm has no such counter.
+    unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
+    if len(missing) == len(own):
+        remedy = ""
+        if _has(state, "transformer."):
+            remedy = "; tools/convert_checkpoint.py reads files that others released"
+        raise CheckpointError(
+            f"{source} holds none of the model's tensors, but {some(unknown)}{remedy}"
+        )
+    fitting = _fitting({n: t for n, t in state.items() if n in own}, own, source, strict)
+    backbone_alone = all(name.startswith(resnet) for name in state)
+    if missing and strict:
+        fault = f"lacks {some(missing)}"
+        if backbone_alone:
+            fault = (
+                "holds a backbone alone, which finds nothing before it is trained; name a "
+                "trained checkpoint, such as a run's OUTPUT_DIR/model_final.pth"
+            )
+        raise CheckpointError(f"{source} {fault}")
+    if backbone_alone:
+        lacking = [name for name in missing if name.startswith(resnet)]
+        # Stages that the model does not use are not built.
+        stages = tuple({resnet + name.removeprefix(resnet).partition(".")[0] for name in own})
+        surplus = [name for name in unknown if name.startswith(stages)]
+        if lacking or surplus:
+            raise CheckpointError(
+                f"{source} holds another backbone, check MODEL.RESNETS.DEPTH and NORM, or the "
+                f"file: it lacks {some(lacking)}, and also has {some(surplus)}"
+            )
+        logger.info("%s: backbone loaded, the rest starts anew", source)
+    elif missing:
+        logger.warning("%s lacks %s; they start anew", source, some(missing))
+    if unknown and not backbone_alone:
+        logger.warning("%s has tensors the model does not know: %s", source, some(unknown))
+    model.load_state_dict(fitting, strict=False)
+    return missing
+
+
+def _fitting(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
+) -> dict[str, Tensor]:
+    """The tensors of ``state`` that fit; unless ``strict``, a class head may be left out.
+
+    Raises:
+        CheckpointError: other tensors do not fit, or hold whole numbers.
+    """
+    misfits = {
+        name: f"{name} has shape {tuple(tensor.shape)}, the model wants {tuple(own[name].shape)}"
         for name, tensor in state.items()
-        if name in own and tensor.shape != own[name].shape
+        if tensor.shape != own[name].shape
     }
-    listed = "; ".join(
-        f"{name} has shape {theirs}, the model wants {ours}"
-        for name, (theirs, ours) in list(wrong.items())[:5]
-    )
-    keys = {key for head, key in CLASS_HEADS.items() if _has(wrong, head)}
-    only_classes = all(name.startswith(tuple(CLASS_HEADS)) for name in wrong)
-    if wrong and (whole or not only_classes):
+    listed = "; ".join(list(misfits.values())[:5])
+    only_classes = all(name.startswith(tuple(_CLASS_HEADS)) for name in misfits)
+    if misfits and (strict or not only_classes):
+        keys = [key for head, key in _CLASS_HEADS.items() if _has(misfits, head)]
         remedy = ", ".join(keys) if only_classes else "the config file"
         raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")
-    if wrong:
+    if misfits:
         logger.warning("%s: class head not loaded, it starts anew: %s", source, listed)
-        state = {name: tensor for name, tensor in state.items() if name not in wrong}
-    rounded = [n for n, t in state.items() if n in own and _is_rounded(t, own[n])]
-    if rounded:
+    fitting = {name: tensor for name, tensor in state.items() if name not in misfits}
+    floats = [name for name in fitting if own[name].is_floating_point()]
+    if rounded := [name for name in floats if not fitting[name].is_floating_point()]:
         raise CheckpointError(
             f"{source} has whole numbers for {some(rounded)}, perhaps of a model that was "
             "quantised; take the checkpoint from before"
         )
-    # A frozen batch norm has no such counter.
-    unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
-    missing = [n for n in own if n not in state and n not in wrong]
-    if len(missing) == len(own):
-        remedy = ""
-        if _has(state, "transformer."):
-            remedy = "; tools/convert_checkpoint.py reads what others released"
-        raise CheckpointError(
-            f"{source} holds none of the model's tensors, but {some(unknown)}{remedy}"
-        )
-    backbone_alone = all(name.startswith(resnet) for name in state)
-    if missing and whole:
-        if backbone_alone:
-            raise CheckpointError(
-                f"{source} holds a backbone alone, from which a training starts: it finds nothing "
-                "yet; name a trained checkpoint, such as a run's OUTPUT_DIR/model_final.pth"
-            )
-        raise CheckpointError(f"{source} lacks {some(missing)}")
-    if backbone_alone:
-        lacking = [name for name in missing if name.startswith(resnet)]
-        # Stages that the model has no use for are not built.
-        stages = {_stage(name, resnet) for name in own}
-        besides = [name for name in unknown if _stage(name, resnet) in stages]
-        if lacking or besides:
-            raise CheckpointError(
-                f"{source} holds another backbone, check MODEL.RESNETS.DEPTH and NORM, or the "
-                f"file: it lacks {some(lacking)}, and has {some(besides)} besides"
-            )
-        unknown = []
-        logger.info("%s: backbone loaded, the rest starts anew", source)
-    elif missing:
-        logger.warning("%s lacks %s; they start anew", source, some(missing))
-    if unknown:
-        logger.warning("%s has tensors the model does not know: %s", source, some(unknown))
-    model.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False)
-    return missing
+    return fitting
 
 
 def frozen_tensors(model: nn.Module) -> list[str]:
-    """The names of a backbone's tensors that training leaves as they are, in either host."""
+    """The names of a backbone's tensors that training does not change, in either host."""
     names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     for path, module in model.named_modules():
         buffers = dict(module.named_buffers(recurse=False))
@@ -138,20 +156,11 @@ def frozen_tensors(model: nn.Module) -> list[str]:
     return [name for name in names if name.startswith("backbone.")]
 
 
-def _is_rounded(tensor: Tensor, wanted: Tensor) -> bool:
-    return wanted.is_floating_point() and not tensor.is_floating_point()
+def _has(names: Mapping[str, object], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
 
 
-def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in state)
-
-
-def _stage(name: str, resnet: str) -> str:
-    """``res4`` of ``backbone.res4.0.conv1.weight``."""
-    return name.removeprefix(resnet).partition(".")[0]
-
-
-def some(names: list[str]) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
     """A list of names as text, shortened."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "nothing") + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more

@@ -1,12 +1,12 @@
-"""Files that others released, of DETR, Conditional DETR and SMCA, and torchvision's ResNets.
+"""Conversion of released files of DETR, Conditional DETR and SMCA, and of torchvision's ResNets.
 
-Conversion goes by the detector of the matching config: each of its tensors is looked up in the
-file, and what nobody asked for is left over. So all of a file is used, or it is refused.
+Conversion looks up each tensor of the matching config's detector in the file, and refuses the file
+if a tensor of it is left over. So all of a file is used, or nothing is converted.
 
-Files trained on COCO have a class column for each id from 0 to 90, of which 80 are classes, and
+Files trained on COCO have a class column for each id from 0 to 90, 80 of which are classes, and
 perhaps one more for no-object. Choosing columns is exact for sigmoid scores. Softmax scores of the
-80 classes and no-object are those of the 92 columns divided by 1 - p, p being what the file gives
-to ids that no object ever had: exact only as far as training has made p 0.
+80 classes and no-object are those of the 92 columns divided by 1 - p, where p is the probability of
+the ids that no object has: they are exact as far as training has made p 0.
 """
 
 from __future__ import annotations
@@ -19,25 +19,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from ..data.coco_classes import COCO_IDS
 from ..errors import CheckpointError
 from ..modeling.backbone import DEPTHS
 from .files import read_tensors
-from .released_names import KINDS, released_name
+from .loading import CLASS_HEAD, some
+from .names import KINDS, released_name
 
-_UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-COCO_IDS = [number for number in range(91) if number not in _UNUSED_IDS]
 _NO_OBJECT = 91
-_MOST_LAYERS = 100  # of an encoder or decoder that is built to see what fits
 _SHOWN = 20
-
-
-def coco_class_names() -> tuple[str, ...]:
-    """The names of COCO's 80 classes, in the order of their ids."""
-    # torchvision has them beside weights, one an id from 0 to 90.
-    by_id = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    return tuple(by_id[number] for number in COCO_IDS)
 
 
 @dataclass(frozen=True)
@@ -46,8 +37,8 @@ class Released:
 
     Attributes:
         path: of the file.
-        tensors: by the names in the file.
-        settings: the ``args`` the authors' program was started with; empty if it holds none.
+        tensors: by their names in the file.
+        settings: the ``args`` of the authors' program; empty if the file has none.
     """
 
     path: str
@@ -60,9 +51,9 @@ def read_released(path: str | os.PathLike) -> Released:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, of another kind, or asks to run code.
+        CheckpointError: the file is damaged, is not a checkpoint, or asks to run code.
     """
-    # Their programs keep their arguments beside the tensors; a namespace only holds values.
+    # The authors' programs save their arguments too, in a namespace, which only holds values.
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = read_tensors(path)
     tensors = content["model"]
@@ -78,7 +69,7 @@ def recognise(released: Released) -> str:
     """The key of ``KINDS`` whose names the file has.
 
     Raises:
-        CheckpointError: it is none of them.
+        CheckpointError: the file is of none of these kinds.
     """
     for name, kind in KINDS.items():
         if any(tensor.startswith(kind.marker) for tensor in released.tensors):
@@ -87,20 +78,16 @@ def recognise(released: Released) -> str:
         raise CheckpointError(f"{released.path} has the names of this project: use it as it is")
     known = ", ".join(kind.title for kind in KINDS.values())
     raise CheckpointError(
-        f"{released.path} has none of the layouts that are known ({known}); "
-        f"it holds {_listed(released.tensors)}"
+        f"{released.path} has none of the known layouts ({known}); "
+        f"it holds {some(list(released.tensors), _SHOWN)}"
     )
 
 
 def read_options(released: Released, kind: str) -> dict[str, object]:
-    """The values of config keys that can be read from a file, by key.
-
-    Raises:
-        CheckpointError: it has more layers than any detector.
-    """
+    """The values of config keys that the file shows, by key."""
     tensors, settings = released.tensors, released.settings
     body = "" if kind == "torchvision_resnet" else "backbone.0.body."
-    found = {"MODEL.RESNETS.DEPTH": _depth(tensors, body)}
+    found: dict[str, object] = {"MODEL.RESNETS.DEPTH": _depth(tensors, body)}
     if found["MODEL.RESNETS.DEPTH"] in (18, 34):
         found["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
     if kind != "torchvision_resnet":
@@ -108,11 +95,7 @@ def read_options(released: Released, kind: str) -> dict[str, object]:
         blocks = _count(tensors, encoder)
         found["MODEL.SMCA.NUM_QUERIES"] = _length(tensors, "query_embed.weight")
         found["MODEL.SMCA.DIM_FEEDFORWARD"] = _length(tensors, f"{encoder}0.linear1.weight")
-        found["MODEL.SMCA.DECODER.NUM_LAYERS"] = layers = _count(tensors, decoder)
-        if max(blocks, layers) > _MOST_LAYERS:
-            raise CheckpointError(
-                f"{released.path} has {blocks} encoder and {layers} decoder layers"
-            )
+        found["MODEL.SMCA.DECODER.NUM_LAYERS"] = _count(tensors, decoder)
         if kind == "smca_depthwise":
             found["MODEL.SMCA.ENCODER.NUM_LAYERS"] = blocks
             found["MODEL.SMCA.ENCODER.KERNEL_SIZE"] = max(
@@ -135,7 +118,7 @@ def read_options(released: Released, kind: str) -> dict[str, object]:
 def matching_configs(released: Released, kind: str) -> list[str]:
     """Names of the files of configs/ that fit, best first, without ``.yaml``.
 
-    A file does not show whether it was trained with DC5, unless it has kept its settings.
+    A file only shows whether it was trained with DC5 if it has kept its settings.
     """
     options = read_options(released, kind)
     backbone = "R101" if options.get("MODEL.RESNETS.DEPTH") == 101 else "R50"
@@ -151,19 +134,19 @@ def matching_configs(released: Released, kind: str) -> list[str]:
 def convert(
     released: Released, kind: str, expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of ``expected`` from a released file.
+    """Convert a released file to the tensors of ``expected``.
 
     Args:
         released: the file.
         kind: a key of ``KINDS``.
-        expected: the state dict of the matching config's detector, on any device. Whether a last
-            class column is no-object or nothing follows from its number of columns.
+        expected: the state dict of the matching config's detector, on any device. Its number of
+            class columns decides whether the last column of the file is used, no-object.
 
     Returns:
         the converted tensors, and the names of those left out on purpose.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of a wrong shape; all are named.
+        CheckpointError: tensors are missing, left over or of a wrong shape; all are named.
     """
     converted, missing, wrong = {}, {}, {}
     used = set()
@@ -172,7 +155,7 @@ def convert(
             continue
         place = released_name(name, KINDS[kind].names)
         if place is None or place[0] not in released.tensors:
-            missing[place[0] if place else f"what {name} is made of"] = None
+            missing[place[0] if place else f"the source of {name}"] = None
             continue
         theirs, third = place
         used.add(theirs)
@@ -185,28 +168,28 @@ def convert(
             wrong.setdefault(theirs, f"{theirs} {tuple(source.shape)} for {name} {wanted}")
     rest = [name for name in released.tensors if name not in used]
     left_out = [name for name in rest if _is_idle(name, kind)]
-    problems = {
+    faults = {
         "left over": [name for name in rest if name not in left_out],
         "missing": list(missing),
         "of a wrong shape": list(wrong.values()),
     }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
+    if any(faults.values()):
+        listed = [f"{fault}: {some(names, _SHOWN)}" for fault, names in faults.items() if names]
         raise CheckpointError(
-            f"{released.path} is not {KINDS[kind].title} as the config has it. {listed}"
+            f"{released.path} is not {KINDS[kind].title} as the config has it. {'; '.join(listed)}"
         )
     return converted, left_out
 
 
 def _fit(source: Tensor, wanted: tuple[int, ...], name: str, third: int | None) -> Tensor | None:
-    """``source`` cut or filled up for the tensor ``name``; None when it cannot be."""
+    """``source`` cut or padded for the tensor ``name``; None when it cannot be."""
     if third is not None:
         fits = source.shape == (3 * wanted[0], *wanted[1:])
         return source.unflatten(0, (3, -1))[third] if fits else None
-    if name.startswith("heads.class_head."):
-        columns = {80: COCO_IDS, 81: [*COCO_IDS, _NO_OBJECT]}.get(wanted[0])
+    if name.startswith(CLASS_HEAD):
+        columns = [*COCO_IDS, _NO_OBJECT] if wanted[0] > len(COCO_IDS) else list(COCO_IDS)
         rows = source.shape[0] if source.ndim else 0
-        fits = columns and columns[-1] < rows and rows in (_NO_OBJECT, _NO_OBJECT + 1)
+        fits = rows in (_NO_OBJECT, _NO_OBJECT + 1) and columns[-1] < rows
         return source[columns] if fits else None
     if ".mixer." in name and source.shape == (*wanted, 1, 1):
         return source.flatten(1)
@@ -217,7 +200,7 @@ def _fit(source: Tensor, wanted: tuple[int, ...], name: str, third: int | None) 
 
 
 def _is_idle(name: str, kind: str) -> bool:
-    """A counter of batch norm, or the classifier of a bare ResNet."""
+    """Whether a tensor is a counter of batch norm, or the classifier of a bare ResNet."""
     classifier = kind == "torchvision_resnet" and name in ("fc.weight", "fc.bias")
     return classifier or name.endswith(".num_batches_tracked")
 
@@ -228,19 +211,12 @@ def _depth(tensors: Mapping[str, Tensor], body: str) -> int | None:
     return next((depth for depth, form in DEPTHS.items() if form == (bottleneck, blocks)), None)
 
 
-def _count(tensors: Iterable[str], prefix: str) -> int:
-    """How many numbers follow ``prefix`` in names."""
-    return len(
-        {name[len(prefix) :].partition(".")[0] for name in tensors if name.startswith(prefix)}
-    )
+def _count(names: Iterable[str], prefix: str) -> int:
+    """How many numbers follow ``prefix`` in the names."""
+    rest = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return len({name.partition(".")[0] for name in rest})
 
 
 def _length(tensors: Mapping[str, Tensor], name: str) -> int | None:
     tensor = tensors.get(name)
     return tensor.shape[0] if tensor is not None and tensor.ndim else None
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

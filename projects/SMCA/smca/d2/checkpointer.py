@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, safe: whole files, no code from pickles, clear refusals."""
+"""Detectron2's checkpointer with whole files, safe reading and clear refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..checkpoints import SafeCheckpointing
 
 
 class SMCACheckpointer(SafeCheckpointing, DetectionCheckpointer):
-    """Reads this project's checkpoints, torchvision's and those of Detectron2's model zoo.
+    """Reads checkpoints of this project, of torchvision and of Detectron2's model zoo.
 
-    Paths may be any of Detectron2's, such as ``detectron2://...``.
+    Paths may be any that Detectron2 knows, such as ``detectron2://...``.
     """

@@ -116,7 +116,7 @@ class CheckpointBeforeEvaluation(HookBase):
         done = self.trainer.iter + 1
         evaluated = self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
         if evaluated and done % self.saved_period:
-            self.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
+            self.checkpointer.save_periodic(done - 1)
 
 
 class Writer(hooks.PeriodicWriter):

@@ -122,8 +122,7 @@ def _evaluate(cfg: CfgNode, trainer: type[Trainer]) -> dict:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
     model = trainer.build_model(cfg)
-    checkpointer = SMCACheckpointer(model, cfg.OUTPUT_DIR, save_to_disk=False)
-    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS)
+    SMCACheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     results = trainer.test(cfg, model)
     logger.info("results of %s", cfg.MODEL.WEIGHTS)
     return results

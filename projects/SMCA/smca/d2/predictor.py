@@ -9,8 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..checkpoints import fetch
-from ..checkpoints.checkpointer import downloading
+from ..checkpoints.fetching import local_file
 from ..config import add_smca_config, load_cfg
 from ..errors import ConfigError
 from ..structures import Detections, Size
@@ -46,8 +45,7 @@ class Detectron2Host:
 
     @staticmethod
     def local_path(weights: str) -> str:
-        with downloading(weights):
-            return PathManager.get_local_path(fetch(weights))
+        return local_file(weights, PathManager)
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         inputs = [{"image": image} for image in images]

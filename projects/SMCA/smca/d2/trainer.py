@@ -115,16 +115,17 @@ class Trainer(DefaultTrainer):
             average=average,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        class_names = None
+        if cfg.DATASETS.TRAIN:
+            class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
         self.checkpointer = SMCACheckpointer(
             model,
             cfg.OUTPUT_DIR,
+            freeze_random=cfg.MODEL.BACKBONE.FREEZE_RANDOM,
+            class_names=class_names,
             trainer=weakref.proxy(self),
             **({"ema": average} if average else {}),
         )
-        self.checkpointer.freeze_random = cfg.MODEL.BACKBONE.FREEZE_RANDOM
-        if cfg.DATASETS.TRAIN:
-            metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-            self.checkpointer.class_names = metadata.get("thing_classes")
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
 

@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 
 from ..config import is_own_model
 from ..errors import DatasetError
+from .coco_classes import COCO_IDS
 from .coco_format import (
     box_fault,
     read_annotation_file,
@@ -39,7 +40,6 @@ DRAWN = {
     for split in ("train", "val")
 }
 _BUILTIN = COCO | DRAWN
-_COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
         )
     name = names[0]
     if name in COCO and name not in own_datasets(cfg):
-        return _COCO_CLASSES, f"dataset {name!r}"
+        return len(COCO_IDS), f"dataset {name!r}"
     json_file, image_root = dataset_files(cfg, name)
     content = read_annotation_file(name, json_file, image_root)
     classes = list(read_categories(content, refuse(name, json_file)).values())

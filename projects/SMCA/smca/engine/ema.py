@@ -60,5 +60,5 @@ class MovingAverage:
         Raises:
             CheckpointError: tensors of the model are missing, or of another shape.
         """
-        load_state(self.model, state, source="the checkpoint's moving average", whole=True)
+        load_state(self.model, state, source="the checkpoint's moving average", strict=True)
         self._loaded = True

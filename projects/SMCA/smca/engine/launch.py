@@ -20,6 +20,7 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from ..checkpoints.checkpointer import LAST
 from ..distributed import end_with_parent, synchronize, world_size
 from ..errors import CheckpointError, ConfigError, WorkerError
 from .guard import guarded
@@ -252,7 +253,7 @@ def _require_gpus(cfg: CfgNode, count: int) -> bool:
 
 def _require_one_checkpoint(cfg: CfgNode) -> None:
     """Check that all machines resume from the same checkpoint."""
-    path = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    path = os.path.join(cfg.OUTPUT_DIR, LAST)
     name = None
     if os.path.isfile(path):
         with open(path, encoding="utf-8", errors="replace") as file:

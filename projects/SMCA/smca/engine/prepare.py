@@ -11,8 +11,9 @@ from collections.abc import Callable
 from fvcore.common.config import CfgNode
 
 from ..checkpoints import fetch
-from ..checkpoints.checkpointer import newest_checkpoint, require_file
+from ..checkpoints.checkpointer import can_resume, newest_checkpoint
 from ..checkpoints.choosing import Weights, trained_weights
+from ..checkpoints.files import require_file
 from ..config import is_own_model, validate
 from ..data.coco import count_classes
 from ..data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
@@ -76,7 +77,7 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
 
 def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Choose the weights of an evaluation, and fetch weights before any data is read."""
-    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumes = args.resume and can_resume(cfg.OUTPUT_DIR)
     if args.eval_only:
         if resumes:
             weights = Weights(newest_checkpoint(cfg.OUTPUT_DIR), "the last one, by --resume")
@@ -86,5 +87,6 @@ def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], N
         cfg.MODEL.WEIGHTS = weights.path
     elif resumes:
         return
-    if cfg.MODEL.WEIGHTS:
-        require_file(fetch(cfg.MODEL.WEIGHTS))
+    # Detectron2 may know an address of another kind.
+    if cfg.MODEL.WEIGHTS and "://" not in (path := fetch(cfg.MODEL.WEIGHTS)):
+        require_file(path)

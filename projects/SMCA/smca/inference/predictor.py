@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..checkpoints import fetch, load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
-from ..checkpoints.released import coco_class_names
 from ..config import choose_device, config_file, get_cfg, is_own_model, load_cfg, validate
+from ..checkpoints.loading import num_logits
 from ..data.coco import dataset_files
+from ..data.coco_classes import COCO_IDS, coco_class_names
 from ..data.coco_format import read_categories, read_json, refuse
 from ..data.dataset import read_rgb, upright_rgb
 from ..data.mapper import NativeMapper
@@ -126,7 +127,8 @@ class Predictor:
         content = read_checkpoint(host.local_path(self.weights.path))
         state = pop_weights(content)
         if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
-            cfg.MODEL.SMCA.NUM_CLASSES = _count_classes(cfg, state)
+            softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
+            cfg.MODEL.SMCA.NUM_CLASSES = num_logits(state) - softmax
         self.device = choose_device(cfg, device)
         cfg.MODEL.DEVICE = str(self.device)
         validate(cfg)
@@ -134,7 +136,7 @@ class Predictor:
         self.cfg = cfg
         self._host = host(cfg)
         self.detector = self._host.detector
-        load_state(self.detector, state, source=self.weights.path, whole=True)
+        load_state(self.detector, state, source=self.weights.path, strict=True)
         self.class_names = _class_names(cfg, content.get("class_names"))
         self._mapper = NativeMapper.from_config(cfg, is_train=False)
 
@@ -258,12 +260,6 @@ def _path(config: str) -> str:
         raise ConfigError(f"{config} is no file, and {error}") from None
 
 
-def _count_classes(cfg: CfgNode, state: dict[str, Tensor]) -> int:
-    """The classes of a checkpoint's head, which with a softmax has one column more."""
-    columns = [len(t) for name, t in state.items() if name.startswith("heads.class_head.")]
-    return max(columns, default=0) - (cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax")
-
-
 def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
     foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
     count = cfg.MODEL["ROI_HEADS" if foreign else "SMCA"].NUM_CLASSES
@@ -271,7 +267,7 @@ def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
     for names in (saved, *(_annotated_classes(cfg, name) for name in datasets)):
         if names is not None and len(names) == count:
             return tuple(names)
-    if count == 80 and any(name.startswith("coco_2017_") for name in datasets):
+    if count == len(COCO_IDS) and any(name.startswith("coco_2017_") for name in datasets):
         return coco_class_names()
     return tuple(map(str, range(count)))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import torch
 from fvcore.common.config import CfgNode
 
-from ..checkpoints import BestModel, SafeCheckpointing
+from ..checkpoints import BestModel, SafeCheckpointing, load
 from ..checkpoints.checkpointer import FINAL
 from ..data.coco import load_datasets
 from ..distributed import rank, shared_seed, synchronize, world_size
@@ -69,17 +69,17 @@ class Trainer:
             self.optimizer, device=self.device, amp=amp_dtype(cfg, self.device)
         )
         self.evaluator = Evaluator(cfg, self.average.model if self.average else self.detector)
+        # Those of training are the same as those of evaluation, or refused.
+        datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
         self.checkpointer = SafeCheckpointing(
             self.detector,
             cfg.OUTPUT_DIR,
             save_to_disk=rank() == 0,
+            freeze_random=cfg.MODEL.BACKBONE.FREEZE_RANDOM,
+            class_names=datasets[0].class_names if datasets else None,
             trainer=self,
             **({"ema": self.average} if self.average else {}),
         )
-        # Training and evaluation have the same classes, or are refused.
-        datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
-        self.checkpointer.class_names = datasets[0].class_names if datasets else None
-        self.checkpointer.freeze_random = cfg.MODEL.BACKBONE.FREEZE_RANDOM
         self.best = BestModel(self.checkpointer)
 
     def state_dict(self) -> dict:
@@ -168,7 +168,7 @@ class Trainer:
                     raise SystemExit(stop.exit_code)
                 elif evaluating or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
                     # Also before an evaluation, so that a failing one loses nothing.
-                    self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+                    self.checkpointer.save_periodic(iteration)
                 if evaluating:
                     results = self._evaluate(metrics)
         if metrics:
@@ -279,8 +279,7 @@ def evaluate_only(cfg: CfgNode) -> dict:
         raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
     detector = build_detector(cfg).to(model_device(cfg))
     evaluator = Evaluator(cfg, detector)
-    checkpointer = SafeCheckpointing(detector, cfg.OUTPUT_DIR, save_to_disk=False)
-    checkpointer.load_to_evaluate(cfg.MODEL.WEIGHTS)
+    load(detector, cfg.MODEL.WEIGHTS, strict=True)
     results = evaluator()
     if results:
         logger.info("results of %s\n\n%s", cfg.MODEL.WEIGHTS, results_tables(results))

@@ -1,7 +1,8 @@
-"""What the tensors of a detector are called in the files that its authors released.
+"""How other programs name the tensors of a detector: torchvision, and the authors of DETRs.
 
-A table maps a module or parameter of ours to theirs. ``#`` stands for the number of a layer, the
-same in both. Where a table says ``in_proj``, theirs has query, key and value in one matrix.
+A table maps a module or parameter of this project to its name in a released file. ``#`` stands for
+the number of a layer, the same in both. Where the table says ``in_proj``, the file has query, key
+and value in one matrix.
 """
 
 from __future__ import annotations
@@ -10,48 +11,78 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 _NUMBER = re.compile(r"\b(blocks|layers|res\d)\.(\d+)\.")
 _ENCODER = ("encoder.blocks.#", "transformer.encoder.layers.#")
 _DECODER = ("decoder.layers.#", "transformer.decoder.layers.#")
+# From torchvision's names of a ResNet to Detectron2's, in this order.
+_TORCHVISION = (
+    (re.compile(r"^layer(\d)\b"), lambda match: f"res{int(match[1]) + 1}"),
+    (re.compile(r"^(conv1|bn1)\b"), r"stem.\1"),
+    (re.compile(r"\bbn(\d)\b"), r"conv\1.norm"),
+    (re.compile(r"\bdownsample\.0\b"), "shortcut"),
+    (re.compile(r"\bdownsample\.1\b"), "shortcut.norm"),
+)
 
 
-def _resnet(ours: str, theirs: str) -> dict[str, str]:
-    """torchvision's ResNet."""
-    names = {"stem.conv1": "conv1", "stem.conv1.norm": "bn1"}
-    for stage in range(1, 5):
-        block, their_block = f"res{stage + 1}.#", f"layer{stage}.#"
-        for conv in range(1, 4):
-            names[f"{block}.conv{conv}"] = f"{their_block}.conv{conv}"
-            names[f"{block}.conv{conv}.norm"] = f"{their_block}.bn{conv}"
-        names[f"{block}.shortcut"] = f"{their_block}.downsample.0"
-        names[f"{block}.shortcut.norm"] = f"{their_block}.downsample.1"
-    return {f"{ours}.{name}": theirs + name_there for name, name_there in names.items()}
+def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a bare ResNet's tensors, torchvision's or Detectron2's, to ``backbone.res2...``.
+
+    Tensors of a whole detector keep their names. The classifier ``fc`` of a bare ResNet is dropped.
+    """
+    if "layer1.0.conv1.weight" in model:
+        model = {_detectron2_name(name): tensor for name, tensor in model.items()}
+    if "stem.conv1.weight" not in model:
+        return dict(model)
+    return {
+        f"backbone.{name}": tensor
+        for name, tensor in model.items()
+        if name.startswith(("stem.conv1.", "res"))
+    }
+
+
+def _detectron2_name(name: str) -> str:
+    for pattern, replacement in _TORCHVISION:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _resnet(prefix: str) -> dict[str, str]:
+    """The backbone, which released files have as torchvision's ResNet after ``prefix``."""
+    layers = [f"{kind}{number}" for kind in ("conv", "bn") for number in (1, 2, 3)]
+    layers += ["downsample.0", "downsample.1"]
+    names = [f"layer{stage}.#.{layer}" for stage in range(1, 5) for layer in layers]
+    names += ["conv1", "bn1"]
+    return {f"backbone.{_detectron2_name(name)}": prefix + name for name in names}
 
 
 def _mlp(ours: str, theirs: str, layers: int) -> dict[str, str]:
-    """Ours counts the ReLUs between the linear layers, too."""
+    """An MLP, where this project also numbers the ReLUs between the linear layers."""
     return {f"{ours}.{2 * number}": f"{theirs}.layers.{number}" for number in range(layers)}
 
 
 def _layer(ours: str, theirs: str, norms: int) -> dict[str, str]:
-    """What all layers have."""
+    """The norms and feed-forward network that every layer has."""
     names = {f"norm{number}": f"norm{number}" for number in range(1, norms + 1)}
     names |= {"ffn.0": "linear1", "ffn.3": "linear2"}
     return {f"{ours}.{name}": f"{theirs}.{there}" for name, there in names.items()}
 
 
 def _attention(ours: str, theirs: str) -> dict[str, str]:
+    """Multi-head attention whose query, key and value are one matrix in the file."""
     names = {f"{ours}.{part}_proj": f"{theirs}.in_proj" for part in "qkv"}
     return {**names, f"{ours}.out_proj": f"{theirs}.out_proj"}
 
 
 def _inside(places: tuple[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """``names`` of the parts of a module, with the module's own names before them."""
     ours, theirs = places
     return {f"{ours}.{name}": f"{theirs}.{there}" for name, there in names.items()}
 
 
 _COMMON = {
-    **_resnet("backbone", "backbone.0.body."),
+    **_resnet("backbone.0.body."),
     **_layer(*_ENCODER, norms=2),
     **_layer(*_DECODER, norms=3),
     "decoder.norm": "transformer.decoder.norm",
@@ -70,7 +101,7 @@ _PLAIN_DECODER = {
 }
 _SMCA_DECODER = {
     **_PLAIN_DECODER,
-    # An MLP as the box head is one, and so spelled as there.
+    # An MLP that is named as the box head is.
     **_mlp("decoder.center", "transformer.decoder.layers.0.point1", 3),
     **_inside(
         _DECODER,
@@ -129,11 +160,11 @@ class Kind:
     """A layout of released files.
 
     Attributes:
-        title: what it is.
-        marker: how the name of a tensor starts that tells it from the kinds after it.
-        config: the matching file of configs/; ``{}`` is the backbone.
-        dc5: there is such a file for DC5 backbones, too.
+        title: its name in messages.
+        marker: the start of a tensor's name, by which the kind is told from those after it.
+        config: the matching file of configs/, where ``{}`` is the backbone.
         names: the table of names.
+        dc5: configs/ has such a file for DC5 backbones, too.
     """
 
     title: str
@@ -174,21 +205,21 @@ KINDS = {
         title="torchvision's ResNet",
         marker="layer1.0.conv1.",
         config="smca_{}_50ep",
-        names=_resnet("backbone", ""),
+        names=_resnet(""),
     ),
 }
 
 
 def released_name(ours: str, names: Mapping[str, str]) -> tuple[str, int | None] | None:
-    """Where a tensor of ours is in a released file.
+    """Find a tensor of this project in a released file.
 
     Args:
         ours: the tensor's name.
         names: the table of a :class:`Kind`.
 
     Returns:
-        the name there, and which third of the rows it is (None: it is the whole tensor); or None
-        when the kind has no such tensor.
+        the name in the file, and which third of its rows the tensor is (None: all of them); or
+        None when the kind has no such tensor.
     """
     number = _NUMBER.search(ours)
     key = _NUMBER.sub(r"\1.#.", ours, count=1)
