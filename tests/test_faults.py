@@ -1,4 +1,4 @@
-"""Faults of the machine under train_net.py, in each host: what is lost, and what is said."""
+"""Faults of the machine under train_net.py, in each host: losses and messages."""
 
 import importlib.util
 import subprocess

@@ -1,4 +1,4 @@
-"""What is fetched: a server on this machine, slow, cut off, silent, wrong or right; a ResNet."""
+"""A server on this machine that is slow, silent, wrong or right; and a ResNet to fetch."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         content: of the file.
-        answers: of "whole", "slow", "cut", "page", "missing" and "silent", one a request; after the
-            last one, that one again.
-        requests: the paths that were asked for.
+        answers: "whole", "slow", "cut", "page", "missing" or "silent", one for each request; the
+            last one is repeated.
+        requests: the paths of all requests.
     """
 
     def __init__(self, content: bytes, *answers: str):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Convert a file that others released to a checkpoint of this project.
 
-It reads the files of DETR, Conditional DETR, single-scale SMCA and SMCA with the depthwise encoder
-from their authors' PyTorch programs, and torchvision's ResNets. It writes every tensor, or nothing
-and says which one does not fit, and prints the config that goes with the checkpoint.
+It reads files that the authors' PyTorch programs of DETR, Conditional DETR, single-scale SMCA and
+SMCA with the depthwise encoder wrote, and torchvision's ResNets. It converts every tensor, or
+writes nothing and names those that do not fit. It prints the config for the checkpoint.
 
 Example:
     python tools/convert_checkpoint.py --from auto detr-r50-e632da11.pth detr_R50.pth
@@ -44,12 +44,12 @@ def parse() -> argparse.Namespace:
         dest="kind",
         choices=("auto", *KINDS),
         default="auto",
-        help="what the file is; auto tells it from the names of its tensors",
+        help="the kind of file; auto recognises it by the names of its tensors",
     )
     parser.add_argument(
         "--config-file",
-        help="the config to convert for (default: the matching one of configs/); one with "
-        "LOSS.CLASSIFICATION softmax keeps the no-object column, one with focal drops it",
+        help="the config to convert for (default: the matching one of configs/); with "
+        "LOSS.CLASSIFICATION softmax the no-object column is kept, with focal it is dropped",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("input", metavar="IN", help="the file as it was released")
@@ -99,16 +99,18 @@ def main() -> None:
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Refuse, before anything is read, to lose a file or to write where nothing can be."""
+    """Refuse to replace a file, or to write where no file can be, before anything is read."""
     output = Path(args.output)
     if output.is_dir() or not output.parent.is_dir():
-        raise CheckpointError(f"{output} is no file that can be written: give a path in a folder")
+        raise CheckpointError(
+            f"{output} cannot be written: give the path of a file in a folder that exists"
+        )
     if output.suffix == ".pkl":
-        raise CheckpointError(f"{output}: a .pkl file is read as a pickle; name it .pth")
+        raise CheckpointError(f"{output}: .pkl files are read as pickles; name it .pth")
     if output.exists() and not args.overwrite:
         raise CheckpointError(f"{output} exists; give --overwrite to replace it")
     if output.exists() and Path(args.input).exists() and output.samefile(args.input):
-        raise CheckpointError(f"{output} is the file to convert itself; name another")
+        raise CheckpointError(f"{output} is the input file itself; name another")
 
 
 def files_of(names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What tests of released files share: the references, their numbers, and the program."""
+"""Fixtures for tests of released files: references, their numbers, and the program."""
 
 import argparse
 import importlib.util

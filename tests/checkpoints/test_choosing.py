@@ -1,4 +1,4 @@
-"""Which file a trained model is used with."""
+"""The file that a trained model is used with."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ IMAGENET = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 
 @pytest.fixture
 def run(tmp_path):
-    """``run(start, "model_final", ...)``: a run's folder, with what it started from and has left.
+    """``run(start, "model_final", ...)``: the folder of a run that started from ``start``.
 
     The last of the files is what last_checkpoint names, if ``tagged``.
     """
@@ -76,10 +76,10 @@ def test_a_damaged_one_is_passed_over(run):
 def test_what_is_named_is_taken(run):
     folder = run("coco.pth", "model_final")
     assert choose("coco.pth", folder, named="mine.pth").path == "mine.pth"
-    # What the run started from, too, to see how far it has come.
+    # The file that the run started from, too, to see how far it has come.
     for opts in (["MODEL.WEIGHTS", "coco.pth"], ["train.init_checkpoint=coco.pth"]):
         assert choose("coco.pth", folder, opts=opts) == ("coco.pth", "as named")
-    # A config of one's own that has another, or one of the run's.
+    # The config is one's own and names another file, or one of the run's.
     for path in ("released.pth", folder / "model_best.pth"):
         assert choose(path, folder) == (str(path), "MODEL.WEIGHTS of the config")
     run(str(folder / "model_best.pth"), "model_final")

@@ -159,7 +159,7 @@ def test_servers_and_queries_have_files_of_their_own(serve, tmp_path):
 def test_a_fetch_that_is_stopped_leaves_nothing(serve, tmp_path):
     """Ctrl-C in the middle."""
     server = serve("slow")
-    # Of a shell's background jobs SIGINT is ignored.
+    # A shell's background jobs ignore SIGINT.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from smca.checkpoints import fetch; print(fetch(sys.argv[1]))"

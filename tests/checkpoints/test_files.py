@@ -1,4 +1,4 @@
-"""Checkpoint files: what is read, what is refused, and that no code runs from them."""
+"""Checkpoint files are read or refused, and no code runs from them."""
 
 import os
 import pickle
@@ -182,6 +182,18 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, detector, content, mes
         load(detector, path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of quantised tensors
+def test_quantised_weights_are_refused(tmp_path, detector):
+    model = {
+        name: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+        for name, tensor in detector.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    torch.save({"model": model}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth has whole numbers for .* quantised"):
+        load(detector, tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("type", [torch.float64, torch.float16, torch.bfloat16, torch.int8])
 def test_weights_of_other_types_are_rounded_or_refused(tmp_path, detector, tiny_config, type):
     model = {name: tensor.to(type) for name, tensor in detector.state_dict().items()}
@@ -212,7 +224,7 @@ def test_a_truncated_file_is_named(tmp_path, detector):
 
 
 def test_an_address_that_nobody_knows(tmp_path, detector):
-    """What is at the others is in test_fetching.py."""
+    """Addresses that are known are tested in test_fetching.py."""
     with pytest.raises(CheckpointError, match="manifold://a.pth cannot be fetched .* other means"):
         SafeCheckpointing(detector, str(tmp_path)).load("manifold://a.pth")
     with pytest.raises(FileNotFoundError, match="manifold://a.pth' does not exist; download it"):
@@ -238,7 +250,7 @@ def test_flipped_bits_are_recognised_or_change_nothing(tmp_path, detector):
             recognised += 1
             with pytest.raises(CheckpointError, match=r"a\.pth"):
                 read_checkpoint(path)
-    # Parts begin at multiples of 64 bytes; what lies between them is of no use.
+    # Parts begin at multiples of 64 bytes; the bytes between them are not used.
     assert recognised > 50
 
 
@@ -286,7 +298,7 @@ def averaged_file(path, detector):
     return state, average
 
 
-def test_who_only_reads_weights_takes_the_averaged_ones(tmp_path, detector, tiny_config):
+def test_a_reader_of_weights_takes_the_averaged_ones(tmp_path, detector, tiny_config):
     _, average = averaged_file(tmp_path / "a.pth", detector)
     other = build_detector(tiny_config())
     assert load(other, tmp_path / "a.pth", strict=True) == {"iteration": 7}
@@ -312,7 +324,7 @@ def test_a_resumed_run_takes_both(tmp_path, detector, tiny_config):
     assert_close(evaluated.state_dict(), average, rtol=0, atol=0)
 
 
-def test_averaged_weights_that_are_none_are_refused(tmp_path, detector):
+def test_averaged_weights_that_are_not_tensors_are_refused(tmp_path, detector):
     path = tmp_path / "a.pth"
     write_checkpoint({"model": detector.state_dict(), "ema": {"decay": 0.9}}, path)
     with pytest.raises(CheckpointError, match=r"a\.pth: 'decay' is a float, not a tensor"):
@@ -329,7 +341,7 @@ def test_class_names_are_saved_where_they_are_known(tmp_path, detector):
 
 
 def test_a_folder_with_another_runs_checkpoints(tmp_path, caplog):
-    """What begins anew there says so, and of two runs' files only the own ones are resumed from."""
+    """A run that begins anew there says so, and resumes only from its own files."""
     checkpointer = SafeCheckpointing(torch.nn.Linear(2, 2), str(tmp_path))
     checkpointer.save_periodic(9)
     checkpointer.resume_or_load("", resume=False)

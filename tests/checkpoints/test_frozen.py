@@ -1,4 +1,4 @@
-"""What training does not change is loaded, or training is refused."""
+"""Tensors that training does not change are loaded, or training is refused."""
 
 import importlib.util
 
@@ -13,7 +13,7 @@ from smca.modeling import build_detector
 needs_detectron2 = pytest.mark.skipif(
     importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed"
 )
-# All of batch norm is frozen with FrozenBN; of the stem and res2 it is without.
+# FrozenBN freezes the batch norms of all stages.
 FROZEN = [
     ("FrozenBN", 2, {"stem", "res2", "res3", "res4", "res5"}),
     ("FrozenBN", 0, {"stem", "res2", "res3", "res4", "res5"}),

@@ -1,4 +1,4 @@
-"""What hostile files would have: code that runs, and memory."""
+"""Code that hostile files would run, and a limit of memory."""
 
 import os
 import resource

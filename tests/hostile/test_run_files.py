@@ -1,4 +1,4 @@
-"""What a run leaves, damaged: the files that are read to compare runs."""
+"""Damaged files of runs, which are read to compare runs."""
 
 import json
 

@@ -24,10 +24,10 @@ def list() -> Sequence[str]:
 
 
 def get_config(name: str, opts: Sequence[object] = ()) -> CfgNode:
-    """The config of a name, with ``KEY, value, ...`` changes.
+    """The config of this name, with ``KEY, value, ...`` changes.
 
     Raises:
-        ConfigError: no such name or key, or a value of another type.
+        ConfigError: an unknown name or key, or a value of another type.
     """
     return load_cfg(get_cfg(), config_file(name), opts)
 
@@ -43,13 +43,14 @@ def get(
 
     Args:
         name: of the config.
-        weights: a checkpoint that has all of the model; "": the weights are random; None: they are
-            as a training begins with them, MODEL.WEIGHTS and what that lacks random.
+        weights: a checkpoint that has the whole model; "": random weights; None: the weights that
+            training starts with, MODEL.WEIGHTS and random ones for the rest.
         opts: ``KEY, value, ...`` changes of the config.
         device: None is MODEL.DEVICE, or the CPU where there is no GPU.
 
     Raises:
-        ConfigError: no such name, a value that cannot work, or a model that only Detectron2 builds.
+        ConfigError: an unknown name, a value that cannot work, or a model that only Detectron2
+            builds.
         FileNotFoundError, CheckpointError: the checkpoint is missing or does not fit.
     """
     cfg = get_config(name, opts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 
 from .checkpointer import BEST, SafeCheckpointing
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class BestModel:
     """Writes ``model_best.pth`` whenever an evaluation is better than all before.
 
@@ -17,13 +19,13 @@ class BestModel:
     evaluation that the checkpoint does not know of.
 
     Attributes:
+        checkpointer: writes the file.
         best_metric, best_iter: the best value and its iteration; None before the first.
     """
 
-    def __init__(self, checkpointer: SafeCheckpointing):
-        self.checkpointer = checkpointer
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
+    checkpointer: SafeCheckpointing
+    best_metric: float | None = None
+    best_iter: int | None = None
 
     def offer(self, value: float, iteration: int) -> None:
         """Save the model if ``value``, reached at ``iteration``, is the highest so far."""

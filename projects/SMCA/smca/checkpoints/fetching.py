@@ -83,9 +83,8 @@ def fetch(weights: str | os.PathLike) -> str:
         fault = str(error.reason if type(error) is URLError else error) or type(error).__name__
     if fault:
         source = weights if url == weights else f"{weights} ({url})"
-        remedy = f"put the file at {place}"
-        if os.path.exists(place):
-            remedy = f"replace the file at {place}, which cannot be used ({cached})"
+        there = f"replace the file at {place}, which cannot be used ({cached})"
+        remedy = there if os.path.exists(place) else f"put the file at {place}"
         raise CheckpointError(
             f"MODEL.WEIGHTS: {source} cannot be fetched: {fault}; {remedy}, or set MODEL.WEIGHTS "
             "to the path of a copy"
@@ -94,14 +93,10 @@ def fetch(weights: str | os.PathLike) -> str:
 
 
 def _cache_place(url: str) -> str:
-    """The path that an address's file has in the cache ($FVCORE_CACHE).
+    """The path that an address's file has in the cache ($FVCORE_CACHE); ValueError if it has none.
 
-    Detectron2's own files are where iopath puts them, so that all its projects share them. For
-    other addresses iopath leaves out the server and the query after "?": then the
-    ``model_final.pth`` of two servers would be one file.
-
-    Raises:
-        ValueError: it is not the address of a file.
+    It is iopath's for Detectron2's own files, so that all its projects share them. For others
+    iopath leaves out the server and the query: two servers' ``model_final.pth`` would be one file.
     """
     parts = urlsplit(url)
     server = "" if url.startswith(_DETECTRON2) else parts.netloc

@@ -76,11 +76,7 @@ def read_tensors(path: str | os.PathLike) -> dict:
 
 
 def require_file(path: str) -> None:
-    """Check that a checkpoint's path is that of a file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Raise FileNotFoundError unless the path of a checkpoint is that of a file."""
     if not os.path.isfile(path):
         fault = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
         remedy = "; download it, and name the file" if "://" in path else ""
@@ -137,11 +133,6 @@ def _tensor(value: object, name: object, path: str) -> Tensor:
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{place} is a {type(value).__name__}, not a tensor")
-    if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
-        raise CheckpointError(
-            f"{place} is a tensor of {value.dtype}, {value.layout} on {value.device}; only dense "
-            "tensors of real numbers are read"
-        )
     return value
 
 
@@ -179,27 +170,22 @@ def _scalar(dtype: _Dtype, data: str | bytes) -> object:
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads containers, text, numbers and arrays of numbers; refuses everything else."""
 
-    # Modules have the names of NumPy 1 and 2.
     ALLOWED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "dtype"): _Dtype,
-        ("numpy", "ndarray"): None,  # only named, as the kind to reconstruct
-        **{
-            (f"numpy.{core}.multiarray", name): function
-            for core in ("core", "_core")
-            for name, function in (("_reconstruct", lambda *_: _Array(0)), ("scalar", _scalar))
-        },
+        "collections.OrderedDict": OrderedDict,
+        "numpy.dtype": _Dtype,
+        "numpy.ndarray": None,  # named as the kind to reconstruct, never called
+        "numpy.core.multiarray._reconstruct": lambda *_: _Array(0),
+        "numpy.core.multiarray.scalar": _scalar,
         # Python 3 writes bytes so in the protocol of Python 2.
-        ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
-        ("__builtin__", "bytes"): bytes,
+        "_codecs.encode": lambda text, _encoding: text.encode("latin1"),
+        "__builtin__.bytes": bytes,
     }
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(
-                f"refused to load {module}.{name}, only arrays of numbers are read"
-            )
-        return self.ALLOWED[module, name]
+        key = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # NumPy 2's name and 1's
+        if key not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refused to load {key}, only arrays of numbers are read")
+        return self.ALLOWED[key]
 
 
 def write_checkpoint(content: dict, path: str | os.PathLike) -> None:

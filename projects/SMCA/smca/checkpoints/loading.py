@@ -118,11 +118,7 @@ def load_state(
 def _fitting(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
 ) -> dict[str, Tensor]:
-    """The tensors of ``state`` that fit; unless ``strict``, a class head may be left out.
-
-    Raises:
-        CheckpointError: other tensors do not fit, or hold whole numbers.
-    """
+    """The tensors of ``state``, all of which must fit; unless ``strict``, but for a class head."""
     misfits = {
         name: f"{name} has shape {tuple(tensor.shape)}, the model wants {tuple(own[name].shape)}"
         for name, tensor in state.items()

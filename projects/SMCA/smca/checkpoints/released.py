@@ -86,9 +86,9 @@ def recognise(released: Released) -> str:
 def read_options(released: Released, kind: str) -> dict[str, object]:
     """The values of config keys that the file shows, by key."""
     tensors, settings = released.tensors, released.settings
-    body = "" if kind == "torchvision_resnet" else "backbone.0.body."
-    found: dict[str, object] = {"MODEL.RESNETS.DEPTH": _depth(tensors, body)}
-    if found["MODEL.RESNETS.DEPTH"] in (18, 34):
+    depth = _depth(tensors, "" if kind == "torchvision_resnet" else "backbone.0.body.")
+    found: dict[str, object] = {"MODEL.RESNETS.DEPTH": depth}
+    if depth in (18, 34):
         found["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
     if kind != "torchvision_resnet":
         encoder, decoder = "transformer.encoder.layers.", "transformer.decoder.layers."
@@ -98,14 +98,9 @@ def read_options(released: Released, kind: str) -> dict[str, object]:
         found["MODEL.SMCA.DECODER.NUM_LAYERS"] = _count(tensors, decoder)
         if kind == "smca_depthwise":
             found["MODEL.SMCA.ENCODER.NUM_LAYERS"] = blocks
-            found["MODEL.SMCA.ENCODER.KERNEL_SIZE"] = max(
-                (
-                    tensor.shape[-1]
-                    for name, tensor in tensors.items()
-                    if name.startswith(encoder) and tensor.ndim == 4
-                ),
-                default=None,
-            )
+            convs = [t for name, t in tensors.items() if name.startswith(encoder) and t.ndim == 4]
+            kernels = [conv.shape[-1] for conv in convs]
+            found["MODEL.SMCA.ENCODER.KERNEL_SIZE"] = max(kernels, default=None)
         else:
             found["MODEL.SMCA.ENCODER.BLOCKS"] = ["intra"] * blocks
         if isinstance(dilated := getattr(settings, "dilation", None), bool):

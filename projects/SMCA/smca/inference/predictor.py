@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..checkpoints import fetch, load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
-from ..config import choose_device, config_file, get_cfg, is_own_model, load_cfg, validate
 from ..checkpoints.loading import num_logits
+from ..config import choose_device, config_file, get_cfg, is_own_model, load_cfg, validate
 from ..data.coco import dataset_files
 from ..data.coco_classes import COCO_IDS, coco_class_names
 from ..data.coco_format import read_categories, read_json, refuse
