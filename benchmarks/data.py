@@ -40,10 +40,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from smca.analysis.host import NATIVE, Host
-from smca.data.dataset import TrainingDataset, aspect_groups, read_rgb, seeded
-from smca.data.loader import build_loader
-from smca.data.mapper import NativeMapper, resized_shape
-from smca.data.sampler import Draw, TrainingBatches
+from smca.data.dataset import TrainingDataset, seeded
+from smca.data.images import read_rgb
+from smca.data.loader import build_train_loader, loader_options
+from smca.data.mapper import DetrMapper, resized_shape
+from smca.data.sampler import Draw
 from smca.engine.guard import guarded
 from smca.modeling.detector import pad_images, pixel_statistics
 from smca.structures import Size
@@ -70,7 +71,7 @@ class Mappers:
 
 def importable() -> list[Mappers]:
     """Those of the hosts that are there."""
-    found = [Mappers(NATIVE, lambda cfg: NativeMapper.from_config(cfg, is_train=True))]
+    found = [Mappers(NATIVE, lambda cfg: DetrMapper.from_config(cfg, is_train=True))]
     try:
         from smca.d2.analysis import DETECTRON2
         from smca.d2.dataset_mapper import DetrDatasetMapper
@@ -111,10 +112,8 @@ def mapper_rows(
         for step, changes in STEPS.items()
     }
 
-    module = sys.modules[type(maps["crop"]).__module__]
-
     def map_plainly(record: dict) -> object:
-        with mock.patch.object(module, "read_rgb", read_plainly):
+        with mock.patch("smca.data.images.read_rgb", read_plainly):
             return maps["crop"](record)
 
     plain = {
@@ -191,14 +190,8 @@ def load(
     """
     changes = ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", args.device]
     cfg = mappers.host.read(args.config_file, changes)
-    groups = aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING)
-    batches = iter(
-        build_loader(
-            cfg,
-            TrainingDataset(records, mappers.build(cfg)),
-            batch_sampler=TrainingBatches(groups, batch_size=args.batch, seed=0),
-        )
-    )
+    options = {**loader_options(cfg, is_train=True), "total_batch_size": args.batch}
+    batches = iter(build_train_loader(dataset=records, mapper=mappers.build(cfg), **options))
     # Until the processes have started and what they fetched ahead is used up.
     for _ in range(1 + 2 * workers):
         next(batches)

@@ -70,7 +70,7 @@ def test_all_that_is_wrong_is_printed(check, shapes, tmp_path):
     content["images"][0]["file_name"] = "lost.png"
     for bbox in ([99, 99, 9, 9], *([1, 1, 9, -side] for side in range(16))):
         content["annotations"].append({**content["annotations"][0], "bbox": bbox})
-    content["images"].append({"id": 1})
+    content["images"].append(content["images"][0])
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps(content))
     config = tmp_path / "mine.yaml"

@@ -23,12 +23,12 @@ from torchvision.ops import box_convert
 
 from smca import get_cfg
 from smca.config import ConfigError, is_own_model, load_cfg, validate
-from smca.data.checks.checking import Checked, check_dataset, check_together
-from smca.data.checks.findings import ERROR, INFO, WARNING, Problem
-from smca.data.checks.summary import in_words, summarise
+from smca.data.checks.dataset import CheckedDataset, check_dataset, check_together
+from smca.data.checks.findings import ERROR, INFO, WARNING, Finding
+from smca.data.checks.summary import format_summary, summarise
 from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
-from smca.data.dataset import read_rgb
+from smca.data.images import read_rgb
 from smca.engine.guard import guarded
 from smca.visualization.detections import draw_detections, save_grid
 
@@ -110,25 +110,30 @@ def named_pairs(args: argparse.Namespace) -> list[object]:
     return ["DATASETS.COCO_FORMAT", entries, *used]
 
 
-def by_level(findings: dict[Problem, list[str]]) -> Iterable[tuple[Problem, list[str]]]:
+def by_level(findings: dict[Finding, list[str]]) -> Iterable[tuple[Finding, list[str]]]:
     return sorted(findings.items(), key=lambda finding: LEVELS.index(finding[0].level))
 
 
-def show(dataset: Checked, summary: dict, most: int) -> None:
+def show(dataset: CheckedDataset, summary: dict, most: int) -> None:
     print(f"{dataset.name}: {dataset.json_file}, images in {dataset.image_root}")
     if dataset.categories:
-        print(in_words(summary))
+        print(format_summary(summary))
     print()
-    for problem, entries in by_level(dataset.findings):
-        print(f"{problem.level}: {problem.what}: {len(entries)}")
+    for finding, entries in by_level(dataset.findings):
+        print(f"{finding.level}: {finding.what}: {len(entries)}")
         print(*(f"  {entry}" for entry in entries[:most]), sep="\n")
         if len(entries) > most:
             print(f"  and {len(entries) - most} more (all with --output or --entries)")
-        print(f"  -> {problem.remedy}", end="\n\n")
+        print(f"  -> {finding.remedy}", end="\n\n")
 
 
 def write(
-    folder: Path, checked: dict[str, Checked], summaries: dict, samples: int, *, overwrite: bool
+    folder: Path,
+    checked: dict[str, CheckedDataset],
+    summaries: dict,
+    samples: int,
+    *,
+    overwrite: bool,
 ) -> None:
     report = folder / "report.json"
     pictures = {name: folder / f"{name.replace('/', '_')}.png" for name in checked}
@@ -143,8 +148,8 @@ def write(
             "image_folder": dataset.image_root,
             "summary": summaries[name],
             "findings": [
-                {**vars(problem), "entries": entries}
-                for problem, entries in by_level(dataset.findings)
+                {**vars(finding), "entries": entries}
+                for finding, entries in by_level(dataset.findings)
             ],
         }
         for name, dataset in checked.items()
@@ -158,7 +163,7 @@ def write(
     print("written:", *written)
 
 
-def draw_samples(dataset: Checked, count: int) -> list[Image.Image]:
+def draw_samples(dataset: CheckedDataset, count: int) -> list[Image.Image]:
     """The fullest images, and random ones of the others."""
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     fullest, others = records[: -(-count // 2)], records[-(-count // 2) :]

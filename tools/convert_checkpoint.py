@@ -30,7 +30,7 @@ from smca.checkpoints.released import (
     recognise,
 )
 from smca.config import flatten, load_cfg
-from smca.data.coco_classes import COCO_IDS, coco_class_names
+from smca.data.coco import COCO_CLASSES
 from smca.engine.guard import guarded
 from smca.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def main() -> None:
     content = {"model": model, "__author__": KINDS[kind].title}
     content |= {"config_file": configs[0], "options": options}
     if num_logits(model):
-        content["class_names"] = list(coco_class_names())
+        content["class_names"] = list(COCO_CLASSES.values())
     try:
         write_checkpoint(content, args.output)
     except OSError as error:
@@ -89,7 +89,7 @@ def main() -> None:
     print(f"{args.output}: {len(model)} tensors for {' or '.join(configs)}")
     if len(configs) > 1:
         print("the file does not show whether it was trained with DC5 (res5 at stride 16)")
-    if num_logits(model) > len(COCO_IDS):
+    if num_logits(model) > len(COCO_CLASSES):
         print("softmax scores are exact as far as training left ids without a class no probability")
     texts = [part if isinstance(part, str) else json.dumps(part) for part in options]
     arguments = ["MODEL.WEIGHTS", args.output, *texts]

@@ -8,7 +8,7 @@ Examples:
 
 import argparse
 
-from smca.data.checks.summary import in_words, summarise
+from smca.data.checks.summary import format_summary, summarise
 from smca.data.coco import load_coco
 from smca.data.shapes import QUICKSTART, write_shapes_dataset
 from smca.data.shapes.drawing import MIN_SIDE, SHAPES
@@ -51,7 +51,8 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     for split, paths in files.items():
         dataset = load_coco(split, *paths)
-        print(f"{dataset.json_file}: {in_words(summarise(dataset.records, dataset.class_names))}")
+        summary = summarise(dataset.records, dataset.class_names)
+        print(f"{dataset.json_file}: {format_summary(summary)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from smca.checkpoints import load, write_checkpoint
 from smca.d2 import DetrDatasetMapper
 from smca.data.coco import load_datasets
-from smca.data.mapper import NativeMapper
+from smca.data.mapper import DetrMapper
 from smca.modeling import build_detector, detect
 from smca.modeling.detector import pad_images, pixel_statistics
 from smca.training import SetCriterion, Targets
@@ -56,7 +56,7 @@ def test_same_boxes(hosts):
     mean, std = pixel_statistics(cfg)
     (dataset,) = load_datasets(cfg, cfg.DATASETS.TEST)
     for record in dataset.records[:3]:
-        sample = NativeMapper.from_config(cfg, is_train=False)(record)
+        sample = DetrMapper.from_config(cfg, is_train=False)(record)
         image = DetrDatasetMapper(cfg, is_train=False)(record)
         with torch.no_grad():
             images, sizes = pad_images([sample.image], mean=mean, std=std)
@@ -79,7 +79,7 @@ def test_same_losses(hosts):
     mean, std = pixel_statistics(cfg)
     (dataset,) = load_datasets(cfg, cfg.DATASETS.TRAIN)
     records = dataset.records[:4]
-    samples = [NativeMapper.from_config(cfg, is_train=True)(record) for record in records]
+    samples = [DetrMapper.from_config(cfg, is_train=True)(record) for record in records]
     images, sizes = pad_images([sample.image for sample in samples], mean=mean, std=std)
     targets = Targets.from_images(
         [sample.labels for sample in samples],

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 
 import smca  # noqa: E402
 from smca.data.coco import load_coco  # noqa: E402
-from smca.data.mapper import NativeMapper, resized_shape  # noqa: E402
+from smca.data.mapper import DetrMapper, resized_shape  # noqa: E402
 from smca.data.shapes import write_shapes_dataset  # noqa: E402
 from smca.evaluation.native import evaluate  # noqa: E402
 from smca.evaluation.scoring import tabulate  # noqa: E402
@@ -62,7 +62,7 @@ def test_images(tmp_path, image_format, suffix):
     for cfg in (theirs, ours):
         cfg.INPUT.FORMAT = image_format
     reference = DatasetMapper(theirs, is_train=False)
-    mapper = NativeMapper.from_config(ours, is_train=False)
+    mapper = DetrMapper.from_config(ours, is_train=False)
     rng = np.random.default_rng(0)
     for width, height in ((64, 48), (37, 91), (300, 60), (1500, 1000)):
         pixels = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -25,7 +25,7 @@ from smca.d2 import DetrDatasetMapper, register_datasets  # noqa: E402
 from smca.d2.dataset_mapper import Resize  # noqa: E402
 from smca.d2.evaluation import CocoEvaluator  # noqa: E402
 from smca.d2.predictor import Detectron2Host  # noqa: E402
-from smca.data.mapper import NativeMapper  # noqa: E402
+from smca.data.mapper import DetrMapper  # noqa: E402
 from smca.modeling import build_detector  # noqa: E402
 from smca.modeling.detector import pad_images, pixel_statistics  # noqa: E402
 from smca.training import SetCriterion, Targets  # noqa: E402
@@ -116,7 +116,7 @@ def test_odd_batches_have_the_finite_losses_of_the_native_host(folder, models, b
     cfg, ours, theirs_cfg, theirs, _ = models
     records = [record(folder, size, boxes) for size, boxes in batch]
     inputs = [DetrDatasetMapper(theirs_cfg, is_train=True)(each) for each in records]
-    samples = [NativeMapper.from_config(cfg, is_train=True)(each) for each in records]
+    samples = [DetrMapper.from_config(cfg, is_train=True)(each) for each in records]
     mean, std = pixel_statistics(cfg)
     with torch.no_grad():
         found = theirs(inputs)

@@ -14,9 +14,9 @@ from smca.data.coco import (
     drop_empty,
     load_coco,
     load_datasets,
-    training_records,
+    usable_records,
 )
-from smca.data.coco_format import read_annotation_file, read_json
+from smca.data.coco_format import read_annotation_file
 from smca.errors import DatasetError
 
 CONTENT = {
@@ -91,7 +91,7 @@ def test_records_are_detectron2s_standard_dicts(write, tmp_path):
     ("path", "value", "words"),
     [
         (["annotations"], None, ["no 'annotations'"]),
-        (["images"], [], ["'images' is empty"]),
+        (["images"], [], ["no entries in 'images'"]),
         (["categories"], {"id": 1}, ["categories", "list"]),
         (["categories", 1, "name"], None, ["categories[1]", "'name'"]),
         (["categories", 1, "id"], 7, ["categories[1]", "id 7"]),
@@ -134,8 +134,8 @@ def test_missing_paths_are_named(write, tmp_path):
 def test_an_annotation_file_that_is_no_file_is_not_waited_for(write, tmp_path, make):
     _, folder = write(CONTENT)
     make(tmp_path / "odd.json")
-    for read in (load_coco, read_annotation_file, lambda name, file, _: read_json(name, file)):
-        with pytest.raises(DatasetError, match=r"odd\.json is no file, but a folder"):
+    for read in (load_coco, read_annotation_file):
+        with pytest.raises(DatasetError, match=r"odd\.json is not a file, but a folder"):
             read("mine", str(tmp_path / "odd.json"), folder)
 
 
@@ -188,23 +188,25 @@ def test_a_crowd_alone_counts_as_empty():
     assert drop_empty(records) == records[2:]
 
 
-def test_training_records_follow_the_config(write):
-    files = write(CONTENT)
-    cfg = config(one=files, two=files)
-    assert [record["image_id"] for record in training_records(cfg)] == [9, 9]
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    assert [record["image_id"] for record in training_records(cfg)] == [4, 9, 4, 9]
-    cfg.DATASETS.TRAIN = ()
-    with pytest.raises(DatasetError, match=r"DATASETS\.TRAIN"):
-        training_records(cfg)
+@pytest.mark.parametrize(("filter_empty", "image_ids"), [(True, [9, 9]), (False, [4, 9, 4, 9])])
+def test_usable_records_are_those_of_all_datasets(write, filter_empty, image_ids):
+    records = load_coco("one", *write(CONTENT)).records
+    # A dataset that is named twice is used twice.
+    kept = usable_records([("one", records)] * 2, filter_empty=filter_empty)
+    assert [record["image_id"] for record in kept] == image_ids
+    for datasets, names in (([], "empty"), ([("one", []), ("two", [])], "one, two")):
+        told = rf"DATASETS\.TRAIN \({names}\) has no image to train on"
+        with pytest.raises(DatasetError, match=told):
+            usable_records(datasets, filter_empty=filter_empty)
 
 
 def test_classes_must_fit_the_model_and_each_other(write):
     files = write(CONTENT)
     other = write(changed(["categories", 0, "name"], "moon"), "other.json")
     cfg = config(one=files, two=other)
-    with pytest.raises(DatasetError, match="'one' and 'two' have different classes"):
-        load_datasets(cfg, cfg.DATASETS.TRAIN)
+    for names, like in ((["one", "two"], {}), (["two"], {"one": ("cross", "star")})):
+        with pytest.raises(DatasetError, match="'one' and 'two' have different classes"):
+            load_datasets(cfg, names, like=like)
     cfg.MODEL.SMCA.NUM_CLASSES = 80
     told = r"NUM_CLASSES is 80, .*2 classes \(cross, star\); set it to 2, or to 0"
     with pytest.raises(DatasetError, match=told):

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from smca.data.checks.image_files import look_at
+from smca.data.checks.images import probe_image
 from smca.data.dataset import (
     EvaluationDataset,
     PackedRecords,
     TrainingDataset,
-    aspect_groups,
-    read_rgb,
 )
+from smca.data.images import read_rgb
 from smca.data.sampler import Draw
 from smca.errors import DatasetError
 
@@ -78,8 +77,8 @@ def test_what_is_no_file_is_not_waited_for(records, caplog, make):
     make(records[2]["file_name"])
     with caplog.at_level(logging.WARNING):
         assert TrainingDataset(records, image_id)[Draw(2, 1)][0] == 4
-    assert "2.png: it is no file, but a folder, a pipe or a device" in caplog.messages[0]
-    with pytest.raises(DatasetError, match=r"2\.png: it is no file"):
+    assert "2.png: it is not a file, but a folder, a pipe or a device" in caplog.messages[0]
+    with pytest.raises(DatasetError, match=r"2\.png: it is not a file"):
         EvaluationDataset(records, image_id)[2]
 
 
@@ -119,12 +118,6 @@ def test_packed_records_are_the_records():
     with pytest.raises(IndexError):
         packed[4]
     assert len(PackedRecords([])) == 0
-
-
-def test_aspect_groups():
-    records = [{"width": w, "height": h} for w, h in ((5, 4), (4, 5), (4, 4))]
-    assert aspect_groups(records, True) == [0, 1, 1]
-    assert aspect_groups(records, False) == [0, 0, 0]
 
 
 def saved(tmp_path, image, **arguments):
@@ -172,10 +165,10 @@ def test_grey_values_are_as_bright_as_they_say_or_refused(tmp_path, values, type
     path = str(tmp_path / "grey.tif")
     Image.fromarray(np.array([values], dtype=type)).save(path)
     if shown is None:
-        words = r"its values are \S+ to \S+, of which .* not say what is white; save it with 8 bits"
+        words = r"its values run from \S+ to \S+, which does not tell what is white; save it with"
         with pytest.raises(OSError, match=words):
             read_rgb(path)
-        assert "white; save it" in look_at(path, verify=True).fault
+        assert "white; save it" in probe_image(path, verify=True).fault
     else:
         np.testing.assert_array_equal(np.asarray(read_rgb(path))[0, :, 0], shown)
 
@@ -189,7 +182,7 @@ def test_a_turned_tiff_is_upright_once(tmp_path, compression):
     path = str(tmp_path / "turned.tif")
     Image.fromarray(grey).save(path, exif=exif, compression=compression)
     np.testing.assert_array_equal(np.asarray(read_rgb(path))[..., 0], np.rot90(grey, -1))
-    assert look_at(path, verify=False).size == look_at(path, verify=True).size == (4, 6)
+    assert probe_image(path, verify=False).size == probe_image(path, verify=True).size == (4, 6)
 
 
 def test_exif_orientation_is_applied_and_rubbish_in_it_ignored(tmp_path):

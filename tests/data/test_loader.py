@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from smca.data.dataset import EvaluationDataset
-from smca.data.loader import list_loader
+from smca.data.loader import build_train_loader, list_loader
 from smca.data.reading import explain_end
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
@@ -206,3 +206,16 @@ def test_batches_of_loader_processes_lie_in_shared_memory():
     (batch,) = list_loader(samples, num_workers=1, batch_size=2)
     torch.testing.assert_close(batch, samples)
     assert all(sample["image"].is_shared() for sample in batch)
+
+
+@pytest.mark.parametrize(("grouping", "groups"), [(True, [0, 1, 1]), (False, [0, 0, 0])])
+def test_wide_images_are_a_group_of_their_own(grouping, groups):
+    records = [{"width": w, "height": h} for w, h in ((5, 4), (4, 5), (4, 4))]
+    loader = build_train_loader(
+        dataset=records,
+        mapper=content,
+        total_batch_size=1,
+        aspect_ratio_grouping=grouping,
+        num_workers=0,
+    )
+    assert loader.batch_sampler.groups.tolist() == groups

@@ -1,4 +1,4 @@
-from smca.data.checks.summary import coco_size, in_words, summarise
+from smca.data.checks.summary import coco_size, format_summary, summarise
 
 
 def record(width, height, *boxes):
@@ -39,12 +39,13 @@ def test_numbers_are_of_objects_that_can_be_learned():
     }
 
 
-def test_in_words():
-    first, *_, cat, dog, emu = in_words(summarise(RECORDS, ["cat", "dog", "emu"])).splitlines()
+def test_format_summary():
+    text = format_summary(summarise(RECORDS, ["cat", "dog", "emu"]))
+    first, *_, cat, dog, emu = text.splitlines()
     assert first == "3 images (1 without objects), 4 objects: 2 small, 1 medium, 1 large"
     assert [line.split() for line in (cat, dog, emu)] == [
         ["cat", "3", "2", "2", "1", "0"],
         ["dog", "1", "1", "0", "0", "1"],
         ["emu", "0", "0", "0", "0", "0"],
     ]
-    assert in_words(summarise([], [])).startswith("0 images (0 without objects), 0 objects")
+    assert format_summary(summarise([], [])).startswith("0 images (0 without objects), 0 objects")

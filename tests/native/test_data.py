@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 import smca
 from smca.data.coco import load_coco
-from smca.data.mapper import NativeMapper, resized_shape
+from smca.data.mapper import DetrMapper, resized_shape
 from smca.native.data import build_test_loader, build_train_loader
 
 BLUE = (10, 20, 250)
@@ -94,27 +94,27 @@ def test_resized_shape(height, width, short, longest, expected):
 
 
 def test_mapping_without_resizing_is_the_file(record):
-    sample = NativeMapper(sizes=(0,), max_size=1333)(record)
+    sample = DetrMapper(sizes=(0,), max_size=1333)(record)
     pixels = torch.from_numpy(np.array(Image.open(record["file_name"])))
     torch.testing.assert_close(sample.image, pixels.permute(2, 0, 1))
     assert sample.labels.tolist() == [3], "neither the crowd nor the box outside"
     torch.testing.assert_close(sample.boxes, torch.tensor([[60.0, 40, 120, 100]]))
     assert type(sample.boxes) is torch.Tensor
     assert (sample.image_id, sample.height, sample.width) == (8, 150, 200)
-    bgr = NativeMapper(sizes=(0,), max_size=1333, image_format="BGR")(record)
+    bgr = DetrMapper(sizes=(0,), max_size=1333, image_format="BGR")(record)
     torch.testing.assert_close(bgr.image, sample.image.flip(0))
 
 
 def test_boxes_are_clipped_to_the_image(record):
     record["annotations"] = make_record("", (0, 0), [[-20, 100, 60, 90, 0, 0]])["annotations"]
-    sample = NativeMapper(sizes=(75,), max_size=1333)(record)
+    sample = DetrMapper(sizes=(75,), max_size=1333)(record)
     torch.testing.assert_close(sample.boxes, torch.tensor([[0.0, 50, 20, 75]]))
 
 
 @pytest.mark.parametrize("flip", ["horizontal", "vertical", "none"])
 def test_boxes_stay_on_their_objects(record, flip):
     """Through flips, crops and resizes a box is where the blue pixels are."""
-    mapper = NativeMapper(
+    mapper = DetrMapper(
         sizes=(96, 120),
         max_size=170,
         flip=flip,
@@ -139,7 +139,7 @@ def test_boxes_stay_on_their_objects(record, flip):
 
 
 def test_flips_happen_half_the_time(record):
-    mapper = NativeMapper(sizes=(0,), max_size=1333, flip="horizontal")
+    mapper = DetrMapper(sizes=(0,), max_size=1333, flip="horizontal")
     torch.manual_seed(0)
     lefts = [mapper(record).boxes[0, 0].item() for _ in range(200)]
     assert set(lefts) == {60.0, 80.0}
@@ -151,7 +151,7 @@ def test_sizes_are_drawn_as_the_config_says(record):
     cfg.INPUT.MIN_SIZE_TRAIN = (30, 40)
 
     def sizes():
-        mapper = NativeMapper.from_config(cfg, is_train=True)
+        mapper = DetrMapper.from_config(cfg, is_train=True)
         return {mapper(record).image.shape[1] for _ in range(80)}
 
     assert sizes() == {30, 40}
@@ -165,7 +165,18 @@ def test_sizes_are_drawn_as_the_config_says(record):
 
 def test_an_image_of_another_size_than_annotated_counts_as_unreadable(record):
     with pytest.raises(OSError, match=r"image\.png is 200x150 .* says 150x200"):
-        NativeMapper(sizes=(0,), max_size=9)(record | {"width": 150, "height": 200})
+        DetrMapper(sizes=(0,), max_size=9)(record | {"width": 150, "height": 200})
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """``worker(rank, world_size)``: loaders are from now on those of this worker."""
+
+    def become(rank, world_size):
+        monkeypatch.setattr("smca.data.loader.rank", lambda: rank)
+        monkeypatch.setattr("smca.data.loader.world_size", lambda: world_size)
+
+    return become
 
 
 def assert_same(batches, others):
@@ -176,15 +187,17 @@ def assert_same(batches, others):
             torch.testing.assert_close(sample.boxes, twin.boxes, rtol=0, atol=0)
 
 
-def test_training_batches_depend_on_nothing_but_the_seed(cfg):
+def test_training_batches_depend_on_nothing_but_the_seed(cfg, worker):
     whole = list(islice(build_train_loader(cfg, seed=1), 6))
     assert all(len(batch) == 4 for batch in whole)
     empty = [s for batch in whole for s in batch if s.image_id == 5]
     assert empty and all(s.boxes.shape == (0, 4) and s.labels.dtype == torch.int64 for s in empty)
     assert_same(islice(build_train_loader(cfg, seed=1, start=2), 4), whole[2:])
     for rank in range(2):
-        loader = build_train_loader(cfg, rank=rank, world_size=2, seed=1)
+        worker(rank, 2)
+        loader = build_train_loader(cfg, seed=1)
         assert_same(islice(loader, 6), [batch[rank::2] for batch in whole])
+    worker(0, 1)
     cfg.DATALOADER.NUM_WORKERS = 2
     assert_same(islice(build_train_loader(cfg, seed=1), 6), whole)
 
@@ -203,14 +216,12 @@ def test_grouped_batches_hold_one_kind_of_shape(cfg):
 
 
 @pytest.mark.parametrize("world_size", [1, 4, 7])
-def test_evaluation_is_shared_out_in_order(cfg, world_size):
+def test_evaluation_is_shared_out_in_order(cfg, worker, world_size):
     dataset = load_coco(*cfg.DATASETS.COCO_FORMAT[0])
-    found = [
-        sample
-        for rank in range(world_size)
-        for batch in build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
-        for sample in batch
-    ]
+    found = []
+    for rank in range(world_size):
+        worker(rank, world_size)
+        found += [sample for batch in build_test_loader(cfg, dataset) for sample in batch]
     assert [sample.image_id for sample in found] == list(range(6))
     assert all(min(sample.image.shape[1:]) == 48 for sample in found)
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 import smca
 from smca.data.coco import drop_bad_boxes
 from smca.data.dataset import seeded
-from smca.data.mapper import NativeMapper
+from smca.data.mapper import DetrMapper
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 HOSTS = ["native"] + ["detectron2"] * HAS_DETECTRON2
@@ -102,7 +102,7 @@ def mapper_of(host, **inputs):
     if host == "native":
         cfg = smca.get_cfg()
         cfg.merge_from_list(opts)
-        native = NativeMapper.from_config(cfg, is_train=True)
+        native = DetrMapper.from_config(cfg, is_train=True)
 
         def mapped(record):
             sample = native(record)

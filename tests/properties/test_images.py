@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import smca
-from smca.data.checks.image_files import look_at
-from smca.data.dataset import EvaluationDataset, read_rgb
-from smca.data.mapper import NativeMapper
+from smca.data.checks.images import probe_image
+from smca.data.dataset import EvaluationDataset
+from smca.data.images import read_rgb
+from smca.data.mapper import DetrMapper
 from smca.errors import DatasetError
 from smca.inference.predictor import read_image
 
@@ -142,7 +143,7 @@ def mappers():
     """Of both hosts: maps a record to pixels (3, h, w), unchanged but for the order."""
     cfg = smca.get_cfg()
     cfg.INPUT.MIN_SIZE_TEST = 0
-    native = NativeMapper.from_config(cfg, is_train=False)
+    native = DetrMapper.from_config(cfg, is_train=False)
     found = [lambda record: native(record).image]
     if HAS_DETECTRON2:
         from smca.d2 import DetrDatasetMapper
@@ -179,7 +180,7 @@ def test_every_image_becomes_its_pixels_in_both_hosts(folder, mappers, file):
             mapper(record_of(path, height, width)).numpy(), found.transpose(2, 0, 1)[::-1]
         )
     for verify in (False, True):
-        assert look_at(str(path), verify=verify).size == (width, height)
+        assert probe_image(str(path), verify=verify).size == (width, height)
     with Image.open(io.BytesIO(content)) as opened:
         np.testing.assert_array_equal(np.asarray(read_image(opened)), found)
 
@@ -240,8 +241,8 @@ def check_damaged(path, mappers):
         assert str(error)
         height = width = 1
     else:
-        assert look_at(str(path), verify=True).size == (width, height)
-    header = look_at(str(path), verify=False)
+        assert probe_image(str(path), verify=True).size == (width, height)
+    header = probe_image(str(path), verify=False)
     assert (header.size is None) == bool(header.fault)
     for mapper in mappers:
         try:
@@ -265,7 +266,7 @@ def test_postscript_is_not_run(folder):
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
     with pytest.raises(OSError, match="PostScript, a program"):
         read_rgb(str(path))
-    assert "PostScript" in look_at(str(path), verify=False).fault
+    assert "PostScript" in probe_image(str(path), verify=False).fault
 
 
 def header(width, height):
@@ -297,7 +298,8 @@ BOMBS = {
 READ = """
 import resource, sys
 from smca.data.coco import DatasetError
-from smca.data.dataset import EvaluationDataset, read_rgb
+from smca.data.dataset import EvaluationDataset
+from smca.data.images import read_rgb
 from smca.engine.guard import guarded
 
 def used():

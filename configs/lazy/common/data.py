@@ -8,7 +8,7 @@ from smca.d2 import DetrDatasetMapper
 from smca.d2.dataset_mapper import Resize
 from smca.d2.evaluation import CocoEvaluator
 from smca.d2.lazy import build_test_loader, build_train_loader, training_records
-from smca.data.dataset import LONGEST_BEFORE_CROP
+from smca.data.mapper import LONGEST_BEFORE_CROP
 
 dataloader = dict(
     # Datasets of your own, as [name, annotation file, image folder].

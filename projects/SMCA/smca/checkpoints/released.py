@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.coco_classes import COCO_IDS
+from ..data.coco import COCO_CLASSES
 from ..errors import CheckpointError
 from ..modeling.backbone import DEPTHS
 from .files import read_tensors
 from .loading import CLASS_HEAD, some
 from .names import KINDS, released_name
 
+COCO_IDS = list(COCO_CLASSES)
 _NO_OBJECT = 91
 _SHOWN = 20
 

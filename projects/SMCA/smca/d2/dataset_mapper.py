@@ -1,4 +1,6 @@
-"""From a dataset's record to what the model takes, with the paper's augmentation (section 3)."""
+"""The mapper from a dataset's record to Detectron2's model input, with the paper's augmentation
+(section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,12 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from fvcore.transforms.transform import Transform
 
-from ..data.dataset import LONGEST_BEFORE_CROP, read_rgb
+from ..data.images import read_record
+from ..data.mapper import LONGEST_BEFORE_CROP
 
 
 class Resize(T.ResizeShortestEdge):
-    """Detectron2's, but never to a side of no pixels, as 1x4000 at most 1333 long would have."""
+    """Detectron2's, but never to a side of 0 pixels, which 1x4000 at most 1333 long would have."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         resize = super().get_transform(image)
@@ -55,36 +58,30 @@ class DetrDatasetMapper:
     def __call__(self, record: dict) -> dict:
         """
         Args:
-            record: Detectron2's standard dict, of which nothing is changed.
+            record: Detectron2's standard dict, which is not changed.
 
         Returns:
-            the record with ``image`` (3, h, w) uint8; in training with ``instances`` of all
-            annotations but crowds, clipped to the image, and no ``annotations``.
+            the record with ``image`` (3, h, w) uint8 and without ``annotations``; in training with
+            ``instances``, which are all annotations but crowds, clipped to the image.
 
         Raises:
-            OSError: a file that cannot be read, or that holds an image of another size than the
-                record says.
+            OSError: see :func:`~smca.data.images.read_record`.
         """
-        image = np.array(read_rgb(record["file_name"]))
+        image = np.array(read_record(record))
+        height, width = image.shape[:2]
         sample = {key: value for key, value in record.items() if key != "annotations"}
-        try:
-            utils.check_image_size(sample, image)
-        except utils.SizeMismatchError as error:
-            # Boxes of another image size are worth nothing; one such file stops no training.
-            raise OSError(str(error)) from error
+        sample |= {"height": height, "width": width}
         if self.image_format == "BGR":
             image = image[:, :, ::-1]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = augmented.image
-        # A copy: of a flipped image one pixel wide, NumPy calls even negative strides contiguous.
+        # Copied: NumPy calls a flipped image one pixel wide contiguous, despite negative strides.
         sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self.is_train:
             annotations = [
                 utils.transform_instance_annotations(
-                    _visible(entry, sample["height"], sample["width"]),
-                    transforms,
-                    image.shape[:2],
+                    _visible(entry, height, width), transforms, image.shape[:2]
                 )
                 for entry in record.get("annotations", ())
                 if not entry.get("iscrowd", 0)
@@ -95,8 +92,8 @@ class DetrDatasetMapper:
 
 
 def _visible(entry: dict, height: int, width: int) -> dict:
-    """An annotation's class, and of its box the part that is in the image."""
-    # In float64: of a box that reaches far beyond, the part within stays exact.
+    """Return an annotation's class and the part of its box that is in the image."""
+    # Clipped in float64: the visible part of a box that reaches far outside stays exact.
     box = np.array([entry["bbox"]], dtype=np.float64)
     box = BoxMode.convert(box, entry["bbox_mode"], BoxMode.XYXY_ABS)[0]
     return {
@@ -107,9 +104,9 @@ def _visible(entry: dict, height: int, width: int) -> dict:
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The transforms of a config's ``INPUT``: flip, half of the time a crop, resize.
+    """Build the transforms of a config's ``INPUT``: flip, half of the time a crop, resize.
 
-    A size of 0 is the image's own.
+    A size of 0 keeps the image's own.
     """
     inputs = cfg.INPUT
     if not is_train:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data.coco import check_classes, dataset_files, drop_bad_boxes, drop_empty, load_coco
+from ..data.coco import check_classes, dataset_files, load_coco, usable_records
 from ..errors import DatasetError
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Register DATASETS.COCO_FORMAT, and the COCO splits that ``cfg`` uses.
+    """Register DATASETS.COCO_FORMAT and the built-in datasets that ``cfg`` uses.
 
-    Files are read when a dataset is. A name that is registered already is registered anew.
+    Files are read when a dataset is. A name that is already registered is registered anew.
 
     Raises:
-        DatasetError: DATASETS.TRAIN or DATASETS.TEST has a name that nobody knows.
+        DatasetError: DATASETS.TRAIN or DATASETS.TEST has an unknown name.
     """
     own = [entry[0] for entry in cfg.DATASETS.COCO_FORMAT]
     for name in dict.fromkeys([*own, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
@@ -42,7 +42,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     dataset = load_coco(name, json_file, image_root)
-    # In place: an evaluator may have asked for the metadata before the file is read.
+    # Changed, not replaced: an evaluator may have asked for the metadata before the file is read.
     MetadataCatalog.get(name).set(
         thing_classes=list(dataset.class_names),
         thing_dataset_id_to_contiguous_id={
@@ -53,14 +53,14 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
 
 
 def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]:
-    """The records of registered datasets, by name.
+    """Return the records of registered datasets by name, after checking their classes.
 
     Raises:
-        DatasetError: a file that is missing or not in COCO's format; classes that are not
-            as many as the model's, or not those of the other datasets.
+        DatasetError: see :func:`~smca.data.coco.load_coco`; or the classes are not as many as the
+            model's, or not those of the other datasets.
     """
     records = {name: DatasetCatalog.get(name) for name in names}
-    # With those of the datasets that have been read before: training's and evaluation's agree.
+    # Datasets that were read before are checked too, so that training and evaluation agree.
     seen = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in MetadataCatalog]
     classes = {
         name: MetadataCatalog.get(name).get("thing_classes")
@@ -71,51 +71,31 @@ def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]
 
 
 def training_records(cfg: CfgNode) -> list[dict]:
-    """The records of all DATASETS.TRAIN, without boxes that cannot be learned from.
+    """Return the records of all DATASETS.TRAIN, without boxes that cannot be learned from.
 
     Raises:
-        DatasetError: as :func:`dataset_records`, or nothing is left to train on.
+        DatasetError: see :func:`dataset_records`; or nothing is left to train on.
     """
     records = dataset_records(cfg, cfg.DATASETS.TRAIN)
-    return usable_records(records, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    datasets = [(name, plain_records(records[name])) for name in cfg.DATASETS.TRAIN]
+    return usable_records(datasets, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
-def usable_records(datasets: Mapping[str, list[dict]], *, filter_empty: bool) -> list[dict]:
-    """The records of all ``datasets`` together, without boxes that cannot be learned from.
-
-    Args:
-        datasets: records by the dataset's name.
-        filter_empty: leave images without annotations out, too.
-
-    Raises:
-        DatasetError: nothing is left to train on.
+def plain_records(records: Sequence[dict]) -> list[dict]:
+    """Return records whose annotations have the box alone, as x, y, w, h, its class and
+    ``iscrowd``: datasets of other projects may differ.
     """
-    kept = []
-    for name, records in datasets.items():
-        kept += drop_bad_boxes([_plain(record) for record in records], name)
-    if filter_empty:
-        kept = drop_empty(kept)
-    if not kept:
-        raise DatasetError(
-            f"DATASETS.TRAIN ({', '.join(datasets) or 'empty'}) has no image to train "
-            "on; name a dataset with boxes, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
-        )
-    return kept
+    return [
+        {**record, "annotations": [_plain(entry) for entry in record.get("annotations", ())]}
+        for record in records
+    ]
 
 
-def _plain(record: dict) -> dict:
-    """A record with boxes only, as x, y, w, h: other projects' datasets may have more."""
+def _plain(entry: dict) -> dict:
+    bbox = BoxMode.convert(entry["bbox"], BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
     return {
-        **record,
-        "annotations": [
-            {
-                "bbox": list(
-                    BoxMode.convert(entry["bbox"], BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
-                ),
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": entry["category_id"],
-                "iscrowd": entry.get("iscrowd", 0),
-            }
-            for entry in record.get("annotations", ())
-        ],
+        "bbox": list(bbox),
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": entry["category_id"],
+        "iscrowd": entry.get("iscrowd", 0),
     }

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -25,8 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.coco import results_folder
-from ..data.dataset import EvaluationDataset, TrainingDataset, aspect_groups
-from ..data.loader import build_loader
+from ..data.loader import build_test_loader, build_train_loader, loader_options
 from ..data.sampler import TrainingBatches
 from ..engine.ema import MovingAverage
 from ..engine.parallel import data_parallel
@@ -304,24 +302,21 @@ class Trainer(DefaultTrainer):
             DatasetError: see :func:`~smca.d2.datasets.training_records`.
             ConfigError: SOLVER.IMS_PER_BATCH is no multiple of the number of workers.
         """
-        records = training_records(cfg)
-        batches = TrainingBatches(
-            aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            rank=comm.get_rank(),
-            world_size=comm.get_world_size(),
+        return build_train_loader(
+            dataset=training_records(cfg),
+            mapper=mapper or DetrDatasetMapper(cfg, is_train=True),
             seed=max(cfg.SEED, 0),
+            **loader_options(cfg, is_train=True),
         )
-        dataset = TrainingDataset(records, mapper or DetrDatasetMapper(cfg, is_train=True))
-        return build_loader(cfg, dataset, batch_sampler=batches)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Return a loader of this worker's part of a dataset, in order, one image a batch."""
-        records = dataset_records(cfg, [dataset_name])[dataset_name]
-        dataset = EvaluationDataset(records, DetrDatasetMapper(cfg, is_train=False))
-        sampler = InferenceSampler(len(dataset))
-        return build_loader(cfg, dataset, sampler=sampler, batch_size=1)
+        return build_test_loader(
+            dataset=dataset_records(cfg, [dataset_name])[dataset_name],
+            mapper=DetrDatasetMapper(cfg, is_train=False),
+            **loader_options(cfg, is_train=False),
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:

@@ -10,27 +10,28 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ..config import is_own_model
 from ..errors import DatasetError
-from .coco_classes import COCO_IDS
 from .coco_format import (
     box_fault,
     read_annotation_file,
     read_annotations,
     read_categories,
+    read_class_names,
     read_images,
     refuse,
 )
 
 logger = logging.getLogger(__name__)
 
-# name: annotation file and image folder under $DETECTRON2_DATASETS. COCO's are as in Detectron2;
-# the shapes are drawn when a run first uses them (smca.data.shapes).
+# Annotation file and image folder under $DETECTRON2_DATASETS, by the dataset's name. COCO's are
+# where Detectron2 has them; the shapes are drawn when a run first uses them (smca.data.shapes).
 COCO = {
     f"coco_2017_{split}": (f"coco/annotations/instances_{split}2017.json", f"coco/{split}2017")
     for split in ("train", "val")
@@ -40,6 +41,12 @@ DRAWN = {
     for split in ("train", "val")
 }
 _BUILTIN = COCO | DRAWN
+# COCO's 80 classes by id. torchvision lists a name for each id from 0 to 90, used or not.
+COCO_CLASSES = {
+    number: name
+    for number, name in enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+    if name not in ("__background__", "N/A")
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class CocoDataset:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
         json_file: annotation file.
         image_root: folder of the images.
-        class_names: by contiguous index, which is the order of the COCO ids.
-        category_ids: contiguous index -> COCO id.
+        class_names: by contiguous index, in the order of the COCO ids.
+        category_ids: COCO ids by contiguous index.
         records: one dict an image, sorted by image id.
     """
 
@@ -64,124 +71,48 @@ class CocoDataset:
 
 
 def own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
-    """Annotation file and image folder of each DATASETS.COCO_FORMAT; they hide built-in ones.
-
-    Raises:
-        DatasetError: a name that would lead out of the folder where its results are written.
-    """
-    for name, *_ in cfg.DATASETS.COCO_FORMAT:
-        if not name.isprintable() or {"", ".", ".."} & set(name.split(os.sep)):
-            raise DatasetError(
-                f"DATASETS.COCO_FORMAT has the name {name!r}, which is none for a folder of results"
-            )
+    """Return annotation file and image folder of DATASETS.COCO_FORMAT, which hide built-in ones."""
     return {name: (json_file, root) for name, json_file, root in cfg.DATASETS.COCO_FORMAT}
 
 
 def datasets_root() -> str:
-    """The folder of the built-in datasets."""
+    """Return the folder of the built-in datasets."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def dataset_files(cfg: CfgNode, name: str) -> tuple[str, str]:
-    """Annotation file and image folder of a dataset, by its name.
+    """Return annotation file and image folder of the dataset with this name.
 
     Raises:
-        DatasetError: a name that is neither in DATASETS.COCO_FORMAT nor built in.
+        DatasetError: the name is neither in DATASETS.COCO_FORMAT nor built in.
     """
     own = own_datasets(cfg)
     if name in own:
         json_file, image_root = own[name]
         return os.path.expanduser(json_file), os.path.expanduser(image_root)
     if name in _BUILTIN:
-        root = datasets_root()
         json_file, image_root = _BUILTIN[name]
-        return os.path.join(root, json_file), os.path.join(root, image_root)
+        return os.path.join(datasets_root(), json_file), os.path.join(datasets_root(), image_root)
     raise DatasetError(
         f"unknown dataset {name!r}; known are {', '.join([*own, *_BUILTIN])}. A dataset of your "
         "own is named by [name, annotation file, image folder] in DATASETS.COCO_FORMAT"
     )
 
 
-def load_datasets(cfg: CfgNode, names: Sequence[str]) -> list[CocoDataset]:
-    """The datasets of DATASETS.TRAIN or DATASETS.TEST.
-
-    Raises:
-        DatasetError: as :func:`load_coco`; or the classes are not those of the other datasets, or
-            not as many as the model has.
-    """
-    datasets = [load_coco(name, *dataset_files(cfg, name)) for name in names]
-    check_classes(cfg, {dataset.name: dataset.class_names for dataset in datasets})
-    return datasets
-
-
-def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
-    """
-    Args:
-        classes: names of the classes of each dataset.
-
-    Raises:
-        DatasetError: not as many as the model has, or not the same in all datasets.
-    """
-    first = next(iter(classes), None)
-    # A model of Detectron2 has its classes where its region heads have them.
-    foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
-    group = "ROI_HEADS" if foreign else "SMCA"
-    num_classes = cfg.MODEL[group].NUM_CLASSES
-    for name, names in classes.items():
-        if len(names) != num_classes:
-            remedy = f"set it to {len(names)}" + ("" if foreign else ", or to 0 to have it counted")
-            raise DatasetError(
-                f"MODEL.{group}.NUM_CLASSES is {num_classes}, but dataset {name!r} "
-                f"has {len(names)} classes ({shown(names)}); {remedy}"
-            )
-        if list(names) != list(classes[first]):
-            raise DatasetError(
-                f"datasets {first!r} and {name!r} have different classes, or in another order; "
-                "compare 'categories' in their annotation files"
-            )
-
-
 def results_folder(cfg: CfgNode, name: str) -> str:
-    """Where the detections on a dataset are written: OUTPUT_DIR/inference, and a folder each there
-    when there are several datasets.
+    """Return where the detections on a dataset are written: OUTPUT_DIR/inference, or a folder in it
+    if there are several datasets.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     return os.path.join(folder, name) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
-def training_records(
-    cfg: CfgNode, *, like: Mapping[str, Sequence[str]] | None = None
-) -> list[dict]:
-    """The records of all DATASETS.TRAIN, without boxes that cannot be learned from.
-
-    Images without annotations are left out when DATALOADER.FILTER_EMPTY_ANNOTATIONS is set.
-
-    Args:
-        like: classes of datasets that those of training must be the same as.
-
-    Raises:
-        DatasetError: as :func:`load_datasets`, or nothing is left to train on.
-    """
-    records = []
-    for dataset in load_datasets(cfg, cfg.DATASETS.TRAIN):
-        check_classes(cfg, {**(like or {}), dataset.name: dataset.class_names})
-        records += drop_bad_boxes(dataset.records, dataset.name)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = drop_empty(records)
-    if not records:
-        raise DatasetError(
-            f"DATASETS.TRAIN ({', '.join(cfg.DATASETS.TRAIN) or 'empty'}) has no image to train "
-            "on; name a dataset with boxes, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
-        )
-    return records
-
-
 def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
-    """Read an annotation file.
+    """Load a dataset from its annotation file.
 
     Raises:
-        DatasetError: a path that does not exist; a file that is not JSON or not in COCO's format,
-            with the entry that is wrong; a folder with none of the images.
+        DatasetError: a path does not exist; the file is not JSON or not in COCO's format; the
+            folder has none of the images.
     """
     content = read_annotation_file(name, json_file, image_root)
     report = refuse(name, json_file)
@@ -212,12 +143,60 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
     )
 
 
-def count_classes(cfg: CfgNode) -> tuple[int, str]:
-    """How many classes the data has, and which, in words: that of DATASETS.TRAIN, or without one
-    that of DATASETS.TEST.
+def load_datasets(
+    cfg: CfgNode, names: Sequence[str], *, like: Mapping[str, Sequence[str]] | None = None
+) -> list[CocoDataset]:
+    """Load the datasets with these names.
+
+    Args:
+        names: DATASETS.TRAIN or DATASETS.TEST.
+        like: the class names of other datasets, which must be the same.
 
     Raises:
-        DatasetError: no dataset, or one whose classes cannot be read.
+        DatasetError: see :func:`dataset_files`, :func:`load_coco` and :func:`check_classes`.
+    """
+    datasets = [load_coco(name, *dataset_files(cfg, name)) for name in names]
+    own = {dataset.name: dataset.class_names for dataset in datasets}
+    check_classes(cfg, {**(like or {}), **own})
+    return datasets
+
+
+def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
+    """Check that the datasets have the same classes, and as many as the model.
+
+    Args:
+        classes: the class names of each dataset.
+
+    Raises:
+        DatasetError: they do not.
+    """
+    first = next(iter(classes), None)
+    # Detectron2's own models keep their number of classes with their region heads.
+    foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
+    group = "ROI_HEADS" if foreign else "SMCA"
+    num_classes = cfg.MODEL[group].NUM_CLASSES
+    for name, names in classes.items():
+        if len(names) != num_classes:
+            remedy = f"set it to {len(names)}" + ("" if foreign else ", or to 0 to have it counted")
+            raise DatasetError(
+                f"MODEL.{group}.NUM_CLASSES is {num_classes}, but dataset {name!r} "
+                f"has {len(names)} classes ({shown(names)}); {remedy}"
+            )
+        if list(names) != list(classes[first]):
+            raise DatasetError(
+                f"datasets {first!r} and {name!r} have different classes, or in another order; "
+                "compare 'categories' in their annotation files"
+            )
+
+
+def count_classes(cfg: CfgNode) -> tuple[int, str]:
+    """Count the classes of the first dataset in DATASETS.TRAIN, or else in DATASETS.TEST.
+
+    Returns:
+        their number, and a text that names the dataset and its classes.
+
+    Raises:
+        DatasetError: there is no dataset, or its classes cannot be read.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:
@@ -227,42 +206,66 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
         )
     name = names[0]
     if name in COCO and name not in own_datasets(cfg):
-        return len(COCO_IDS), f"dataset {name!r}"
-    json_file, image_root = dataset_files(cfg, name)
-    content = read_annotation_file(name, json_file, image_root)
-    classes = list(read_categories(content, refuse(name, json_file)).values())
+        return len(COCO_CLASSES), f"dataset {name!r}"
+    classes = read_class_names(name, dataset_files(cfg, name)[0])
     return len(classes), f"dataset {name!r}: {shown(classes)}"
 
 
 def shown(names: Sequence[str], most: int = 20) -> str:
-    """The names, or the first of many."""
+    """Join the names, or the first of many, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def drop_bad_boxes(records: list[dict], name: str) -> list[dict]:
-    """``records`` less the boxes without area or wholly outside their image, which are counted.
+def usable_records(
+    datasets: Iterable[tuple[str, Sequence[dict]]], *, filter_empty: bool
+) -> list[dict]:
+    """Return the records of all datasets together, without boxes that cannot be learned from.
 
-    A box partly outside stays as it is; who maps the image clips it.
+    Args:
+        datasets: the name and the records of each of DATASETS.TRAIN.
+        filter_empty: also leave out images without annotations.
+
+    Raises:
+        DatasetError: nothing is left to train on.
     """
-    reasons: Counter[str] = Counter()
+    names, kept = [], []
+    for name, records in datasets:
+        names.append(name)
+        kept += drop_bad_boxes(records, name)
+    if filter_empty:
+        kept = drop_empty(kept)
+    if not kept:
+        raise DatasetError(
+            f"DATASETS.TRAIN ({', '.join(names) or 'empty'}) has no image to train on; name a "
+            "dataset with boxes, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+        )
+    return kept
+
+
+def drop_bad_boxes(records: Sequence[dict], name: str) -> list[dict]:
+    """Return the records without boxes of :func:`~smca.data.coco_format.box_fault`, and warn.
+
+    A box partly outside its image stays as it is; the mapper clips it.
+    """
+    faults: Counter[str] = Counter()
     kept_records = []
     for record in records:
         kept = []
         for annotation in record["annotations"]:
-            reason = box_fault(annotation["bbox"], record["height"], record["width"])
-            if reason:
-                reasons[reason] += 1
+            fault = box_fault(annotation["bbox"], record["height"], record["width"])
+            if fault:
+                faults[fault] += 1
             else:
                 kept.append(annotation)
         kept_records.append({**record, "annotations": kept})
-    if reasons:
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        logger.warning("%s: dropped %d unusable boxes: %s", name, reasons.total(), counts)
+    if faults:
+        counts = ", ".join(f"{count} {fault}" for fault, count in faults.most_common())
+        logger.warning("%s: dropped %d unusable boxes: %s", name, faults.total(), counts)
     return kept_records
 
 
-def drop_empty(records: list[dict]) -> list[dict]:
-    """The records with an annotation that is not a crowd."""
+def drop_empty(records: Sequence[dict]) -> list[dict]:
+    """Return the records that have an annotation other than a crowd."""
     kept = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
     if len(kept) < len(records):
         logger.info("left out %d images without annotations", len(records) - len(kept))

@@ -1,4 +1,4 @@
-"""The data loader of both hosts: plain lists of samples, in processes that are light and quiet."""
+"""The data loaders of both hosts, whose batches are plain lists of samples."""
 
 from __future__ import annotations
 
@@ -9,38 +9,102 @@ import io
 import os
 import pickle
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..distributed import end_with_parent
+from ..distributed import end_with_parent, rank, world_size
 from ..errors import LoaderError
-from .reading import Place, make_places, note, take_place
+from .dataset import EvaluationDataset, TrainingDataset
+from .reading import Note, claim_note, make_notes, note
+from .sampler import TrainingBatches
 
 
-def build_loader(cfg: CfgNode, dataset: Dataset, **arguments: object) -> DataLoader:
-    """:func:`list_loader` with DATALOADER.NUM_WORKERS processes."""
-    on_gpu = cfg.MODEL.DEVICE != "cpu"
+def loader_options(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+    """Return the keywords of :func:`build_train_loader` or :func:`build_test_loader` that a config
+    sets.
+    """
+    options = {"num_workers": cfg.DATALOADER.NUM_WORKERS, "pin_memory": cfg.MODEL.DEVICE != "cpu"}
+    if is_train:
+        options["total_batch_size"] = cfg.SOLVER.IMS_PER_BATCH
+        options["aspect_ratio_grouping"] = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    return options
+
+
+def build_train_loader(
+    *,
+    dataset: Sequence[dict],
+    mapper: Callable[[dict], object],
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 4,
+    pin_memory: bool = True,
+    seed: int = 0,
+    start: int = 0,
+) -> DataLoader:
+    """Build an endless loader of this worker's shares of the global batches.
+
+    Args:
+        dataset: records, see :mod:`smca.data.coco`.
+        mapper: maps a record to a sample; may draw from the generators of Python, NumPy and torch.
+        total_batch_size: images of a batch, over all workers.
+        aspect_ratio_grouping: put wide images and all others into batches of their own.
+        num_workers, pin_memory: see :func:`list_loader`.
+        seed: of order and augmentation, the same on all workers.
+        start: the iteration to begin at.
+
+    Raises:
+        ConfigError: the batch is not a multiple of the number of workers.
+    """
+    batches = TrainingBatches(
+        [int(aspect_ratio_grouping and r["width"] <= r["height"]) for r in dataset],
+        batch_size=total_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        seed=seed,
+        start=start,
+    )
+    samples = TrainingDataset(dataset, mapper)
     return list_loader(
-        dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, pin_memory=on_gpu, **arguments
+        samples, num_workers=num_workers, pin_memory=pin_memory, batch_sampler=batches
+    )
+
+
+def build_test_loader(
+    *,
+    dataset: Sequence[dict],
+    mapper: Callable[[dict], object],
+    num_workers: int = 4,
+    pin_memory: bool = True,
+) -> DataLoader:
+    """Build a loader of this worker's part of the records, in order, one image a batch.
+
+    The arguments are those of :func:`build_train_loader`.
+    """
+    begin, end = (len(dataset) * place // world_size() for place in (rank(), rank() + 1))
+    samples = EvaluationDataset(dataset, mapper)
+    return list_loader(
+        samples, num_workers=num_workers, pin_memory=pin_memory, sampler=range(begin, end)
     )
 
 
 def list_loader(
     dataset: Dataset, *, num_workers: int, pin_memory: bool = True, **arguments: object
 ) -> DataLoader:
-    """A loader whose batches are lists of samples.
+    """Build a loader whose batches are lists of samples.
 
     Args:
-        dataset: of samples.
-        num_workers: loader processes; 0: this process itself.
-        pin_memory: where there is a GPU, samples are put where it fetches them from.
-        arguments: what else :class:`DataLoader` takes, such as ``batch_sampler``.
+        dataset: the samples.
+        num_workers: number of loader processes; with 0 this process loads.
+        pin_memory: put samples in pinned memory if there is a GPU.
+        arguments: further arguments of :class:`DataLoader`, such as ``batch_sampler``.
     """
     if num_workers:
-        prepare = functools.partial(_init_worker, make_places(num_workers))
+        prepare = functools.partial(_init_worker, make_notes(num_workers))
         arguments |= {"worker_init_fn": prepare, "persistent_workers": True}
         if sys.platform == "linux":
             # Trainers of several processes are spawned, and spawning loaders from them is slow.
@@ -48,29 +112,25 @@ def list_loader(
     return DataLoader(
         dataset,
         num_workers=num_workers,
-        collate_fn=_handed_over if num_workers else _as_list,
+        collate_fn=_share if num_workers else list,
         pin_memory=pin_memory and torch.cuda.is_available(),
-        # Else each iterator would draw from the generator that training uses.
+        # Otherwise each iterator would draw from the generator that training uses.
         generator=torch.Generator(),
         **arguments,
     )
 
 
-def _as_list(samples: list) -> list:
-    return samples
+def _share(samples: list) -> list:
+    """Move a batch of a loader process to the memory that it shares with the trainer.
 
-
-def _handed_over(samples: list) -> list:
-    """A batch of a loader process, in the memory that the trainer shares.
-
-    Torch would put it there in a thread of its own, whose errors nobody hears of: the trainer
-    would wait for this batch for ever.
+    Torch would do so in a thread whose errors nobody sees: the trainer would wait for the batch
+    forever.
 
     Raises:
         LoaderError: shared memory is full.
     """
     try:
-        _Sharing(io.BytesIO()).dump(samples)
+        _SharingPickler(io.BytesIO()).dump(samples)
     except RuntimeError as error:
         raise LoaderError(
             f"shared memory has no room for a batch ({error}); enlarge /dev/shm (docker run "
@@ -80,8 +140,8 @@ def _handed_over(samples: list) -> list:
     return samples
 
 
-class _Sharing(pickle.Pickler):
-    """Moves all tensors of an object to shared memory; what it writes is worth nothing."""
+class _SharingPickler(pickle.Pickler):
+    """Moves all tensors of an object to shared memory; the pickle itself is not used."""
 
     def persistent_id(self, part: object) -> object:
         if not isinstance(part, Tensor):
@@ -90,11 +150,11 @@ class _Sharing(pickle.Pickler):
         return True
 
 
-def _init_worker(places: ctypes.Array[Place], worker: int) -> None:
-    # Collections would copy what the trainer has made into each process.
+def _init_worker(notes: ctypes.Array[Note], worker: int) -> None:
+    # Garbage collections would copy the trainer's objects into each process.
     gc.freeze()
-    take_place(places[worker])
-    # Also where it waits for a file that never comes.
+    claim_note(notes[worker])
+    # Even if it waits for a file that never comes.
     end_with_parent()
     # Ctrl-C goes to a process group, and the trainer needs its loaders until it has saved.
     if hasattr(os, "setpgrp"):

@@ -1,4 +1,4 @@
-"""From a dataset's record to a sample: reading, and the paper's augmentation (section 3)."""
+"""The mapper from a dataset's record to a sample, with the paper's augmentation (section 4.1)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..structures import Sample
-from .dataset import LONGEST_BEFORE_CROP, read_rgb
+from ..structures import Sample, Size
+from .images import read_record
+
+# The longest side before a crop, in pixels. An image of 1 x 4000 pixels whose short side becomes
+# 600 would fill 4 GB.
+LONGEST_BEFORE_CROP = 20_000
+
+_FLIPS = {"horizontal": F.horizontal_flip, "vertical": F.vertical_flip, "none": None}
 
 
-def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[int, int]:
-    """The (h, w) with the short side at ``short``, or less where the long one is at ``longest``.
+def resized_shape(height: int, width: int, short: int, longest: float) -> Size:
+    """Return the (h, w) that makes the short side ``short``, but the long side at most ``longest``.
 
-    Rounded as Detectron2's ``ResizeShortestEdge`` does.
+    It is rounded as in Detectron2's ``ResizeShortestEdge``.
     """
     scale = short / min(height, width)
     h, w = (short, scale * width) if height < width else (scale * height, short)
@@ -29,11 +35,11 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> tuple[
     return max(1, int(h + 0.5)), max(1, int(w + 0.5))
 
 
-class NativeMapper:
+class DetrMapper:
     """Maps a record to a :class:`Sample`, with random augmentation drawn from torch's generator.
 
-    Flip with probability .5; then with probability .5, or always without ``crop_sizes``, resize;
-    else resize to one of ``sizes_before_crop``, crop, and resize.
+    It flips with probability 0.5, then with probability 0.5 resizes to one of ``sizes_before_crop``
+    and crops, and finally resizes to one of ``sizes``.
     """
 
     def __init__(
@@ -49,27 +55,23 @@ class NativeMapper:
     ):
         """
         Args:
-            sizes: lengths of the short side in pixels, one of which is drawn; 0 is the image's own.
-            max_size: the long side is at most so long.
-            size_range: ``sizes`` are the least and the most, and anything between is drawn.
+            sizes: lengths of the short side in pixels, one of which is drawn; 0 keeps the image's.
+            max_size: greatest length of the long side.
+            size_range: ``sizes`` are the least and the greatest length, and any between is drawn.
             flip: "horizontal", "vertical" or "none".
-            crop_sizes: least and most length of a crop's sides; None for no crops.
-            sizes_before_crop: as ``sizes``.
+            crop_sizes: least and greatest length of a crop's sides; None never crops.
+            sizes_before_crop: like ``sizes``.
             image_format: order of the channels, "RGB" or "BGR".
         """
         self.sizes = range(sizes[0], sizes[1] + 1) if size_range else sizes
         self.max_size = max_size
-        self.flip = {
-            "horizontal": F.horizontal_flip,
-            "vertical": F.vertical_flip,
-            "none": None,
-        }[flip]
+        self.flip = _FLIPS[flip]
         self.crop_sizes = crop_sizes
         self.sizes_before_crop = sizes_before_crop
         self.image_format = image_format
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> NativeMapper:
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> DetrMapper:
         inputs = cfg.INPUT
         if not is_train:
             return cls(
@@ -89,23 +91,16 @@ class NativeMapper:
         )
 
     def __call__(self, record: dict) -> Sample:
-        """
-        Boxes are clipped to the image, those outside it left out, and so are crowds.
+        """Return the sample of a record, without crowds, its boxes clipped to the image.
 
         Raises:
-            OSError: the file's image is not of the size that its annotation says.
+            OSError: see :func:`~smca.data.images.read_record`.
         """
-        image = read_rgb(record["file_name"])
-        height, width = record["height"], record["width"]
-        if image.size != (width, height):
-            # Boxes of another image size are worth nothing; one such file stops no training.
-            raise OSError(
-                f"{record['file_name']} is {image.width}x{image.height} pixels, its annotation "
-                f"says {width}x{height}; correct 'width' and 'height' in the annotation file"
-            )
+        image = read_record(record)
+        height, width = image.height, image.width
         annotations = [entry for entry in record["annotations"] if not entry["iscrowd"]]
         labels = torch.tensor([entry["category_id"] for entry in annotations], dtype=torch.int64)
-        # In float64: of a box that reaches far beyond, the part within stays exact.
+        # Clipped in float64: the visible part of a box that reaches far outside stays exact.
         boxes = torch.tensor([entry["bbox"] for entry in annotations], dtype=torch.float64)
         boxes = box_convert(boxes.reshape(-1, 4), "xywh", "xyxy")
         boxes = clip_boxes_to_image(boxes, (height, width)).float()
@@ -125,10 +120,11 @@ class NativeMapper:
         )
 
     def map_image(self, image: Image.Image) -> Tensor:
-        """An RGB image without a record, mapped as one with: (3, h, w) uint8 as in a sample."""
-        size = (image.height, image.width)
-        nothing = BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
-        image, _ = self._augment(image, nothing)
+        """Map an RGB image that has no record: (3, h, w) uint8, as in a sample."""
+        no_boxes = BoundingBoxes(
+            torch.zeros(0, 4), format="XYXY", canvas_size=(image.height, image.width)
+        )
+        image, _ = self._augment(image, no_boxes)
         return self._pixels(image)
 
     def _pixels(self, image: Image.Image) -> Tensor:
@@ -141,9 +137,8 @@ class NativeMapper:
         if self.flip and _coin():
             image, boxes = self.flip(image), self.flip(boxes)
         if self.crop_sizes and _coin():
-            image, boxes = _resize(
-                image, boxes, _choice(self.sizes_before_crop), LONGEST_BEFORE_CROP
-            )
+            short = _choice(self.sizes_before_crop)
+            image, boxes = _resize(image, boxes, short, LONGEST_BEFORE_CROP)
             image, boxes = _crop(image, boxes, *self.crop_sizes)
         return _resize(image, boxes, _choice(self.sizes), self.max_size)
 
@@ -153,7 +148,7 @@ def _coin() -> bool:
 
 
 def _draw(low: int, high: int) -> int:
-    """An integer from ``low`` to ``high``, both included."""
+    """Draw an integer from ``low`` to ``high``, both included."""
     return int(torch.randint(low, high + 1, ()))
 
 
@@ -167,7 +162,7 @@ def _resize(
     if short == 0:
         return image, boxes
     shape = list(resized_shape(image.height, image.width, short, longest))
-    # Pillow's own filter, on 8 bits: what Detectron2 does, to the last bit.
+    # On a PIL image this is Pillow's own filter on 8 bits, bit for bit what Detectron2 does.
     return F.resize(image, shape), F.resize(boxes, shape)
 
 

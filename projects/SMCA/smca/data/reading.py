@@ -1,4 +1,4 @@
-"""What loader processes are reading, so that the end of one names a file."""
+"""Which file each loader process is reading, so that an error about a dead process names it."""
 
 from __future__ import annotations
 
@@ -18,62 +18,63 @@ _REMEDIES = {
         "DATALOADER.NUM_WORKERS"
     ),
 }
-# Seconds from the end of a process's connections to the signal of its end, at most.
-_NEWS_TAKES = 0.5
 _CRASH = "if that file crashes its decoder again, replace it or take it out of the annotations"
+# Seconds between the end of a process's connections and the signal of its end, at most.
+_SIGNAL_DELAY = 0.5
 
 
-class Place(ctypes.Structure):
-    """Where a loader process notes what it reads; in shared memory."""
+class Note(ctypes.Structure):
+    """A loader process and the file that it is reading, in shared memory."""
 
     _fields_ = (("pid", ctypes.c_int64), ("file_name", ctypes.c_char * 4096))
 
 
-# Of the loaders of this process.
-_places: list[ctypes.Array[Place]] = []
-# Of this process itself, if it is a loader's.
-_own: Place | None = None
+# The notes of this process's loaders, and its own note if it is a loader process.
+_notes: list[ctypes.Array[Note]] = []
+_own: Note | None = None
 
 
-def make_places(count: int) -> ctypes.Array[Place]:
-    """Places for the processes of a new loader."""
-    _places[:] = [places for places in _places if any(map(_may_live, places))]
-    _places.append(RawArray(Place, count))
-    return _places[-1]
+def make_notes(count: int) -> ctypes.Array[Note]:
+    """Make a note for each process of a new loader."""
+    # Those of loaders that have ended are dropped, so that evaluations do not pile up.
+    _notes[:] = [notes for notes in _notes if any(map(_may_live, notes))]
+    _notes.append(RawArray(Note, count))
+    return _notes[-1]
 
 
-def _may_live(place: Place) -> bool:
-    if place.pid == 0:
+def _may_live(own: Note) -> bool:
+    if own.pid == 0:
         return True  # not started yet
     try:
-        os.kill(place.pid, 0)
+        os.kill(own.pid, 0)
     except OSError:
         return False
     return True
 
 
-def take_place(place: Place) -> None:
-    """Have :func:`note` of this process, a loader's, write to ``place``."""
+def claim_note(own: Note) -> None:
+    """Let :func:`note` write to ``own`` in this loader process."""
     global _own
-    place.pid = os.getpid()
-    _own = place
+    own.pid = os.getpid()
+    _own = own
 
 
 def note(file_name: str) -> None:
-    """Note that this process begins to read a file; "" after it has handed over a batch."""
+    """Note that this loader process begins to read a file; "" once it has handed over a batch."""
     if _own is not None:
-        _own.file_name = os.fsencode(file_name)[: Place.file_name.size - 1]
+        _own.file_name = os.fsencode(file_name)[: Note.file_name.size - 1]
 
 
 def explain_end(error: BaseException) -> LoaderError | None:
-    """What follows from the end of a loader process, as an error that names the file it read.
+    """Turn an error that a dead loader process caused into one that names the file it was reading.
 
-    None for other errors.
+    Returns None for other errors.
     """
-    if isinstance(error, (EOFError, OSError)) and error.__cause__ is None and _places:
-        # Of a batch that was on its way, perhaps; then torch learns of its process's end now.
+    if isinstance(error, (EOFError, OSError)) and error.__cause__ is None and _notes:
+        # The connection to a process may have broken before torch hears, by a signal, that the
+        # process has ended.
         try:
-            time.sleep(_NEWS_TAKES)
+            time.sleep(_SIGNAL_DELAY)
         except RuntimeError as news:
             error.__cause__ = news
     text = f"{error} {error.__cause__}"
@@ -81,8 +82,8 @@ def explain_end(error: BaseException) -> LoaderError | None:
     if not found:
         return None
     pids = {int(pid) for pid in found[1].split(",")}
-    place = next((p for places in _places for p in places if p.pid in pids), None)
-    file_name = os.fsdecode(place.file_name) if place else ""
+    names = [os.fsdecode(own.file_name) for notes in _notes for own in notes if own.pid in pids]
+    file_name = names[0] if names else ""
     doing = f"while it read {file_name}" if file_name else "between two batches"
     number = _signal_in(text)
     how = "ended by itself" if number is None else f"was ended by {signal.Signals(number).name}"
@@ -91,7 +92,7 @@ def explain_end(error: BaseException) -> LoaderError | None:
 
 
 def _signal_in(text: str) -> int | None:
-    """The signal that a text of torch names."""
+    """Return the number of the signal that torch's message names."""
     names = {signal.strsignal(number): number for number in signal.valid_signals()}
     found = re.search(r"killed by signal: ([^.]*)\.", text)
     return names.get(found[1]) if found else None

@@ -22,9 +22,10 @@ class Draw(NamedTuple):
 class TrainingBatches(Sampler[list[Draw]]):
     """One worker's shares of an endless stream of global batches.
 
-    The records are shuffled anew each epoch. A global batch holds records of one group; what an
-    epoch leaves over begins the batches of the next. Batch i is a function of the groups, the batch
-    size, the seed and i alone, so that neither the number of workers nor a resume changes it.
+    The records are shuffled anew each epoch. A global batch holds records of one group; records
+    that an epoch leaves over begin the next epoch's batches. Batch i depends on nothing but the
+    groups, the batch size, the seed and i, so that neither the number of workers nor a resume
+    changes it.
 
     Attributes:
         seed, start: may be set until iteration begins.
@@ -42,14 +43,14 @@ class TrainingBatches(Sampler[list[Draw]]):
     ):
         """
         Args:
-            groups: group of each record, any integers; all equal for no grouping.
+            groups: the group of each record; any integers.
             batch_size: records of a batch, over all workers.
-            rank, world_size: worker ``rank`` has the draws ``rank::world_size`` of each batch.
+            rank, world_size: worker ``rank`` takes the draws ``rank::world_size`` of each batch.
             seed: >= 0, the same on all workers.
             start: the first batch (training iteration) to yield.
 
         Raises:
-            ConfigError: no records, or a batch that cannot be shared out evenly.
+            ConfigError: there are no records, or workers cannot share a batch evenly.
         """
         if len(groups) == 0:
             raise ConfigError("there is no record to sample; DATASETS.TRAIN is empty")
@@ -71,15 +72,17 @@ class TrainingBatches(Sampler[list[Draw]]):
             yield [Draw(index, _draw_seed(self.seed, position)) for index, position in share]
 
     def _global_batches(self) -> Iterator[np.ndarray]:
-        """Batches from ``start`` on: (batch_size, 2) record index and position in the stream."""
+        """Yield the batches from ``start`` on: (batch_size, 2), record index and position in the
+        stream.
+        """
         size, count = self.batch_size, len(self.groups)
         groups, sizes = np.unique(self.groups, return_counts=True)
-        # No batch before this epoch is `start`; its records reach back `reach` epochs at most.
-        epoch = self.start * size // count
+        # Begin at an epoch that precedes all records of batch `start`, which come from at most
+        # `reach` epochs.
         reach = -(-size // int(sizes.min()))
-        epoch = max(0, epoch - reach)
+        epoch = max(0, self.start * size // count - reach)
         # After e epochs a group of n records has made e * n // size batches. The records that wait
-        # for their batch there are unknown (-1), but belong to batches before `start`.
+        # for their batch there are unknown (-1), but they belong to batches before `start`.
         number = int((epoch * sizes // size).sum())
         waiting = {
             group: np.full((epoch * n % size, 2), -1)
@@ -96,7 +99,7 @@ class TrainingBatches(Sampler[list[Draw]]):
                 batches.append(members[:full].reshape(-1, size, 2))
                 waiting[group] = members[full:]
             batches = np.concatenate(batches)
-            # A batch comes when its last record does.
+            # A batch is complete when its last record comes.
             batches = batches[np.argsort(batches[:, -1, 1])]
             yield from batches[max(0, self.start - number) :]
             number += len(batches)
@@ -104,5 +107,6 @@ class TrainingBatches(Sampler[list[Draw]]):
 
 
 def _draw_seed(seed: int, position: int) -> int:
+    """Return the seed (63 bits) of the augmentation at a position of the stream."""
     digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

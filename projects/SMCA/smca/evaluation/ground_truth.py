@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pycocotools.coco import COCO
 
-from ..data.coco_format import is_number, read_json
+from ..data.coco_format import is_number, read_annotation_file
 from ..errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def read_truth(name: str, json_file: str) -> COCO:
     Raises:
         DatasetError: a file that cannot be read, or is no longer in COCO's format.
     """
-    content = read_json(name, json_file)
+    content = read_annotation_file(name, json_file)
     truth = COCO()
     try:
         truth.dataset = {

@@ -21,11 +21,10 @@ from ..checkpoints import fetch, load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
 from ..checkpoints.loading import num_logits
 from ..config import choose_device, config_file, get_cfg, is_own_model, load_cfg, validate
-from ..data.coco import dataset_files
-from ..data.coco_classes import COCO_IDS, coco_class_names
-from ..data.coco_format import read_categories, read_json, refuse
-from ..data.dataset import read_rgb, upright_rgb
-from ..data.mapper import NativeMapper
+from ..data.coco import COCO_CLASSES, dataset_files
+from ..data.coco_format import read_class_names
+from ..data.images import read_rgb, upright_rgb
+from ..data.mapper import DetrMapper
 from ..errors import ConfigError, DatasetError
 from ..modeling.detector import build_detector
 from ..structures import Detections, Size
@@ -138,7 +137,7 @@ class Predictor:
         self.detector = self._host.detector
         load_state(self.detector, state, source=self.weights.path, strict=True)
         self.class_names = _class_names(cfg, content.get("class_names"))
-        self._mapper = NativeMapper.from_config(cfg, is_train=False)
+        self._mapper = DetrMapper.from_config(cfg, is_train=False)
 
     @torch.no_grad()
     def __call__(
@@ -267,8 +266,8 @@ def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
     for names in (saved, *(_annotated_classes(cfg, name) for name in datasets)):
         if names is not None and len(names) == count:
             return tuple(names)
-    if count == len(COCO_IDS) and any(name.startswith("coco_2017_") for name in datasets):
-        return coco_class_names()
+    if count == len(COCO_CLASSES) and any(name.startswith("coco_2017_") for name in datasets):
+        return tuple(COCO_CLASSES.values())
     return tuple(map(str, range(count)))
 
 
@@ -276,7 +275,6 @@ def _annotated_classes(cfg: CfgNode, dataset: str) -> Sequence[str] | None:
     """The class names in a dataset's annotation file, or None where it has no such file."""
     try:
         json_file, _ = dataset_files(cfg, dataset)
-        content = read_json(dataset, json_file)
-        return list(read_categories(content, refuse(dataset, json_file)).values())
+        return read_class_names(dataset, json_file)
     except DatasetError:
         return None

@@ -1,62 +1,47 @@
-"""Images and boxes of the native host: reading, augmentation (section 3) and loaders."""
+"""The native host's data loaders, from a config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from fvcore.common.config import CfgNode
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from ..data.coco import CocoDataset, training_records
-from ..data.dataset import (
-    EvaluationDataset,
-    TrainingDataset,
-    aspect_groups,
-)
-from ..data.loader import build_loader
-from ..data.mapper import NativeMapper
-from ..data.sampler import TrainingBatches
+from ..data import loader
+from ..data.coco import CocoDataset, load_datasets, usable_records
+from ..data.mapper import DetrMapper
 
 
 def build_train_loader(
-    cfg: CfgNode,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int,
-    start: int = 0,
-    like: Mapping[str, Sequence[str]] | None = None,
+    cfg: CfgNode, *, seed: int, start: int = 0, like: Mapping[str, Sequence[str]] | None = None
 ) -> DataLoader:
-    """An endless loader of ``list[Sample]``, this worker's shares of the global batches.
+    """Build an endless loader of ``list[Sample]``, this worker's shares of the global batches.
 
     Args:
-        rank, world_size: of this training process.
-        seed: of order and augmentation, the same on all workers.
-        start: iteration to begin at.
-        like: see :func:`~smca.data.coco.training_records`.
+        seed, start: see :func:`~smca.data.loader.build_train_loader`.
+        like: the class names of other datasets, which those of training must be the same as.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.training_records`.
-        ConfigError: SOLVER.IMS_PER_BATCH is no multiple of ``world_size``.
+        DatasetError: see :func:`~smca.data.coco.load_datasets`; or nothing is left to train on.
+        ConfigError: SOLVER.IMS_PER_BATCH is not a multiple of the number of workers.
     """
-    records = training_records(cfg, like=like)
-    batches = TrainingBatches(
-        aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        rank=rank,
-        world_size=world_size,
+    datasets = load_datasets(cfg, cfg.DATASETS.TRAIN, like=like)
+    return loader.build_train_loader(
+        dataset=usable_records(
+            [(dataset.name, dataset.records) for dataset in datasets],
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        ),
+        mapper=DetrMapper.from_config(cfg, is_train=True),
         seed=seed,
         start=start,
+        **loader.loader_options(cfg, is_train=True),
     )
-    dataset = TrainingDataset(records, NativeMapper.from_config(cfg, is_train=True))
-    return build_loader(cfg, dataset, batch_sampler=batches)
 
 
-def build_test_loader(
-    cfg: CfgNode, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1
-) -> DataLoader:
-    """A loader of ``list[Sample]`` of length 1: this worker's part of the dataset, in order."""
-    count = len(dataset.records)
-    part = range(rank * count // world_size, (rank + 1) * count // world_size)
-    samples = EvaluationDataset(dataset.records, NativeMapper.from_config(cfg, is_train=False))
-    return build_loader(cfg, Subset(samples, part), batch_size=1)
+def build_test_loader(cfg: CfgNode, dataset: CocoDataset) -> DataLoader:
+    """Build a loader of ``list[Sample]``, one image a batch: this worker's part, in order."""
+    return loader.build_test_loader(
+        dataset=dataset.records,
+        mapper=DetrMapper.from_config(cfg, is_train=False),
+        **loader.loader_options(cfg, is_train=False),
+    )

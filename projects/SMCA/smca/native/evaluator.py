@@ -65,8 +65,7 @@ class Evaluator(Inference):
         return evaluate(found, dataset, folder, by_class=self.cfg.TEST.PER_CLASS_AP)
 
     def _detections(self, dataset: CocoDataset) -> Iterator[tuple[int, Detections]]:
-        rank, world_size = distributed.rank(), distributed.world_size()
-        for batch in build_test_loader(self.cfg, dataset, rank=rank, world_size=world_size):
+        for batch in build_test_loader(self.cfg, dataset):
             sizes = [(sample.height, sample.width) for sample in batch]
             detections = self.detect([sample.image for sample in batch], sizes)
             for sample, found in zip(batch, detections, strict=True):

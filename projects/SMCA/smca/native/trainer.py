@@ -136,8 +136,6 @@ class Trainer:
         start = self.iteration + 1
         loader = build_train_loader(
             self.cfg,
-            rank=rank(),
-            world_size=world_size(),
             seed=self.seed,
             start=start,
             like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},

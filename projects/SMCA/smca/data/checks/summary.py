@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: images, and objects by size, class and shape."""
+"""Statistics of a dataset: its images, and its objects by size, class and shape."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ import numpy as np
 from ..coco_format import box_fault
 
 _SIZES = ("small", "medium", "large")
+_SPREADS = ("objects_per_image", "image_widths", "image_heights", "width_by_height")
 
 
 def coco_size(area: float) -> str:
-    """COCO's name of an object's size, for its area in pixels."""
+    """Return COCO's name for the size of an object with this area in pixels."""
     return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
 
 
 def summarise(records: Sequence[dict], class_names: Sequence[str]) -> dict:
-    """
-    Objects are annotations with a box that can be used and no crowds. Sizes are by the areas of
-    boxes.
+    """Return a dataset's statistics as a dict that can be written as JSON.
+
+    Objects are the annotations with a usable box, without crowds. Their sizes are by the areas of
+    the boxes.
 
     Args:
         records: see :mod:`smca.data.coco`.
         class_names: by contiguous index.
-
-    Returns:
-        numbers, and lists and dicts of them, as JSON has them.
     """
     sizes: list[Counter[str]] = [Counter() for _ in class_names]
     images: Counter[int] = Counter()
@@ -45,6 +44,7 @@ def summarise(records: Sequence[dict], class_names: Sequence[str]) -> dict:
             w, h = entry["bbox"][2:]
             sizes[entry["category_id"]][coco_size(w * h)] += 1
             ratios.append(w / h)
+    spreads = (objects, [r["width"] for r in records], [r["height"] for r in records], ratios)
     total = sum(sizes, Counter())
     return {
         "images": len(records),
@@ -52,10 +52,7 @@ def summarise(records: Sequence[dict], class_names: Sequence[str]) -> dict:
         "objects": len(ratios),
         "crowds": sum(entry["iscrowd"] for r in records for entry in r["annotations"]),
         "sizes": {size: total[size] for size in _SIZES},
-        "objects_per_image": _spread(objects),
-        "image_widths": _spread([record["width"] for record in records]),
-        "image_heights": _spread([record["height"] for record in records]),
-        "width_by_height": _spread(ratios),
+        **{key: _spread(values) for key, values in zip(_SPREADS, spreads, strict=True)},
         "classes": [
             {
                 "name": name,
@@ -71,25 +68,21 @@ def summarise(records: Sequence[dict], class_names: Sequence[str]) -> dict:
 def _spread(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {}
-    return {
-        "least": float(min(values)),
-        "median": float(np.median(values)),
-        "most": float(max(values)),
-    }
+    least, median, most = (float(f(values)) for f in (min, np.median, max))
+    return {"least": least, "median": median, "most": most}
 
 
-def in_words(summary: dict) -> str:
-    """A summary as lines of text, the last of them a table of the classes."""
+def format_summary(summary: dict) -> str:
+    """Return a summary as lines of text, the last of which are a table of the classes."""
     counts = ", ".join(f"{count} {size}" for size, count in summary["sizes"].items())
     lines = [
         f"{summary['images']} images ({summary['images_without_objects']} without objects), "
         f"{summary['objects']} objects: {counts}"
     ]
-    for key in ("objects_per_image", "image_widths", "image_heights", "width_by_height"):
+    for key in _SPREADS:
         if spread := summary[key]:
-            numbers = " to ".join(f"{spread[which]:.4g}" for which in ("least", "most"))
-            words = key.replace("_", " ")
-            lines.append(f"  {words:<18}{numbers}, median {spread['median']:.4g}")
+            words, (least, median, most) = key.replace("_", " "), spread.values()
+            lines.append(f"  {words:<18}{least:.4g} to {most:.4g}, median {median:.4g}")
     columns = ("objects", "images", *_SIZES)
     width = max((len(entry["name"]) for entry in summary["classes"]), default=0)
     lines.append("  " + " " * width + "".join(f"{column:>9}" for column in columns))

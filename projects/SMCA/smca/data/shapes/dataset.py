@@ -1,4 +1,4 @@
-"""A dataset of drawn shapes in COCO's format, so that everything runs without a download.
+"""The files of the dataset of drawn shapes.
 
 Every image is a function of (seed, split, index); :mod:`smca.data.shapes.drawing` draws it.
 """
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,15 @@ from .drawing import MIN_SIDE, SHAPES, draw_background, draw_shapes
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the drawing: a dataset of another version is not reused
-SPLITS = ("train", "val")
-# The images of the built-in shapes_train and shapes_val.
+# The number of images in the built-in shapes_train and shapes_val.
 QUICKSTART = {"num_train": 4000, "num_val": 400}
 
 _EMPTY_IMAGES = 0.02
 
 
 def missing_shapes(cfg: CfgNode) -> str | None:
-    """The folder to draw shapes_train and shapes_val in: ``cfg`` uses one, and there is nothing.
-
-    None where nothing is to be drawn.
+    """Return the folder to draw shapes_train and shapes_val in, if ``cfg`` uses one of them and
+    the folder does not exist; otherwise None.
     """
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
     root = os.path.join(datasets_root(), "shapes")
@@ -51,15 +50,15 @@ def write_shapes_dataset(
 ) -> dict[str, tuple[str, str]]:
     """Write ``root/{train,val}/000001.png ...`` and ``root/annotations/{train,val}.json``.
 
-    The folder appears whole or not at all. One that was written with the same arguments is reused;
-    anything else found there is left as it is. An annotation's area is that of its box.
+    The folder appears whole or not at all. A folder that was written with the same arguments is
+    reused; anything else found there is left as it is. An annotation's area is that of its box.
 
     Args:
         root: the dataset's folder.
         num_train, num_val: images of each split; about one in fifty has no object.
         image_size: side of the square images, in pixels.
-        num_classes: the first so many of ``SHAPES``.
-        max_objects: most objects in an image.
+        num_classes: how many of ``SHAPES`` are used, from the first.
+        max_objects: the most objects of an image.
         min_side, max_side: range of the objects' sides (square roots of box areas), in pixels;
             None: 0.85 of the image's.
         seed: >= 0.
@@ -68,44 +67,44 @@ def write_shapes_dataset(
         annotation file and image folder of each split.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
         DatasetError: ``root`` holds something else.
     """
-    arguments = {
-        "num_train": num_train,
-        "num_val": num_val,
+    counts = {"train": num_train, "val": num_val}
+    options = {
         "image_size": image_size,
         "num_classes": num_classes,
         "max_objects": max_objects,
         "seed": seed,
     }
-    # Named only where they are not the default: datasets written before they existed are reused.
+    # Written only if they are not the default, as in datasets older than these arguments.
     if min_side != MIN_SIDE:
-        arguments["min_side"] = min_side
+        options["min_side"] = min_side
     if max_side is not None:
-        arguments["max_side"] = max_side
+        options["max_side"] = max_side
+    arguments = {f"num_{split}": count for split, count in counts.items()} | options
     _check(arguments)
     root = Path(root)
     files = {
-        split: (str(root / "annotations" / f"{split}.json"), str(root / split)) for split in SPLITS
+        split: (str(root / "annotations" / f"{split}.json"), str(root / split)) for split in counts
     }
     info = {"description": "drawn shapes", "version": VERSION, "arguments": arguments}
-    counts = dict(zip(SPLITS, (num_train, num_val), strict=True))
     if root.is_symlink() or root.exists():
-        if _is_complete(files, info, counts):
+        if _is_complete(files, info):
             logger.info("Reusing the shapes dataset in %s", root)
             return files
         if not root.is_dir() or any(root.iterdir()):
+            words = ", ".join(f"{name} {value}" for name, value in arguments.items())
             raise DatasetError(
-                f"{root} exists and is not the shapes dataset asked for ({_words(arguments)}); "
-                "name another folder, or remove this one if nothing in it is needed"
+                f"{root} exists and is not the shapes dataset asked for ({words}); name another "
+                "folder, or remove this one if nothing in it is needed"
             )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
         partial = Path(folder) / root.name
         (partial / "annotations").mkdir(parents=True)
-        for split, count in counts.items():
-            content = {"info": info} | _write_split(partial / split, split, count, arguments)
+        for number, (split, count) in enumerate(counts.items()):
+            content = {"info": info, **_write_split(partial / split, number, count, **options)}
             (partial / "annotations" / f"{split}.json").write_text(json.dumps(content))
         try:
             if root.exists():
@@ -113,40 +112,40 @@ def write_shapes_dataset(
             partial.rename(root)
         except OSError:
             # Another process may have been faster.
-            if not _is_complete(files, info, counts):
+            if not _is_complete(files, info):
                 raise
     logger.info("Wrote %d + %d images of drawn shapes to %s", num_train, num_val, root)
     return files
 
 
-def _write_split(folder: Path, split: str, count: int, arguments: dict[str, int]) -> dict:
+def _write_split(
+    folder: Path,
+    split: int,
+    count: int,
+    *,
+    image_size: int,
+    num_classes: int,
+    seed: int,
+    **options: int,
+) -> dict:
+    """Write the images of a split, and return the content of its annotation file."""
     folder.mkdir()
-    size, seed = arguments["image_size"], arguments["seed"]
-    names = tuple(SHAPES)[: arguments["num_classes"]]
-    options = {
-        key: arguments[key] for key in ("max_objects", "min_side", "max_side") if key in arguments
-    }
+    names = tuple(SHAPES)[:num_classes]
     images, annotations = [], []
     for index in range(1, count + 1):
-        rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        canvas = draw_background(rng, size)
+        rng = np.random.default_rng([seed, split, index])
+        canvas = draw_background(rng, image_size)
         objects = []
         if rng.random() >= _EMPTY_IMAGES:
             objects = draw_shapes(rng, canvas, names=names, **options)
         file_name = f"{index:06d}.png"
         Image.fromarray(canvas.round().astype(np.uint8)).save(folder / file_name, compress_level=1)
-        images.append({"id": index, "file_name": file_name, "width": size, "height": size})
-        annotations += [
-            {
-                "id": len(annotations) + position,
-                "image_id": index,
-                "category_id": SHAPES[name],
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-            for position, (name, box) in enumerate(objects, start=1)
-        ]
+        size = {"width": image_size, "height": image_size}
+        images.append({"id": index, "file_name": file_name, **size})
+        for name, box in objects:
+            annotation = {"id": len(annotations) + 1, "image_id": index}
+            annotation |= {"category_id": SHAPES[name], "bbox": box}
+            annotations.append({**annotation, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": SHAPES[name], "name": name} for name in names]
     return {
         "licenses": [],
@@ -156,18 +155,18 @@ def _write_split(folder: Path, split: str, count: int, arguments: dict[str, int]
     }
 
 
-def _is_complete(files: dict[str, tuple[str, str]], info: dict, counts: dict[str, int]) -> bool:
+def _is_complete(files: Mapping[str, tuple[str, str]], info: dict) -> bool:
     try:
         return all(
             json.loads(Path(annotations).read_text())["info"] == info
-            and len(list(Path(images).glob("*.png"))) == counts[split]
+            and len(list(Path(images).glob("*.png"))) == info["arguments"][f"num_{split}"]
             for split, (annotations, images) in files.items()
         )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
-def _check(arguments: dict[str, int]) -> None:
+def _check(arguments: Mapping[str, int]) -> None:
     ranges = {
         "num_train": (1, 999_999),
         "num_val": (1, 999_999),
@@ -178,11 +177,7 @@ def _check(arguments: dict[str, int]) -> None:
         "max_side": (arguments.get("min_side", MIN_SIDE), arguments["image_size"]),
         "seed": (0, 2**63 - 1),
     }
-    for name in arguments:
+    for name, value in arguments.items():
         low, high = ranges[name]
-        if not low <= arguments[name] <= high:
-            raise ValueError(f"{name} is {arguments[name]}; it must be from {low} to {high}")
-
-
-def _words(arguments: dict[str, int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in arguments.items())
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}; it must be from {low} to {high}")

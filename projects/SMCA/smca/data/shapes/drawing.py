@@ -1,7 +1,7 @@
 """Pictures of shapes: noisy backgrounds, five outlines, four fills, and exact boxes.
 
-The class of an object is told by its outline and fill alone; colours, sizes, slants and the
-background are random.
+Only its outline and fill tell an object's class; colours, sizes, slants and the background are
+random.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,14 +20,10 @@ _STRIPE = 0.2  # of a striped shape's side
 
 
 def _spokes(radii: Iterable[float]) -> np.ndarray:
-    """A closed outline with the given radii at equal angles, the first one upwards."""
+    """Return a closed outline with these radii at equal angles, the first one upwards."""
     radii = np.asarray(list(radii))
     angles = 2 * np.pi * np.arange(len(radii)) / len(radii)
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=1)
-
-
-def _circle(rng: np.random.Generator) -> np.ndarray:
-    return _spokes([1.0] * 64)
 
 
 def _rectangle(rng: np.random.Generator) -> np.ndarray:
@@ -38,10 +34,6 @@ def _rectangle(rng: np.random.Generator) -> np.ndarray:
 def _triangle(rng: np.random.Generator) -> np.ndarray:
     apex = (rng.uniform(0.2, 0.8), rng.choice([-1, 1]) * rng.uniform(0.7, 1.2))
     return np.array([(0, 0), (1, 0), apex])
-
-
-def _star(rng: np.random.Generator) -> np.ndarray:
-    return _spokes([1.0, 0.42] * 5)
 
 
 def _cross(rng: np.random.Generator) -> np.ndarray:
@@ -57,49 +49,32 @@ def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
     return np.floor(along / _STRIPE + 0.5) % 2 == 1
 
 
-def _quarters(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x > 0) == (y > 0)
-
-
-# An outline is (K, 2) points x, y in any unit.
+# The outline of a shape, as (K, 2) points x, y in any unit.
 _OUTLINES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    "circle": _circle,
+    "circle": lambda rng: _spokes([1.0] * 64),
     "rectangle": _rectangle,
     "triangle": _triangle,
-    "star": _star,
+    "star": lambda rng: _spokes([1.0, 0.42] * 5),
     "cross": _cross,
 }
-# Where a second colour lies, of x and y from the middle of the box in units of the shape's side.
-_PATTERNS: dict[str, Callable[..., np.ndarray]] = {"striped": _stripes, "quartered": _quarters}
-
-# name: COCO id. The ids have gaps, as COCO's have, so that whoever takes an id for an index is
-# found out.
-SHAPES: dict[str, int] = {
-    "circle": 1,
-    "rectangle": 3,
-    "triangle": 7,
-    "star": 8,
-    "cross": 11,
-    "hollow circle": 13,
-    "hollow rectangle": 14,
-    "hollow triangle": 17,
-    "hollow star": 18,
-    "hollow cross": 19,
-    "striped circle": 23,
-    "striped rectangle": 24,
-    "striped triangle": 28,
-    "striped star": 31,
-    "striped cross": 32,
-    "quartered circle": 37,
-    "quartered rectangle": 38,
-    "quartered triangle": 41,
-    "quartered star": 44,
-    "quartered cross": 47,
+# Where the second colour lies, given x and y from the middle of the box in units of the shape's
+# side.
+_PATTERNS: dict[str, Callable[..., np.ndarray]] = {
+    "striped": _stripes,
+    "quartered": lambda rng, x, y: (x > 0) == (y > 0),
 }
+
+# The COCO ids of the classes. They have gaps, as COCO's have, so that code which takes an id for an
+# index fails.
+_IDS = (1, 3, 7, 8, 11, 13, 14, 17, 18, 19, 23, 24, 28, 31, 32, 37, 38, 41, 44, 47)
+_FILLS = ("", "hollow ", "striped ", "quartered ")
+SHAPES: dict[str, int] = dict(
+    zip([fill + outline for fill in _FILLS for outline in _OUTLINES], _IDS, strict=True)
+)
 
 
 def draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
-    """A soft patchwork of greyish colours with noise: (size, size, 3) float32 in 0..255."""
+    """Draw a soft patchwork of greyish colours with noise: (size, size, 3) float32 in 0..255."""
     cells = rng.integers(2, 5)
     color = rng.integers(40, 216) + rng.normal(0, 20, 3)
     patches = color + rng.normal(0, 12, (cells, cells, 3))
@@ -119,19 +94,19 @@ def draw_shapes(
 ) -> list[tuple[str, list[int]]]:
     """Paint 1 to ``max_objects`` shapes on ``canvas`` (size, size, 3), float, in place.
 
-    Smaller shapes lie in front. What finds no free place is left out.
+    Smaller shapes lie in front. A shape that finds no free place is left out.
 
     Args:
-        rng: what all is drawn from.
+        rng: source of all random numbers.
         canvas: changed.
         names: of ``SHAPES``, each as likely.
-        max_objects: most shapes.
-        min_side, max_side: range of the sides, in pixels, where a side is the square root of a
-            box's area; their logarithms are uniform. None: 0.85 of the canvas.
+        max_objects: the most shapes.
+        min_side, max_side: range of the sides in pixels; a side is the square root of a box's
+            area, and its logarithm is uniform. None: 0.85 of the canvas.
 
     Returns:
-        name and box ``[x, y, w, h]`` of each; a box encloses exactly the pixels of which its shape
-        is the topmost to colour them, however faintly.
+        name and box ``[x, y, w, h]`` of each shape. A box encloses exactly the pixels that its
+        shape colours, however faintly, and that no other shape covers.
     """
     size = len(canvas)
     low, high = np.log(min_side), np.log(_LARGEST_SIDE * size if max_side is None else max_side)
@@ -155,7 +130,7 @@ def draw_shapes(
         beneath += coverage[..., None] * (paint - beneath)
         topmost[window][coverage > 0] = len(placed)
         placed.append((name, box))
-    return [(name, _extent(topmost == index)) for index, (name, _) in enumerate(placed)]
+    return [(name, _tight_box(topmost == index)) for index, (name, _) in enumerate(placed)]
 
 
 def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
@@ -166,9 +141,11 @@ def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndar
 def _coverage(
     rng: np.random.Generator, name: str, side: float, size: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A shape in its box: how much of each pixel it covers, and how much of that in colour two.
+    """Draw a shape in its box.
 
-    Both are (h, w) in [0, 1]; the second is None where the shape has one colour.
+    Returns:
+        how much of each pixel the shape covers, and how much of that in its second colour, both
+        (h, w) in [0, 1]; the latter is None for a shape of one colour.
     """
     fill, _, outline = name.rpartition(" ")
     slant = rng.uniform(-_MAX_SLANT, _MAX_SLANT)
@@ -201,7 +178,7 @@ def _reduced(fine: Image.Image) -> np.ndarray:
 def _free_place(
     rng: np.random.Generator, shape: tuple[int, int], size: int, others: list[np.ndarray]
 ) -> np.ndarray | None:
-    """A random box ``x1, y1, x2, y2`` of this (h, w) that hardly overlaps the others."""
+    """Draw a box ``x1, y1, x2, y2`` of this (h, w) that hardly overlaps the others, or None."""
     extent = np.array(shape[::-1])
     for _ in range(20):
         corner = rng.integers(0, size - extent + 1)
@@ -212,7 +189,7 @@ def _free_place(
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection of two xyxy boxes over the area of the smaller."""
+    """Return the intersection of two xyxy boxes over the area of the smaller."""
     common = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod()
     return common / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod())
 
@@ -224,7 +201,7 @@ def _contrasting_color(rng: np.random.Generator, *others: np.ndarray) -> np.ndar
             return color
 
 
-def _extent(mask: np.ndarray) -> list[int]:
-    """The tight box ``[x, y, w, h]`` of a mask's pixels."""
+def _tight_box(mask: np.ndarray) -> list[int]:
+    """Return the tight box ``[x, y, w, h]`` of a mask's pixels."""
     (x1, *_, x2), (y1, *_, y2) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (0, 1))
     return [int(x1), int(y1), int(x2 - x1 + 1), int(y2 - y1 + 1)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smca.data.checks import findings as problems
-from smca.data.checks.checking import check_dataset, check_together
+from smca.data.checks import findings
+from smca.data.checks.dataset import check_dataset, check_together
 
 CONTENT = {
     "images": [
@@ -63,15 +63,15 @@ def test_nothing_is_wrong_with_a_good_dataset(folder, verify):
 
 
 BOXES = [
-    ([5, 5, 0, 5], problems.bad_boxes("of zero or negative size")),
-    ([5, 5, 5, -1], problems.bad_boxes("of zero or negative size")),
-    ([math.inf, 5, 5, 5], problems.bad_boxes("not finite")),
-    ([40, 5, 5, 5], problems.bad_boxes("outside their image")),
-    ([30, 5, 15, 5], problems.PARTLY),
-    ([-9, 5, 15, 5], problems.PARTLY),
-    ([0, 0, 80, 60], problems.BEYOND),
-    ([0.1, 0.2, 0.5, 0.5], problems.SMALL),
-    ([1, 2, 10, 10], problems.DOUBLE),
+    ([5, 5, 0, 5], findings.bad_boxes("of zero or negative size")),
+    ([5, 5, 5, -1], findings.bad_boxes("of zero or negative size")),
+    ([math.inf, 5, 5, 5], findings.bad_boxes("not finite")),
+    ([40, 5, 5, 5], findings.bad_boxes("outside their image")),
+    ([30, 5, 15, 5], findings.PARTLY),
+    ([-9, 5, 15, 5], findings.PARTLY),
+    ([0, 0, 80, 60], findings.BEYOND),
+    ([0.1, 0.2, 0.5, 0.5], findings.SMALL),
+    ([1, 2, 10, 10], findings.DOUBLE),
 ]
 
 
@@ -80,10 +80,10 @@ def test_every_bad_box_is_listed(folder):
         folder.annotate(bbox)
     found = folder.check().findings
     expected = {}
-    for position, (bbox, problem) in enumerate(BOXES, start=3):
+    for position, (bbox, finding) in enumerate(BOXES, start=3):
         entry = f"annotations[{position}] (a.png, cat, {bbox})"
-        expected.setdefault(problem, []).append(entry)
-    expected[problems.more_than(5)] = ["a.png (11)"]
+        expected.setdefault(finding, []).append(entry)
+    expected[findings.more_than(5)] = ["a.png (11)"]
     assert found == expected
 
 
@@ -138,34 +138,34 @@ def resized(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "problem", "entries"),
+    ("change", "finding", "entries"),
     [
-        (crowd, problems.CROWDS, ["a.png (1)"]),
-        (stray, problems.STRAY, ["annotations[3] (image_id 77)"]),
-        (gap, problems.GAPS, ["3 ids from 1 to 9"]),
-        (unused, problems.UNUSED, ["emu (id 3)"]),
-        (same_class, problems.SAME_CLASS, ["dog (2 times)"]),
-        (empty, problems.EMPTY, ["b.png"]),
-        (same_file, problems.SAME_FILE, ["a.png (id 1)", "a.png (id 3)"]),
-        (unnamed, problems.UNNAMED, ["more/c.JPG"]),
-        (missing, problems.MISSING, ["A.png"]),
-        (resized, problems.RESIZED, ["a.png (40x30, not 41x30)"]),
+        (crowd, findings.CROWDS, ["a.png (1)"]),
+        (stray, findings.STRAY, ["annotations[3] (image_id 77)"]),
+        (gap, findings.GAPS, ["3 ids from 1 to 9"]),
+        (unused, findings.UNUSED, ["emu (id 3)"]),
+        (same_class, findings.SAME_CLASS, ["dog (2 times)"]),
+        (empty, findings.EMPTY, ["b.png"]),
+        (same_file, findings.SAME_FILE, ["a.png (id 1)", "a.png (id 3)"]),
+        (unnamed, findings.UNNAMED, ["more/c.JPG"]),
+        (missing, findings.MISSING, ["A.png"]),
+        (resized, findings.RESIZED, ["a.png (40x30, not 41x30)"]),
     ],
 )
 @pytest.mark.parametrize("verify", [False, True])
-def test_a_finding_names_its_entries(folder, change, problem, entries, verify):
+def test_a_finding_names_its_entries(folder, change, finding, entries, verify):
     change(folder)
     checked = folder.check(verify=verify)
     check_together([checked], [])
-    assert checked.findings == {problem: entries}
+    assert checked.findings == {finding: entries}
 
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_files_that_are_no_images_are_named(folder, verify):
     unreadable(folder)
-    ((problem, entries),) = folder.check(verify=verify).findings.items()
-    assert problem == problems.UNREADABLE_FILE
-    assert len(entries) == 1 and entries[0].startswith("a.png (it is no image")
+    ((finding, entries),) = folder.check(verify=verify).findings.items()
+    assert finding == findings.UNREADABLE_FILE
+    assert len(entries) == 1 and entries[0].startswith("a.png (it is not an image")
 
 
 def test_all_entries_that_are_not_cocos_are_listed(folder):
@@ -174,31 +174,35 @@ def test_all_entries_that_are_not_cocos_are_listed(folder):
     folder.annotate([1, 2, 3])
     folder.annotate([1, 2, 3, 4], category_id=8)
     found = folder.check().findings
-    assert found.keys() == {problems.FORMAT}
-    assert [entry.partition(" ")[0] for entry in found[problems.FORMAT]] == [
+    assert found.keys() == {findings.FORMAT}
+    assert [entry.partition(" ")[0] for entry in found[findings.FORMAT]] == [
         "categories[2]",
         *("images[2]", "images[3]", "images[4]"),
         *("annotations[3]", "annotations[4]"),
     ]
     folder.content = {"images": []}
     assert [*folder.check().findings.values()] == [
-        ["the file has no 'categories'", "'images' is empty", "the file has no 'annotations'"]
+        [
+            "the file has no 'categories'",
+            "the file has no entries in 'images'",
+            "the file has no 'annotations'",
+        ]
     ]
 
 
 def test_a_file_that_is_none_is_a_finding(folder, tmp_path):
     checked = check_dataset("mine", str(tmp_path / "none.json"), str(tmp_path), num_queries=5)
     check_together([checked], [checked])
-    ((problem, (entry,)),) = checked.findings.items()
-    assert problem == problems.FILE and "none.json does not exist" in entry
+    ((finding, (entry,)),) = checked.findings.items()
+    assert finding == findings.FILE and "none.json does not exist" in entry
 
 
 def test_only_verification_sees_what_is_behind_a_header(folder):
     whole = (folder.path / "a.png").read_bytes()
     (folder.path / "a.png").write_bytes(whole[: len(whole) // 2])
     assert not folder.check().findings
-    ((problem, (entry,)),) = folder.check(verify=True).findings.items()
-    assert problem == problems.UNREADABLE_FILE and entry.startswith("a.png (")
+    ((finding, (entry,)),) = folder.check(verify=True).findings.items()
+    assert finding == findings.UNREADABLE_FILE and entry.startswith("a.png (")
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -209,7 +213,7 @@ def test_sizes_are_those_of_the_turned_image(folder, verify):
         image.save(folder.path / "a.jpg", exif=exif)
     (folder.path / "a.png").unlink()
     folder.image(file_name="a.jpg")
-    assert folder.check(verify=verify).findings == {problems.RESIZED: ["a.jpg (30x40, not 40x30)"]}
+    assert folder.check(verify=verify).findings == {findings.RESIZED: ["a.jpg (30x40, not 40x30)"]}
     folder.image(width=30, height=40)
     assert not folder.check(verify=verify).findings
 
@@ -219,7 +223,7 @@ def test_copies_in_a_dataset(folder):
     folder.content["images"].append({**CONTENT["images"][0], "id": 3, "file_name": "c.png"})
     folder.annotate([3, 3, 9, 9], image_id=3)
     assert not folder.check().findings
-    assert folder.check(verify=True).findings == {problems.SAME_CONTENT: ["c.png (a.png)"]}
+    assert folder.check(verify=True).findings == {findings.SAME_CONTENT: ["c.png (a.png)"]}
 
 
 def test_images_of_training_in_the_evaluation(folder, tmp_path):
@@ -231,7 +235,7 @@ def test_images_of_training_in_the_evaluation(folder, tmp_path):
     (val.path / "b.png").write_bytes((folder.path / "b.png").read_bytes())
     train, test = folder.check("train"), val.check("val")
     check_together([train], [test])
-    assert test.findings == {problems.LEAKED: ["b.png (train: b.png)"]}
+    assert test.findings == {findings.LEAKED: ["b.png (train: b.png)"]}
 
     (val.path / "b.png").rename(val.path / "z.png")
     val.content["images"][1]["file_name"] = "z.png"
@@ -240,11 +244,11 @@ def test_images_of_training_in_the_evaluation(folder, tmp_path):
     assert not test.findings
     train, test = folder.check("train", verify=True), val.check("val", verify=True)
     check_together([train], [test])
-    assert test.findings == {problems.LEAKED: ["z.png (train: b.png)"]}
+    assert test.findings == {findings.LEAKED: ["z.png (train: b.png)"]}
 
     train = folder.check("train")
     check_together([train], [train])
-    assert train.findings == {problems.LEAKED: ["a.png (train: a.png)", "b.png (train: b.png)"]}
+    assert train.findings == {findings.LEAKED: ["a.png (train: a.png)", "b.png (train: b.png)"]}
 
 
 def test_datasets_of_one_folder_share_its_images(folder):
@@ -259,7 +263,7 @@ def test_datasets_of_one_folder_share_its_images(folder):
         parts.append(folder.check(f"part {number}"))
     Image.new("RGB", (9, 9)).save(folder.path / "c.png")
     check_together(parts[:1], parts[1:])
-    assert [part.findings for part in parts] == [{problems.UNNAMED: ["c.png"]}, {}]
+    assert [part.findings for part in parts] == [{findings.UNNAMED: ["c.png"]}, {}]
 
 
 def test_classes_of_all_datasets_are_the_models(folder, tmp_path):
@@ -268,6 +272,6 @@ def test_classes_of_all_datasets_are_the_models(folder, tmp_path):
     train, test = folder.check("train"), val.check("val")
     check_together([train], [test])
     assert not train.findings
-    assert test.findings == {problems.CLASSES: ["'val' has cat, wolf; 'train' has cat, dog"]}
+    assert test.findings == {findings.CLASSES: ["'val' has cat, wolf; 'train' has cat, dog"]}
     check_together([train], [], num_classes=80)
-    assert train.findings == {problems.NUM_CLASSES: ["80, not 2 (cat, dog)"]}
+    assert train.findings == {findings.NUM_CLASSES: ["80, not 2 (cat, dog)"]}
