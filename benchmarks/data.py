@@ -42,7 +42,7 @@ from torchvision.transforms.v2 import functional as F
 from smca.analysis.host import NATIVE, Host
 from smca.data.dataset import TrainingDataset, seeded
 from smca.data.images import read_rgb
-from smca.data.loader import build_train_loader, loader_options
+from smca.data.loader import build_train_loader
 from smca.data.mapper import DetrMapper, resized_shape
 from smca.data.sampler import Draw
 from smca.engine.guard import guarded
@@ -190,8 +190,14 @@ def load(
     """
     changes = ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", args.device]
     cfg = mappers.host.read(args.config_file, changes)
-    options = {**loader_options(cfg, is_train=True), "total_batch_size": args.batch}
-    batches = iter(build_train_loader(dataset=records, mapper=mappers.build(cfg), **options))
+    loader = build_train_loader(
+        dataset=records,
+        mapper=mappers.build(cfg),
+        total_batch_size=args.batch,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=workers,
+    )
+    batches = iter(loader)
     # Until the processes have started and what they fetched ahead is used up.
     for _ in range(1 + 2 * workers):
         next(batches)

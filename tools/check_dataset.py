@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Check datasets in COCO's format: what is wrong with them, what they hold, how they look.
+"""Check datasets in COCO's format: list what is wrong, count what they hold, draw samples.
 
-Of several pairs of --json and --images the first is trained on, the others are evaluated on. The
-exit code is 1 where there are errors.
+The first pair of --json and --images is the dataset to train on; the others are to evaluate on.
+The exit code is 1 if there are errors.
 
 Examples:
     python tools/check_dataset.py --json train.json --images photos --output output/check
@@ -43,8 +43,10 @@ def parse() -> argparse.Namespace:
         epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
     )
     parser.add_argument("--json", action="append", metavar="FILE", help="annotation file")
-    parser.add_argument("--images", action="append", metavar="FOLDER", help="of its images")
-    parser.add_argument("--config-file", metavar="FILE", help="check its DATASETS instead")
+    parser.add_argument("--images", action="append", metavar="FOLDER", help="folder of its images")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="config whose DATASETS to check instead"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="decode every image, and find copies by content"
     )
@@ -100,7 +102,7 @@ def main() -> int:
 
 
 def named_pairs(args: argparse.Namespace) -> list[object]:
-    """The options that name the pairs of --json and --images."""
+    """Return the config options that name the pairs of --json and --images."""
     if not args.json:
         return []
     names = ["train", "val", *(f"val{number}" for number in range(2, len(args.json)))]
@@ -164,7 +166,7 @@ def write(
 
 
 def draw_samples(dataset: CheckedDataset, count: int) -> list[Image.Image]:
-    """The fullest images, and random ones of the others."""
+    """Draw the images with the most objects, and random ones of the others."""
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     fullest, others = records[: -(-count // 2)], records[-(-count // 2) :]
     chosen = fullest + random.Random(0).sample(others, min(count // 2, len(others)))

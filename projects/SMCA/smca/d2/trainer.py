@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.coco import results_folder
-from ..data.loader import build_test_loader, build_train_loader, loader_options
+from ..data.loader import build_test_loader, build_train_loader
 from ..data.sampler import TrainingBatches
 from ..engine.ema import MovingAverage
 from ..engine.parallel import data_parallel
@@ -305,8 +305,10 @@ class Trainer(DefaultTrainer):
         return build_train_loader(
             dataset=training_records(cfg),
             mapper=mapper or DetrDatasetMapper(cfg, is_train=True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=max(cfg.SEED, 0),
-            **loader_options(cfg, is_train=True),
         )
 
     @classmethod
@@ -315,7 +317,7 @@ class Trainer(DefaultTrainer):
         return build_test_loader(
             dataset=dataset_records(cfg, [dataset_name])[dataset_name],
             mapper=DetrDatasetMapper(cfg, is_train=False),
-            **loader_options(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod

@@ -250,13 +250,10 @@ def drop_bad_boxes(records: Sequence[dict], name: str) -> list[dict]:
     faults: Counter[str] = Counter()
     kept_records = []
     for record in records:
-        kept = []
-        for annotation in record["annotations"]:
-            fault = box_fault(annotation["bbox"], record["height"], record["width"])
-            if fault:
-                faults[fault] += 1
-            else:
-                kept.append(annotation)
+        height, width = record["height"], record["width"]
+        entries = [(box_fault(a["bbox"], height, width), a) for a in record["annotations"]]
+        faults.update(fault for fault, _ in entries if fault)
+        kept = [annotation for fault, annotation in entries if not fault]
         kept_records.append({**record, "annotations": kept})
     if faults:
         counts = ", ".join(f"{count} {fault}" for fault, count in faults.most_common())

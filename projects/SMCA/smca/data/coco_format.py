@@ -1,7 +1,7 @@
 """COCO's annotation format, read entry by entry.
 
-Each reader takes a ``report``, which is told what is wrong with an entry. Either it raises, as
-:func:`refuse` makes it, or the reader goes on and leaves the entry out.
+The readers take the ``content`` of an annotation file, and a ``report`` that is told what is wrong
+with an entry. Either it raises, as :func:`refuse` makes it, or the reader leaves the entry out.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ def refuse(name: str, json_file: str) -> Report:
 def read_annotation_file(name: str, json_file: str, image_root: str | None = None) -> dict:
     """Return the content of a dataset's annotation file, of which only the JSON is checked.
 
-    Args:
-        name: the dataset's name, for messages.
-        json_file: the annotation file.
-        image_root: the folder of its images, which must exist; None if no images are needed.
+    The folder ``image_root`` must exist too, if it is given.
 
     Raises:
         DatasetError: a path does not exist; the file cannot be read or is not a JSON object.
@@ -130,13 +127,7 @@ def read_images(content: dict, image_root: str, report: Report) -> dict[int, dic
 def read_annotations(
     content: dict, categories: dict[int, str], report: Report
 ) -> Iterator[tuple[int, int, dict]]:
-    """Yield each annotation's position in the file, its image id, and itself as records have it.
-
-    Args:
-        content: the annotation file's content.
-        categories: as :func:`read_categories` returns them.
-        report: see the module.
-    """
+    """Yield each annotation's position in the file, its image id, and itself as records have it."""
     contiguous = {category: index for index, category in enumerate(categories)}
 
     def fault(entry: dict) -> str | None:
@@ -192,13 +183,8 @@ def _entries(
     report: Report,
     fault_of: Callable[[dict], str | None] = lambda entry: None,
 ) -> Iterator[tuple[int, dict]]:
-    """Yield the position and the content of each entry of a section, and report those with a fault.
-
-    Args:
-        content: the annotation file's content.
-        section: a key of ``_FIELDS``.
-        report: see the module.
-        fault_of: returns a fault of an entry whose fields have the right types.
+    """Yield the position and the content of each entry of a section, and report those that lack
+    fields or have a ``fault_of``.
     """
     if fault := _field_fault(content, {section: list}):
         report(f"the file {fault}")

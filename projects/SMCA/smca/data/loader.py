@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,17 +23,6 @@ from .reading import Note, claim_note, make_notes, note
 from .sampler import TrainingBatches
 
 
-def loader_options(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-    """Return the keywords of :func:`build_train_loader` or :func:`build_test_loader` that a config
-    sets.
-    """
-    options = {"num_workers": cfg.DATALOADER.NUM_WORKERS, "pin_memory": cfg.MODEL.DEVICE != "cpu"}
-    if is_train:
-        options["total_batch_size"] = cfg.SOLVER.IMS_PER_BATCH
-        options["aspect_ratio_grouping"] = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    return options
-
-
 def build_train_loader(
     *,
     dataset: Sequence[dict],
@@ -42,7 +30,6 @@ def build_train_loader(
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 4,
-    pin_memory: bool = True,
     seed: int = 0,
     start: int = 0,
 ) -> DataLoader:
@@ -53,7 +40,7 @@ def build_train_loader(
         mapper: maps a record to a sample; may draw from the generators of Python, NumPy and torch.
         total_batch_size: images of a batch, over all workers.
         aspect_ratio_grouping: put wide images and all others into batches of their own.
-        num_workers, pin_memory: see :func:`list_loader`.
+        num_workers: see :func:`list_loader`.
         seed: of order and augmentation, the same on all workers.
         start: the iteration to begin at.
 
@@ -69,17 +56,11 @@ def build_train_loader(
         start=start,
     )
     samples = TrainingDataset(dataset, mapper)
-    return list_loader(
-        samples, num_workers=num_workers, pin_memory=pin_memory, batch_sampler=batches
-    )
+    return list_loader(samples, num_workers=num_workers, batch_sampler=batches)
 
 
 def build_test_loader(
-    *,
-    dataset: Sequence[dict],
-    mapper: Callable[[dict], object],
-    num_workers: int = 4,
-    pin_memory: bool = True,
+    *, dataset: Sequence[dict], mapper: Callable[[dict], object], num_workers: int = 4
 ) -> DataLoader:
     """Build a loader of this worker's part of the records, in order, one image a batch.
 
@@ -87,20 +68,17 @@ def build_test_loader(
     """
     begin, end = (len(dataset) * place // world_size() for place in (rank(), rank() + 1))
     samples = EvaluationDataset(dataset, mapper)
-    return list_loader(
-        samples, num_workers=num_workers, pin_memory=pin_memory, sampler=range(begin, end)
-    )
+    return list_loader(samples, num_workers=num_workers, sampler=range(begin, end))
 
 
-def list_loader(
-    dataset: Dataset, *, num_workers: int, pin_memory: bool = True, **arguments: object
-) -> DataLoader:
+def list_loader(dataset: Dataset, *, num_workers: int, **arguments: Any) -> DataLoader:
     """Build a loader whose batches are lists of samples.
+
+    Samples are put in pinned memory if this process uses a GPU.
 
     Args:
         dataset: the samples.
         num_workers: number of loader processes; with 0 this process loads.
-        pin_memory: put samples in pinned memory if there is a GPU.
         arguments: further arguments of :class:`DataLoader`, such as ``batch_sampler``.
     """
     if num_workers:
@@ -113,7 +91,7 @@ def list_loader(
         dataset,
         num_workers=num_workers,
         collate_fn=_share if num_workers else list,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),
         # Otherwise each iterator would draw from the generator that training uses.
         generator=torch.Generator(),
         **arguments,

@@ -32,9 +32,11 @@ def build_train_loader(
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         ),
         mapper=DetrMapper.from_config(cfg, is_train=True),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
         start=start,
-        **loader.loader_options(cfg, is_train=True),
     )
 
 
@@ -43,5 +45,5 @@ def build_test_loader(cfg: CfgNode, dataset: CocoDataset) -> DataLoader:
     return loader.build_test_loader(
         dataset=dataset.records,
         mapper=DetrMapper.from_config(cfg, is_train=False),
-        **loader.loader_options(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
