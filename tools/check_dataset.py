@@ -44,9 +44,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--json", action="append", metavar="FILE", help="annotation file")
     parser.add_argument("--images", action="append", metavar="FOLDER", help="folder of its images")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config whose DATASETS to check instead"
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="config whose DATASETS to check")
     parser.add_argument(
         "--verify", action="store_true", help="decode every image, and find copies by content"
     )
