@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from smca.analysis.markdown import markdown_table
 from smca.analysis.runs import read_metrics
+from smca.evaluation.scoring import AP_NAMES
 from smca.visualization.curves import finish_axes
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 BASELINE = "detr"
 _MAX_BUDGETS = 8
 
@@ -62,7 +62,7 @@ def read_run(output: Path, system: str, seed: int, iterations: int) -> Run:
     path = run_folder(output, system, seed) / "metrics.json"
     series = read_metrics(path) if path.exists() else {}
     evaluations: dict[int, dict[str, float]] = {}
-    for name in METRICS:
+    for name in AP_NAMES:
         for iteration, value in zip(*series.get(f"bbox/{name}", ([], [])), strict=True):
             # A host may give its last evaluation the number of the iteration after the last.
             evaluations.setdefault(min(iteration + 1, iterations), {})[name] = value
@@ -108,10 +108,10 @@ def budgets(iterations: Sequence[int], most: int = _MAX_BUDGETS) -> list[int]:
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["system", "seed", "iteration", *METRICS])
+        writer.writerow(["system", "seed", "iteration", *AP_NAMES])
         for run in runs:
             for iteration, values in sorted(run.evaluations.items()):
-                numbers = [f"{values[name]:.4f}" if name in values else "" for name in METRICS]
+                numbers = [f"{values[name]:.4f}" if name in values else "" for name in AP_NAMES]
                 writer.writerow([run.system, run.seed, iteration, *numbers])
 
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -51,9 +50,10 @@ from torchvision.ops import box_convert
 from smca.analysis.memory import peak_above_rest
 from smca.data.coco import CocoDataset, load_coco
 from smca.engine.guard import guarded
-from smca.evaluation import native as evaluation
-from smca.evaluation import scoring
-from smca.evaluation.scoring import tabulate
+from smca.evaluation import evaluate, scoring
+from smca.evaluation.detections import tabulate
+from smca.evaluation.ground_truth import read_ground_truth
+from smca.evaluation.scoring import AP_NAMES
 from smca.structures import Detections
 
 HEIGHT, WIDTH = 480, 640
@@ -84,9 +84,10 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def made_up(case: Case) -> tuple[CocoDataset, list[tuple[int, Detections]]]:
-    """The truth, whose file is written where it is not yet, and the detections: of ``case`` alone.
+    """Return the dataset, whose annotation file is written unless it exists, and the detections.
 
-    Classes are uneven, as COCO's are: of 80 the most frequent one has a fifth of all objects.
+    Both are a function of ``case``. Classes are uneven, as COCO's are: of 80 the most frequent one
+    has a fifth of all objects.
     """
     rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, case.classes + 1)
@@ -128,7 +129,7 @@ def made_up(case: Case) -> tuple[CocoDataset, list[tuple[int, Detections]]]:
             labels=found_labels,
         )
         detections.append((image_id, image))
-    file = Path(case.folder) / "truth.json"
+    file = Path(case.folder) / "ground_truth.json"
     if not file.exists():
         size = {"width": WIDTH, "height": HEIGHT, "file_name": file.name}
         content = {
@@ -141,7 +142,7 @@ def made_up(case: Case) -> tuple[CocoDataset, list[tuple[int, Detections]]]:
 
 
 def plain(case: Case) -> Callable[[], Results]:
-    """The work of an evaluation as pycocotools' own examples have it."""
+    """Return a function that evaluates as pycocotools' own examples do."""
     dataset, detections = made_up(case)
 
     def work() -> Results:
@@ -163,31 +164,36 @@ def plain(case: Case) -> Callable[[], Results]:
         with open(Path(case.folder) / "plain.json", "w") as file:
             json.dump(results, file)
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(dataset.json_file)
-            scores = COCOeval(truth, truth.loadRes(results), "bbox")
+            ground_truth = COCO(dataset.json_file)
+            scores = COCOeval(ground_truth, ground_truth.loadRes(results), "bbox")
             scores.evaluate()
             scores.accumulate()
             scores.summarize()
-        names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         percent = (100 * scores.stats[:6]).tolist()
-        return {name: x if x >= 0 else np.nan for name, x in zip(names, percent, strict=True)}
+        return {name: x if x >= 0 else np.nan for name, x in zip(AP_NAMES, percent, strict=True)}
 
     return work
 
 
 def native(case: Case) -> Callable[[], Results]:
-    """The work of the native host's evaluation."""
+    """Return a function that evaluates as the native host does."""
     dataset, detections = made_up(case)
-    return lambda: evaluation.evaluate(tabulate(detections), dataset, case.folder)["bbox"]
+
+    def work() -> Results:
+        rows = tabulate(detections)
+        ground_truth = read_ground_truth(dataset.name, dataset.json_file)
+        return evaluate.evaluate(dataset.name, rows, ground_truth, case.folder)["bbox"]
+
+    return work
 
 
 def alone(case: Case) -> Callable[[], Results]:
-    """The same in one process."""
-    return mock.patch.object(scoring, "_PROCESSES", 1)(native(case))
+    """Return the same function for one process."""
+    return mock.patch.object(scoring, "_MAX_PROCESSES", 1)(native(case))
 
 
 def detectron2(case: Case) -> Callable[[], Results]:
-    """That of Detectron2's, of what its models give."""
+    """Return a function that evaluates as Detectron2's host does."""
     from smca.d2 import analysis
 
     dataset, detections = made_up(case)
@@ -195,26 +201,23 @@ def detectron2(case: Case) -> Callable[[], Results]:
 
 
 def evaluations() -> dict[str, Callable[[Case], Callable[[], Results]]]:
-    """What prepares the plain work, and that of each host that can be imported."""
+    """Return the functions above by name, without Detectron2's where it is not installed."""
     found = {"plain": plain, "native": native, "native, 1 process": alone}
     return found | {"detectron2": detectron2} if find_spec("detectron2") else found
 
 
 @contextlib.contextmanager
 def stages() -> Iterator[dict[str, float]]:
-    """Seconds by stage, of all that is called in this context and not inside of another stage."""
-    hosts = [evaluation]
-    if find_spec("detectron2"):
-        from smca.d2 import evaluation as of_detectron2
-
-        hosts.append(of_detectron2)
+    """Give the seconds in each stage, without those of a stage inside another one."""
     calls = {
         "read": [(json, "load"), (COCO, "createIndex")],
         "write": [(json, "dump"), (json, "dumps"), (torch, "save")],
         "score": [
             (COCO, "loadRes"),
-            *product(hosts, ["score"]),
-            *product([COCOeval], ("evaluate", "accumulate", "summarize")),
+            (evaluate, "average_precision"),
+            (COCOeval, "evaluate"),
+            (COCOeval, "accumulate"),
+            (COCOeval, "summarize"),
         ],
     }
     spent = dict.fromkeys(calls, 0.0)

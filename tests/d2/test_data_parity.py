@@ -16,13 +16,12 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances  # 
 from detectron2.data.transforms import ResizeShortestEdge  # noqa: E402
 from detectron2.evaluation import COCOEvaluator  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
+from scored import scored  # noqa: E402
 
 import smca  # noqa: E402
 from smca.data.coco import load_coco  # noqa: E402
 from smca.data.mapper import DetrMapper, resized_shape  # noqa: E402
 from smca.data.shapes import write_shapes_dataset  # noqa: E402
-from smca.evaluation.native import evaluate  # noqa: E402
-from smca.evaluation.scoring import tabulate  # noqa: E402
 from smca.structures import Detections  # noqa: E402
 
 
@@ -108,7 +107,7 @@ def test_scores(shapes, registered, tmp_path):
         instances.pred_classes = detections.labels
         evaluator.process([record], [{"instances": instances}])
     expected = evaluator.evaluate()["bbox"]
-    scores = evaluate(tabulate(found), dataset, str(tmp_path))["bbox"]
+    scores = scored(found, dataset, tmp_path)
     assert list(scores) == list(expected)
     for metric, value in expected.items():
         assert scores[metric] == pytest.approx(value, abs=1e-9, nan_ok=True), metric

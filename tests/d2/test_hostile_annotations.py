@@ -15,6 +15,7 @@ pytest.importorskip("detectron2")
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
+from scored import scored  # noqa: E402
 
 import smca  # noqa: E402
 from smca.config import ConfigError, load_cfg  # noqa: E402
@@ -23,8 +24,6 @@ from smca.d2.datasets import dataset_records  # noqa: E402
 from smca.d2.evaluation import CocoEvaluator  # noqa: E402
 from smca.data.coco import load_coco, usable_records  # noqa: E402
 from smca.errors import DatasetError
-from smca.evaluation.native import evaluate  # noqa: E402
-from smca.evaluation.scoring import tabulate  # noqa: E402
 from smca.structures import Detections  # noqa: E402
 
 CONTENT = {
@@ -108,7 +107,7 @@ def test_both_hosts_say_the_same_of_every_file(folder, changes):
     usable_records(records.items(), filter_empty=False)
     evaluator = CocoEvaluator("hostile", output_dir=str(folder / "d2"))
     evaluator.reset()
-    rows = []
+    found = []
     for record in ours.records:
         boxes, labels = [[0.0, 0.0, 9.0, 9.0]], [0]
         for entry in record["annotations"]:
@@ -117,14 +116,14 @@ def test_both_hosts_say_the_same_of_every_file(folder, changes):
                 boxes.append([x, y, x + w, y + h])
                 labels.append(entry["category_id"])
         scores = torch.linspace(0.9, 0.3, len(labels))
-        found = Detections(torch.tensor(boxes), scores, torch.tensor(labels))
-        rows.append((record["image_id"], found))
+        detections = Detections(torch.tensor(boxes), scores, torch.tensor(labels))
+        found.append((record["image_id"], detections))
         instances = Instances((record["height"], record["width"]))
-        instances.pred_boxes, instances.scores = Boxes(found.boxes), found.scores
-        instances.pred_classes = found.labels
+        instances.pred_boxes, instances.scores = Boxes(detections.boxes), scores
+        instances.pred_classes = detections.labels
         evaluator.process([record], [{"instances": instances}])
     theirs = evaluator.evaluate()["bbox"]
-    native = evaluate(tabulate(rows), ours, str(folder / "native"))["bbox"]
+    native = scored(found, ours, folder / "native")
     assert theirs == pytest.approx(native, abs=1e-6, nan_ok=True)
     assert all(math.isnan(ap) or 0 <= ap <= 100.0001 for ap in theirs.values())
     ids = MetadataCatalog.get("hostile").thing_dataset_id_to_contiguous_id

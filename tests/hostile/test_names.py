@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scored import scored
 
 from smca.analysis.markdown import markdown_table
 from smca.data.checks import findings
@@ -17,9 +18,7 @@ from smca.data.coco import load_coco
 from smca.engine.guard import guarded
 from smca.engine.report import results_tables
 from smca.errors import DatasetError
-from smca.evaluation.ground_truth import distinct
-from smca.evaluation.native import evaluate
-from smca.evaluation.scoring import tabulate
+from smca.evaluation.evaluate import distinct
 from smca.structures import Detections
 from smca.visualization.attention.panels import Sheet
 from smca.visualization.curves import draw_histories
@@ -67,7 +66,7 @@ def test_classes_of_one_name_have_an_ap_each(tmp_path):
     assert distinct(["a", "b", "a", "a (2)", "a"]) == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]
     dataset = load_coco(*write(tmp_path, names=("star", "star", "moon")))
     found = Detections(torch.tensor([[1.0, 1, 10, 10]]), torch.ones(1), torch.tensor([0]))
-    result = evaluate(tabulate([(1, found)]), dataset, str(tmp_path))["bbox"]
+    result = scored([(1, found)], dataset, tmp_path)
     assert result["AP-star"] == pytest.approx(100)
     assert [key for key in result if "star" in key] == ["AP-star", "AP-star (2)"]
 
@@ -79,7 +78,7 @@ def test_a_box_that_is_none_is_missed_and_never_found(tmp_path, box):
     dataset = load_coco(*write(tmp_path, boxes=[(1, 1, 9, 9), box]))
     boxes = torch.tensor([[1.0, 1, 10, 10], [0, 0, 30, 20], [4, 4, 9, 9]])
     found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64))
-    result = evaluate(tabulate([(1, found)]), dataset, str(tmp_path))["bbox"]
+    result = scored([(1, found)], dataset, tmp_path)
     # One of two objects, before anything false: precision 1 up to half of the recall.
     assert result["AP"] == pytest.approx(100 * 51 / 101)
 

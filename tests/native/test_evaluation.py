@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scored import scored
 
 from smca.data.coco import load_coco
 from smca.errors import DatasetError
-from smca.evaluation import native as evaluation
+from smca.evaluation import detections as rows_of
 from smca.evaluation import scoring
-from smca.evaluation.ground_truth import read_truth
-from smca.evaluation.scoring import Found, tabulate
+from smca.evaluation.detections import RESULTS_FILE, tabulate
+from smca.evaluation.ground_truth import read_ground_truth
 from smca.structures import Detections
 
 BOXES = {  # image id: (x, y, w, h, COCO id)
@@ -55,10 +56,6 @@ def detections(rows):
     return Detections(boxes=boxes, scores=rows[:, 5], labels=rows[:, 4].long())
 
 
-def evaluate(found, *arguments, **options):
-    return evaluation.evaluate(tabulate(found), *arguments, **options)
-
-
 def perfect():
     """Labels are contiguous: cross (COCO id 3) is 0, star (7) is 1."""
     yield 1, detections([(10, 10, 20, 20, 0, 0.9), (50, 50, 40, 40, 1, 0.8)])
@@ -67,9 +64,7 @@ def perfect():
 
 
 def test_perfect_detections_have_ap_100(dataset, tmp_path):
-    results = evaluate(perfect(), dataset, str(tmp_path / "out"))
-    assert list(results) == ["bbox"]
-    scores = results["bbox"]
+    scores = scored(perfect(), dataset, tmp_path / "out")
     assert math.isnan(scores.pop("AP-moon")), "a class without objects"
     assert set(scores) == {
         *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -80,13 +75,13 @@ def test_perfect_detections_have_ap_100(dataset, tmp_path):
 
 
 def test_classes_may_be_left_out(dataset, tmp_path):
-    scores = evaluate(perfect(), dataset, str(tmp_path / "out"), by_class=False)["bbox"]
+    scores = scored(perfect(), dataset, tmp_path / "out", by_class=False)
     assert list(scores) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     assert scores["AP"] == pytest.approx(100)
 
 
 def test_the_results_file_has_coco_ids_and_boxes(dataset, tmp_path):
-    evaluate(perfect(), dataset, str(tmp_path / "out"))
+    scored(perfect(), dataset, tmp_path / "out")
     rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     assert len(rows) == 3
     assert rows[1] == {
@@ -108,7 +103,7 @@ def test_precision_is_averaged_as_coco_says(dataset, tmp_path):
         (1, detections([(0, 100, 9, 9, 1, 0.95), (50, 50, 40, 32, 1, 0.9)])),
         (2, detections([(5, 5, 100, 100, 1, 0.3)])),
     ]
-    scores = evaluate(found, dataset, str(tmp_path))["bbox"]
+    scores = scored(found, dataset, tmp_path)
     star = (7 * 2 / 3 + 3 * 51 / 101 / 3) / 10 * 100
     assert scores["AP-star"] == pytest.approx(star)
     assert scores["AP-cross"] == 0
@@ -121,8 +116,13 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
     """Classes without detections, without objects and without either are among them; so are
     crowds, and an object of an image that the file does not have.
     """
-    monkeypatch.setattr(scoring, "_PART", part)
-    monkeypatch.setattr(scoring, "_WRITTEN", part)
+    pools = []
+    pool = scoring.ProcessPoolExecutor
+    monkeypatch.setattr(
+        scoring, "ProcessPoolExecutor", lambda *args: pools.append(args) or pool(*args)
+    )
+    monkeypatch.setattr(scoring, "_ROWS_PER_PROCESS", part)
+    monkeypatch.setattr(rows_of, "_WRITTEN_AT_ONCE", part)
     monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     rng = np.random.default_rng(0)
     names = {3: "a", 5: "b", 7: "c", 8: "no detections", 9: "no objects", 12: "neither"}
@@ -149,24 +149,24 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
             rows[:, 5] = rng.random(len(rows)).round(1)  # ties
             found.append((image, detections(rows)))
 
-    written = tmp_path / evaluation.RESULTS_FILE
-    results = evaluate(found, dataset, str(tmp_path))["bbox"]
-    collected = Found(tabulate(found), dataset.category_ids)
-    scores = scoring.score(read_truth("mine", str(file)), collected)
+    written = tmp_path / RESULTS_FILE
+    results = scored(found, dataset, tmp_path)
+    rows = tabulate(found)
+    scores = scoring.score_classes(rows, read_ground_truth("mine", str(file)), COCOeval)
     scores.summarize()
-    assert len(collected.rows) > 120
+    assert len(rows) > 120
     if sys.platform == "linux":
-        assert (scoring._processes(collected) > 1) == (part == 60)
+        assert len(pools) == 2 * (part == 60)
 
-    truth = COCO()
-    truth.dataset = content
+    ground_truth = COCO()
+    ground_truth.dataset = content
     for number, annotation in enumerate(content["annotations"], start=1):
         w, h = annotation["bbox"][2:]
         annotation.update(id=number, area=w * h, iscrowd=annotation.get("iscrowd", 0))
-    truth.createIndex()
+    ground_truth.createIndex()
     rows = json.loads(written.read_text())
     assert json.dumps(rows) == written.read_text()
-    plain = COCOeval(truth, truth.loadRes(rows), "bbox")
+    plain = COCOeval(ground_truth, ground_truth.loadRes(rows), "bbox")
     plain.evaluate(), plain.accumulate(), plain.summarize()
     np.testing.assert_array_equal(scores.stats, plain.stats)
     for name in ("precision", "recall"):
@@ -176,27 +176,27 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
 
 def test_no_detection_at_all_is_nan(dataset, tmp_path, caplog):
     for found in ([], [(1, detections([]))]):
-        scores = evaluate(found, dataset, str(tmp_path))["bbox"]
+        scores = scored(found, dataset, tmp_path)
         assert list(scores) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
         assert all(math.isnan(value) for value in scores.values())
-        assert json.loads((tmp_path / evaluation.RESULTS_FILE).read_text()) == []
+        assert json.loads((tmp_path / RESULTS_FILE).read_text()) == []
     assert "no detections" in caplog.text
 
 
 def test_one_class_has_no_ap_of_its_own_and_no_objects_are_nan(tmp_path):
     dataset = write(tmp_path, {1: []}, {4: "thing"})
-    scores = evaluate([(1, detections([(1, 1, 5, 5, 0, 0.5)]))], dataset, str(tmp_path))["bbox"]
+    scores = scored([(1, detections([(1, 1, 5, 5, 0, 0.5)]))], dataset, tmp_path)
     assert list(scores) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     assert all(math.isnan(value) for value in scores.values())
 
 
 def test_a_class_the_dataset_lacks_is_refused(dataset, tmp_path):
     with pytest.raises(DatasetError, match=r"image 2 .*class 5.*NUM_CLASSES must be 3"):
-        evaluate([(2, detections([(1, 1, 5, 5, 5, 0.5)]))], dataset, str(tmp_path))
+        scored([(2, detections([(1, 1, 5, 5, 5, 0.5)]))], dataset, tmp_path)
 
 
 def test_pycocotools_talks_to_the_log_alone(dataset, tmp_path, caplog, capsys):
     with caplog.at_level(logging.INFO):
-        evaluate(perfect(), dataset, str(tmp_path))
+        scored(perfect(), dataset, tmp_path)
     assert capsys.readouterr().out == ""
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in caplog.text

@@ -18,13 +18,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scored import scored
 
 from smca.data.checks.dataset import check_dataset
 from smca.data.checks.summary import format_summary, summarise
 from smca.data.coco import drop_bad_boxes, drop_empty, load_coco
 from smca.errors import DatasetError
-from smca.evaluation.native import evaluate
-from smca.evaluation.scoring import tabulate
 from smca.structures import Detections
 
 CONTENT = {
@@ -216,7 +215,7 @@ def learned_from(dataset):
     assert all(record["annotations"] for record in drop_empty(records))
 
 
-def scored(dataset, folder):
+def evaluated(dataset, folder):
     """Every object is found; those that are none stay missed."""
     found = []
     for record in dataset.records:
@@ -229,7 +228,7 @@ def scored(dataset, folder):
         boxes = torch.tensor(boxes, dtype=torch.float64).clamp(-3e38, 3e38)
         scores = torch.linspace(0.9, 0.1, len(labels))
         found.append((record["image_id"], Detections(boxes, scores, torch.tensor(labels))))
-    result = evaluate(tabulate(found), dataset, str(folder / "results"))["bbox"]
+    result = scored(found, dataset, folder / "results")
     assert all(math.isnan(ap) or 0 <= ap <= 100.0001 for ap in result.values())
     classes = [key for key in result if key.startswith("AP-")]
     assert len(classes) == (len(dataset.class_names) if len(dataset.class_names) > 1 else 0)
@@ -295,7 +294,7 @@ def test_damaged_bytes_are_read_as_they_stand_or_refused(folder, data):
 def test_an_evaluation_scores_every_file_that_loads(folder, content):
     dataset = load(folder, encoded(content))
     if dataset is not None:
-        scored(dataset, folder)
+        evaluated(dataset, folder)
 
 
 @settings(max_examples=150)
@@ -340,7 +339,7 @@ def test_category_ids_come_back_from_their_contiguous_index(folder, ids, seed):
     labels = torch.tensor([entry["category_id"] for entry in record["annotations"]])
     assert [dataset.class_names[label] for label in labels] == [f"class {c}" for c in used]
     detections = Detections(boxes, torch.linspace(0.9, 0.2, len(labels)), labels)
-    result = evaluate(tabulate([(3, detections)]), dataset, str(folder / "results"))["bbox"]
+    result = scored([(3, detections)], dataset, folder / "results")
     assert result["AP"] == pytest.approx(100)
     if len(ids) > 1:
         real = {key: ap for key, ap in result.items() if key.startswith("AP-") and ap == ap}

@@ -7,9 +7,11 @@ import os
 import signal
 import threading
 import time
+from typing import TypeVar
 
 import torch.distributed as dist
 
+T = TypeVar("T")
 _LOOKS_EVERY = 1.0  # seconds
 
 
@@ -27,6 +29,15 @@ def synchronize() -> None:
     """Wait until all workers get here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def gather(part: T) -> list[T]:
+    """Return the parts of all workers to the first one; the others get an empty list."""
+    if world_size() == 1:
+        return [part]
+    parts = [part] * world_size() if rank() == 0 else None
+    dist.gather_object(part, parts)
+    return parts or []
 
 
 def shared_seed(seed: int) -> int:

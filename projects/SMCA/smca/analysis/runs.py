@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..config import flatten, read_yaml
+from ..evaluation.scoring import AP_NAMES
 from .markdown import markdown_table
 
-_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _LAST = 2**53  # iterations that a float can count
 Series = tuple[list[int], list[float]]
 
@@ -207,7 +207,7 @@ def runs_table(histories: Sequence[History]) -> str:
         ValueError: see :func:`common_axis`.
     """
     over = common_axis(histories)
-    head = ["run", "iterations", "epochs", *_AP, "best AP", f"at {over}", "s an iteration"]
+    head = ["run", "iterations", "epochs", *AP_NAMES, "best AP", f"at {over}", "s an iteration"]
     return markdown_table(head, [_row(history, over) for history in histories])
 
 
@@ -223,7 +223,7 @@ def _row(history: History, over: str) -> list[str]:
         history.name,
         "" if history.published else f"{history.iterations:,}",
         in_words(history.place(history.iterations, over)) if over == "epoch" else "",
-        *(_last(history, key) for key in _AP),
+        *(_last(history, key) for key in AP_NAMES),
         f"{values.max():.1f}" if len(values) else "",
         in_words(places[values.argmax()]) if len(values) else "",
         f"{np.median(seconds):.3f}" if len(seconds) else "",

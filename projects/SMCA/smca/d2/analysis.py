@@ -77,13 +77,13 @@ def evaluation(
     size: tuple[int, int],
     output_dir: str,
 ) -> Callable[[], dict[str, float]]:
-    """The work of evaluating detections, which are made what Detectron2's models give before.
+    """Return a function that evaluates detections as Detectron2's models give them.
 
     Args:
-        detections: by image id.
-        dataset: the truth.
+        detections: image id and detections, image after image.
+        dataset: the ground truth.
         size: (h, w) of all images in pixels.
-        output_dir: for the results.
+        output_dir: folder of the results.
     """
     cfg = get_cfg()
     add_smca_config(cfg)

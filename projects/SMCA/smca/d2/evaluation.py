@@ -1,99 +1,84 @@
-"""COCO's average precision by Detectron2's evaluator, in little memory."""
+"""COCO's average precision as a Detectron2 evaluator."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from functools import partial
-from unittest import mock
+from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import convert_to_coco_json
+from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
-from ..evaluation.ground_truth import distinct, read_truth
-from ..evaluation.scoring import Found, score, tabulate
+from ..evaluation.detections import tabulate
+from ..evaluation.evaluate import evaluate
+from ..evaluation.ground_truth import read_ground_truth
 from ..structures import Detections
-
-logger = logging.getLogger(__name__)
-
-_RESULTS_FILE = "coco_instances_results.json"
 
 
 class CocoEvaluator(COCOEvaluator):
-    """Detectron2's evaluator for boxes, also of annotation files that leave things out.
+    """Detectron2's evaluator for boxes, with the ground truth and the scoring of both hosts.
 
-    Detections are kept as arrays, where Detectron2 makes a dict of each, and scored a class at a
-    time. Of Detectron2's two files it writes ``coco_instances_results.json`` alone: in the other
-    one, ``instances_predictions.pth``, there would be the same.
+    The constructor replaces Detectron2's, which has pycocotools read the annotation file as it is:
+    an annotation without an id is a KeyError there, and one with id 0 is never found. ``process``
+    keeps detections as arrays, where Detectron2 makes a dict of each. ``evaluate`` does not write
+    ``instances_predictions.pth``, which would repeat ``coco_instances_results.json``.
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str, by_class: bool = True):
         """
         Args:
-            dataset_name: a registered dataset.
-            output_dir: where the results go, in COCO's format.
-            by_class: also the AP of each class.
-        """
-        self.name = dataset_name
-        self.by_class = by_class
-        # The evaluator would read the file itself, and trip over what is odd in it.
-        with mock.patch.object(coco_evaluation, "COCO", partial(read_truth, dataset_name)):
-            super().__init__(dataset_name, tasks=("bbox",), output_dir=output_dir)
+            dataset_name: a registered dataset. As in Detectron2, one without ``json_file`` in its
+                metadata is converted to COCO's format in ``output_dir``.
+            output_dir: folder of ``coco_instances_results.json``.
+            by_class: add the AP of each class.
 
-    def reset(self) -> None:
-        self._parts: list[np.ndarray] = []
+        Raises:
+            DatasetError: the annotation file cannot be read.
+        """
+        self._tasks = ("bbox",)
+        self._output_dir = output_dir
+        self._by_class = by_class
+        self._metadata = MetadataCatalog.get(dataset_name)
+        if not hasattr(self._metadata, "json_file"):
+            converted = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+            convert_to_coco_json(dataset_name, converted)
+            self._metadata.json_file = converted
+        json_file = PathManager.get_local_path(self._metadata.json_file)
+        self._coco_api = read_ground_truth(dataset_name, json_file)
+        # Detectron2's scorer would log several lines for each class.
+        logging.getLogger(COCOeval_opt.__module__).setLevel(logging.WARNING)
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         found = [output["instances"].to("cpu") for output in outputs]
         detections = [Detections(i.pred_boxes.tensor, i.scores, i.pred_classes) for i in found]
         images = [image["image_id"] for image in inputs]
-        self._parts.append(tabulate(zip(images, detections, strict=True)))
+        self._predictions.append(tabulate(zip(images, detections, strict=True)))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """AP of all that was processed, ``{"bbox": {...}}``; empty on all but the first worker.
-
-        Raises:
-            DatasetError: a label that the dataset does not have.
+        """Return the AP of all that was processed, see :func:`~smca.evaluation.evaluate.evaluate`;
+        empty on all workers but the first.
         """
-        comm.synchronize()
-        gathered = comm.gather(tabulate([]) if not self._parts else np.concatenate(self._parts))
-        if not comm.is_main_process():
+        parts = comm.gather(np.concatenate([tabulate([]), *self._predictions]))
+        if not parts:
             return {}
-        found = Found(np.concatenate(gathered), self._category_ids())
-        found.check(self.name)
-        path = os.path.join(self._output_dir, _RESULTS_FILE)
-        found.write(path)
-        logger.info("%s: %d detections written to %s", self.name, len(found.rows), path)
-        if not self._do_evaluation:
-            logger.info("%s: its annotation file has no annotations to evaluate with", self.name)
-            return {}
-        scores = None
-        if len(found.rows):
-            with _quiet():
-                scores = score(self._coco_api, found, coco_evaluation.COCOeval_opt)
-            log = io.StringIO()
-            with contextlib.redirect_stdout(log):
-                scores.summarize()
-            logger.info("%s: evaluation\n%s", self.name, log.getvalue().rstrip())
-        classes = self._metadata.get("thing_classes") if self.by_class else None
-        return {"bbox": self._derive_coco_results(scores, "bbox", distinct(classes or ()))}
-
-    def _category_ids(self) -> Sequence[int]:
-        ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        return sorted(ids, key=ids.get) if ids else self._coco_api.getCatIds()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Detectron2 logs of every class."""
-    noisy = logging.getLogger("detectron2.evaluation.fast_eval_api")
-    level = noisy.level
-    noisy.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        noisy.setLevel(level)
+        # The dataset's own loader may have another order of classes than the file.
+        if labels := self._metadata.get("thing_dataset_id_to_contiguous_id"):
+            names = self._metadata.thing_classes
+            self._coco_api.dataset["categories"] = [
+                {"id": category, "name": names[label]}
+                for category, label in sorted(labels.items(), key=itemgetter(1))
+            ]
+        return evaluate(
+            self._metadata.name,
+            np.concatenate(parts),
+            self._coco_api,
+            self._output_dir,
+            by_class=self._by_class,
+            cocoeval=COCOeval_opt,
+        )

@@ -23,7 +23,6 @@ from detectron2.utils.events import (
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data.coco import results_folder
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.sampler import TrainingBatches
 from ..engine.ema import MovingAverage
@@ -33,6 +32,7 @@ from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
 from ..engine.step import amp_dtype, save_nonfinite
 from ..engine.stop import StopRequest
 from ..errors import NonFiniteLossError
+from ..evaluation.detections import results_folder
 from ..training.solver import (
     build_lr_multiplier,
     build_optimizer,

@@ -99,14 +99,6 @@ def dataset_files(cfg: CfgNode, name: str) -> tuple[str, str]:
     )
 
 
-def results_folder(cfg: CfgNode, name: str) -> str:
-    """Return where the detections on a dataset are written: OUTPUT_DIR/inference, or a folder in it
-    if there are several datasets.
-    """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    return os.path.join(folder, name) if len(cfg.DATASETS.TEST) > 1 else folder
-
-
 def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
     """Load a dataset from its annotation file.
 

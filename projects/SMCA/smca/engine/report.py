@@ -18,12 +18,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..analysis.markdown import markdown_table
+from ..evaluation.scoring import AP_NAMES, CLASS_PREFIX
 
 logger = logging.getLogger(__name__)
 
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_CLASS = "AP-"
-# Of each dataset, what an evaluation gives: {"bbox": {"AP": ..., "AP-<class>": ..., ...}}.
+# What an evaluation gives for each dataset: {"bbox": {"AP": ..., "AP-<class>": ..., ...}}.
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
@@ -82,13 +81,13 @@ def results_tables(results: Results, best: Mapping[str, float | None] | None = N
     parts: list[str] = []
     for name, result in results.items():
         scores = result["bbox"]
-        table = {metric: percent(scores.get(metric, math.nan)) for metric in _METRICS}
+        table = {metric: percent(scores.get(metric, math.nan)) for metric in AP_NAMES}
         if best and best.get("best_metric") is not None and not parts:
             iterations = int(best["best_iter"] or 0) + 1
             table["best AP"] = f"{percent(best['best_metric'])} after {iterations:,} iterations"
         parts.append(f"## {name}\n\n" + markdown_table(list(table), [list(table.values())], left=0))
-        classes = [(key, value) for key, value in scores.items() if key.startswith(_CLASS)]
-        rows = [(key.removeprefix(_CLASS), percent(value)) for key, value in classes]
+        classes = [(key, value) for key, value in scores.items() if key.startswith(CLASS_PREFIX)]
+        rows = [(key.removeprefix(CLASS_PREFIX), percent(value)) for key, value in classes]
         if rows:
             parts.append(markdown_table(("class", "AP"), rows))
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""What detections are scored against: an annotation file as pycocotools wants it."""
+"""The ground truth that detections are scored against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Sequence
+from operator import itemgetter
 
 from pycocotools.coco import COCO
 
@@ -16,58 +16,51 @@ from ..errors import DatasetError
 logger = logging.getLogger(__name__)
 
 
-def read_truth(name: str, json_file: str) -> COCO:
-    """The annotations of a file that a dataset was loaded from.
+def read_ground_truth(name: str, json_file: str) -> COCO:
+    """Read the annotation file of dataset ``name`` for pycocotools.
 
-    Only what counts is kept, and what other programs leave out is added: ids, areas, crowds. A box
-    without extent, or that is not finite, is empty: nothing can be found in it.
+    Returns:
+        images, categories and annotations with the keys that scoring needs. The categories are in
+        the order of their ids, which is that of the contiguous labels. Annotations get new ids,
+        since pycocotools takes a match with annotation 0 for no match. A missing area becomes the
+        box's, a missing ``iscrowd`` 0. A box without extent, or one that is not finite, becomes
+        empty: it counts as missed.
 
     Raises:
-        DatasetError: a file that cannot be read, or is no longer in COCO's format.
+        DatasetError: the file cannot be read, or is no longer in COCO's format.
     """
     content = read_annotation_file(name, json_file)
-    truth = COCO()
+    coco = COCO()
     try:
-        truth.dataset = {
+        coco.dataset = {
             "images": [{"id": entry["id"]} for entry in content["images"]],
-            "categories": [{"id": entry["id"]} for entry in content["categories"]],
-            "info": {},
+            "categories": [
+                {"id": entry["id"], "name": entry["name"]}
+                for entry in sorted(content["categories"], key=itemgetter("id"))
+            ],
         }
         if "annotations" in content:
             entries = content["annotations"]
-            # pycocotools takes a match with annotation 0 for no match.
-            truth.dataset["annotations"] = [
+            coco.dataset["annotations"] = [
                 _annotation(entry, number) for number, entry in enumerate(entries, start=1)
             ]
             wrong = sum("area" in entry and not _is_area(entry["area"]) for entry in entries)
             if wrong:
-                logger.warning("%s: %d areas are none; those of the boxes are taken", name, wrong)
+                logger.warning("%s: %d invalid areas are replaced by their boxes'", name, wrong)
         with contextlib.redirect_stdout(io.StringIO()):
-            truth.createIndex()
+            coco.createIndex()
     except (LookupError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"dataset {name!r}: {json_file} is not what detections are scored against, it has "
-            f"perhaps changed: {error!r}"
+            f"dataset {name!r}: {json_file} cannot be scored against, perhaps it has changed "
+            f"since it was loaded: {error!r}"
         ) from error
-    return truth
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names; one that another before it has gets a number."""
-    taken: dict[str, None] = {}
-    for name in names:
-        number, unique = 1, name
-        while unique in taken:
-            number += 1
-            unique = f"{name} ({number})"
-        taken[unique] = None
-    return list(taken)
+    return coco
 
 
 def _annotation(entry: dict, number: int) -> dict:
     x, y, w, h = entry["bbox"]
-    real = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
-    box = [x, y, w, h] if real else [0, 0, 0, 0]
+    valid = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
+    box = [x, y, w, h] if valid else [0, 0, 0, 0]
     area = entry.get("area")
     return {
         "id": number,
