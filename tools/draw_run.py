@@ -17,10 +17,10 @@ from smca import get_cfg
 from smca.config import ConfigError, load_cfg
 from smca.data.coco import load_datasets
 from smca.engine.guard import guarded
+from smca.inference.inspection import inspect_image
 from smca.inference.predictor import Predictor, read_image
+from smca.inference.recording import has_co_attention_maps
 from smca.visualization.attention.figure import draw_co_attention
-from smca.visualization.attention.queries import inspect_image
-from smca.visualization.attention.recording import has_co_attention_maps
 from smca.visualization.curves import plot_ap
 from smca.visualization.detections import draw_detections, save_grid
 
@@ -72,7 +72,7 @@ def main() -> None:
     if has_co_attention_maps(predictor.detector):
         inspection = inspect_image(predictor, records[0]["file_name"])
         best = inspection.best(args.queries)
-        rows = [[(found, *inspection.looks(found))] for found in best]
+        rows = [[(found, *inspection.views(found))] for found in best]
         pictures.append(output / "co_attention.png")
         draw_co_attention(inspection.image, rows, out_png=pictures[-1])
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")

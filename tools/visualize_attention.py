@@ -18,9 +18,10 @@ from PIL import Image
 
 from smca.config import ConfigError
 from smca.engine.guard import guarded
+from smca.inference.inspection import Inspection, inspect_image
 from smca.inference.predictor import Predictor, read_image
 from smca.visualization.attention.page import Column, write_co_attention
-from smca.visualization.attention.queries import Detection, Inspection, inspect_image
+from smca.visualization.attention.views import Detection
 
 
 def parse() -> argparse.Namespace:
@@ -129,10 +130,10 @@ def main() -> None:
             shown = [same_object(inspection, found, args.threshold) for found in chosen]
         else:
             shown = chosen = choose(inspection, args)
-        looks = [
-            found if isinstance(found, str) else (found, inspection.looks(found)) for found in shown
+        objects = [
+            found if isinstance(found, str) else (found, inspection.views(found)) for found in shown
         ]
-        columns.append(Column(name, config, predictor.weights.path, looks))
+        columns.append(Column(name, config, predictor.weights.path, objects))
     print(*write_co_attention(args.output, path, inspection.image, columns), sep="\n")
 
 

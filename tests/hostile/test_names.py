@@ -20,7 +20,7 @@ from smca.engine.report import results_tables
 from smca.errors import DatasetError
 from smca.evaluation.evaluate import distinct
 from smca.structures import Detections
-from smca.visualization.attention.panels import Sheet
+from smca.visualization.attention.figure import draw_co_attention
 from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections
 from smca.visualization.page import Picture, write_page
@@ -107,9 +107,8 @@ def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
     image = np.zeros((20, 30, 3), np.uint8)
     for name in (EVIL, "$\\frac{$", "x" * 1000, "ノード", "\U0001f600"):
         assert draw_detections(image, [[1, 1, 9, 9]], [0], [0.5], [name]).size[0] >= 30
-        sheet = Sheet((3, 2), image)
-        sheet.text((0, 0, 3, 1), name, fontsize=9)
-        sheet.figure.savefig(tmp_path / "sheet.png")
+        names = {"row_titles": [name], "column_titles": [name]}
+        draw_co_attention(image, [[f"no {name}"]], **names, out_png=tmp_path / "names.png")
 
 
 def test_runs_in_folders_of_any_name_are_drawn(tmp_path):

@@ -7,9 +7,9 @@ from torch._dynamo.utils import counters
 
 from smca.analysis.host import detector_subject
 from smca.analysis.operations import Operations
+from smca.inference.recording import record_co_attention
 from smca.modeling import build_detector
 from smca.modeling.memory import Memory, extents
-from smca.visualization.attention.recording import record_co_attention
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 FUSED = ("MODEL.SMCA.ATTENTION_DROPOUT", 0.0)
@@ -117,6 +117,7 @@ def test_a_compiled_detector_is_the_same_and_compiles_once_for_all_sizes(tiny_co
     assert 0 < graphs[0] == graphs[-1]
     # Pictures read the layers by hooks.
     maps = [
-        record_co_attention(model.eval(), images, [size])[1].maps for model in (detector, compiled)
+        record_co_attention(model.eval(), images, [size])[1][0].maps
+        for model in (detector, compiled)
     ]
     torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-5)

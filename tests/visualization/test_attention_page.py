@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from smca.visualization.attention.page import Column, write_co_attention
-from smca.visualization.attention.queries import Detection
-from smca.visualization.attention.recording import Look
+from smca.visualization.attention.views import AttentionView, Detection
 from smca.visualization.page import Picture, write_page
 
 
@@ -69,23 +68,23 @@ def test_a_page_is_one_file_and_text_stays_text(tmp_path):
 
 def test_objects_and_layers_of_several_models(tmp_path):
     rng = np.random.default_rng(0)
-    look = Look(
+    view = AttentionView(
         layer=0,
         maps=rng.random((2, 3, 4)),
         steps=np.array([32.0, 32.0]),
         strides=(16, 32),
         scale_weights=np.array([0.25, 0.75]),
     )
-    looks = [look, replace(look, layer=1)]
+    views = [view, replace(view, layer=1)]
     found = Detection(query=4, class_name="dog", score=0.8125, box=np.array([8.0, 9, 70, 60]))
     cat = replace(found, class_name="cat", query=5)
     columns = [
-        Column("ours", "a.yaml", "a.pth", [(found, looks), (cat, looks)]),
+        Column("ours", "a.yaml", "a.pth", [(found, views), (cat, views)]),
         Column(
             "theirs",
             "b.yaml",
             "b.pth",
-            [(replace(found, query=9, overlap=0.5), looks[:1]), "no cat here"],
+            [(replace(found, query=9, overlap=0.5), views[:1]), "no cat here"],
         ),
     ]
     image = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -111,10 +110,10 @@ def test_objects_and_layers_of_several_models(tmp_path):
 
 
 def test_one_model_has_no_name(tmp_path):
-    look = Look(layer=5, maps=np.ones((1, 2, 2)), steps=np.array([8.0, 8.0]), strides=(8,))
+    view = AttentionView(layer=5, maps=np.ones((1, 2, 2)), steps=np.array([8.0, 8.0]), strides=(8,))
     found = Detection(query=0, class_name="dog", score=0.5, box=np.array([0.0, 0, 9, 9]))
     image = np.zeros((16, 16, 3), dtype=np.uint8)
-    column = Column("", "a.yaml", "a.pth", [(found, [look])])
+    column = Column("", "a.yaml", "a.pth", [(found, [view])])
     page = Page(write_co_attention(tmp_path, "dog.png", image, [column])[1])
     assert len(page.pictures) == 1
     assert "a.yaml, a.pth" in page.texts and "dog.png: dog 50%, layer 5" in page.texts

@@ -7,8 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from smca.visualization.attention.figure import draw_co_attention, gaussian_ellipse
-from smca.visualization.attention.queries import Detection
-from smca.visualization.attention.recording import Look
+from smca.visualization.attention.views import AttentionView, Detection
 from smca.visualization.detections import class_color, draw_detections, save_grid
 
 GREY = np.full((400, 400, 3), 128, dtype=np.uint8)
@@ -96,6 +95,12 @@ def render(figure):
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
 
 
+def texts_of(figure):
+    """All texts beside the panels: titles, names, messages and the legend."""
+    texts = [*figure.texts, *(axes.title for axes in figure.axes)]
+    return [text for text in texts if text.get_text()]
+
+
 def panels(figure, label):
     return [axes for axes in figure.axes if axes.get_label().startswith(label)]
 
@@ -108,7 +113,7 @@ class TestCoAttention:
         keys = np.stack(np.meshgrid(np.arange(16) * 8, np.arange(12) * 6), axis=-1)
         offsets = keys - self.centers[:, None, None]
         precision = np.linalg.inv(self.covariances)
-        look = {
+        view = {
             "layer": 5,
             "maps": np.exp(-0.5 * np.einsum("hyxi,hij,hyxj->hyx", offsets, precision, offsets)),
             "steps": np.array([8.0, 6.0]),
@@ -121,7 +126,7 @@ class TestCoAttention:
         found = Detection(
             query=7, class_name="circle", score=0.93, box=np.array([32.0, 16.0, 96.0, 60.0])
         )
-        return found, Look(**look | changes)
+        return found, AttentionView(**view | changes)
 
     def draw(self, rows, width=128, height=72, **options):
         return draw_co_attention(np.zeros((height, width, 3), dtype=np.uint8), rows, **options)
@@ -172,7 +177,7 @@ class TestCoAttention:
     def test_marks_are_where_they_were_put(self):
         figure = self.draw([[self.cell()]], row_titles=["a circle"])
         [image], [mean] = panels(figure, "image"), panels(figure, "mean")
-        assert {text.get_text() for text in figure.texts} >= {"a circle", "mean of the heads"}
+        assert {text.get_text() for text in texts_of(figure)} >= {"a circle", "mean of the heads"}
         assert all(p.get_bbox().bounds == (32, 16, 64, 44) for p in image.patches)
         assert_allclose(np.array(mean.lines[0].get_xydata()), [[64, 48]])
         for index, axes in enumerate(panels(figure, "head")):
@@ -194,7 +199,7 @@ class TestCoAttention:
         absent = ("shared_center", "head_centers", "covariances", "scale_weights")
         figure = self.draw([[self.cell(**dict.fromkeys(absent))]], out_png=tmp_path / "a" / "b.png")
         assert not any(axes.lines for axes in figure.axes) and not panels(figure, "scales")
-        assert {text.get_text() for text in figure.texts} >= {"circle 93%"}
+        assert {text.get_text() for text in texts_of(figure)} >= {"circle 93%"}
         with Image.open(tmp_path / "a" / "b.png") as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
 
@@ -202,7 +207,7 @@ class TestCoAttention:
         detr = self.cell(head_centers=None, shared_center=None, scale_weights=None)
         rows = [[self.cell(), detr, "no circle here"], [self.cell(), "none", self.cell()]]
         figure = self.draw(rows, column_titles=["SMCA", "DETR", "another"])
-        texts = [text.get_text() for text in figure.texts]
+        texts = [text.get_text() for text in texts_of(figure)]
         assert {"SMCA", "DETR", "another", "no circle here", "none"} <= set(texts)
         assert len(panels(figure, "mean")) == 4 and len(panels(figure, "head")) == 8
         assert len(panels(figure, "scales")) == 3 and len(panels(figure, "image")) == 2
@@ -213,9 +218,9 @@ class TestCoAttention:
         repeated = np.arange(num_heads) % 2
         names = ("maps", "head_centers", "covariances")
         many = {name: getattr(self.cell()[1], name)[repeated] for name in names}
-        found, look = self.cell(**many)
+        found, view = self.cell(**many)
         found = replace(found, class_name="a class whose name is as long as they come")
-        rows = [[(found, look)] * models] * 2
+        rows = [[(found, view)] * models] * 2
         titles = ["a model with a name that is longer than what it shows"] * models
         figure = self.draw(rows, *size, column_titles=titles, row_titles=["first", "second"])
         renderer = FigureCanvasAgg(figure).get_renderer()
@@ -223,7 +228,7 @@ class TestCoAttention:
         for axes, box in zip(figure.axes, boxes, strict=True):
             if axes.get_label() != "scales":
                 assert_allclose(box.width / box.height, size[0] / size[1])
-        boxes += [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
+        boxes += [text.get_window_extent(renderer) for text in texts_of(figure)]
         edges = np.array([box.extents for box in boxes])
         assert edges.min() >= 0
         assert (edges[:, 2:] <= figure.bbox.size).all()

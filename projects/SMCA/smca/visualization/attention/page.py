@@ -1,6 +1,6 @@
-"""Where queries of one or several models look in an image: a picture, and a page that explains it.
+"""Files that show where queries of one or several models look in an image: a picture and a page.
 
-Both have a row an object and decoder layer, and a column a model.
+Both have a row per object and decoder layer, and a column per model.
 """
 
 from __future__ import annotations
@@ -14,40 +14,39 @@ from pathlib import Path
 import numpy as np
 
 from ..page import Picture, write_page
-from .figure import Cell, draw_co_attention
-from .queries import Detection
-from .recording import Look
+from .figure import draw_co_attention
+from .views import AttentionView, Detection, Panel
 
-_TABLE = (
-    *("object", "model", "decoder layer", "query", "class", "score", "box"),
+_FACTS = (
+    *("decoder layer", "query", "class", "score", "box"),
     *("IoU with the first model's", "scale weights"),
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one model has to show.
+    """The part of one model in the picture and the page.
 
     Attributes:
-        name: of the model, or "" where there is only one.
-        config, weights: where it comes from.
-        objects: of each object the model's detection and where its query looks in each of the
-            layers; or a line saying why there is nothing.
+        name: name of the model, or "" if it is the only one.
+        config, weights: the files that the model comes from.
+        objects: for each object the model's detection and where its query looks in each layer; or
+            a line that says why there is none.
     """
 
     name: str
     config: str
     weights: str
-    objects: Sequence[tuple[Detection, Sequence[Look]] | str]
+    objects: Sequence[tuple[Detection, Sequence[AttentionView]] | str]
 
-    def cells(self, index: int, num_layers: int) -> list[Cell]:
-        """What to draw of one object, for so many layers."""
+    def panels(self, index: int, num_layers: int) -> list[Panel]:
+        """The panels of one object, one per layer."""
         shown = self.objects[index]
         if isinstance(shown, str):
             return [shown] * num_layers
-        found, looks = shown
-        absent = [f"this model has {len(looks)} layers"] * (num_layers - len(looks))
-        return [*((found, look) for look in looks), *absent]
+        found, views = shown
+        absent = [f"this model has {len(views)} layers"] * (num_layers - len(views))
+        return [*((found, view) for view in views), *absent]
 
     @property
     def source(self) -> str:
@@ -61,96 +60,76 @@ def write_co_attention(
     """Write ``<image>_attention.png`` and ``<image>_attention.html``.
 
     Args:
-        folder: it is made where it is missing.
-        image_file: the image's, named in the page.
+        folder: folder of the files; it is made if it is missing.
+        image_file: file of the image, which the page names.
         image: (h, w, 3) uint8.
-        columns: of the models, with the same objects.
+        columns: the models, with the same objects.
 
     Returns:
         the two files.
     """
-    png, page = (
-        Path(folder, f"{Path(image_file).stem}_attention{suffix}") for suffix in (".png", ".html")
-    )
-    rows, titles, captions, table = [], [], [], []
-    for index in range(len(columns[0].objects)):
-        looks = [column.objects[index][1] for column in columns if _shown(column.objects[index])]
-        by_model = [column.cells(index, max(map(len, looks))) for column in columns]
-        for cells in zip(*by_model, strict=True):
-            lines = [_facts(cell) for cell in cells]
-            title = _title(cells)
-            rows.append(cells)
-            titles.append(title)
-            captions.append(
-                [
-                    f"{image_file}: {title}",
-                    *(
-                        f"{column.source}: {', '.join(f'{n} {v}'.strip() for n, v in line if v)}"
-                        for column, line in zip(columns, lines, strict=True)
-                    ),
-                ]
-            )
-            for column, line in zip(columns, lines, strict=True):
-                table.append([str(index + 1), column.name, *(value for _, value in line)])
     names = [column.name for column in columns] if columns[0].name else None
-    draw_co_attention(image, rows, row_titles=titles, column_titles=names, out_png=png)
-    height, width = image.shape[:2]
+    rows, titles, pictures, table = [], [], [], []
+    for index in range(len(columns[0].objects)):
+        objects = (column.objects[index] for column in columns)
+        num_layers = max(len(shown[1]) for shown in objects if not isinstance(shown, str))
+        for row in zip(*(column.panels(index, num_layers) for column in columns), strict=True):
+            title = _title(row)
+            rows.append(row)
+            titles.append(title)
+            caption = [f"{image_file}: {title}"]
+            for column, panel in zip(columns, row, strict=True):
+                facts = {"class": panel} if isinstance(panel, str) else _facts(*panel)
+                words = [f"{name} {value}" for name, value in facts.items()]
+                told = panel if isinstance(panel, str) else ", ".join(words)
+                caption.append(f"{column.source}: {told}")
+                cells = [facts.get(name, "") for name in _FACTS]
+                table.append([str(index + 1), column.name, *cells])
+            figure = draw_co_attention(image, [row], row_titles=[title], column_titles=names)
+            png = io.BytesIO()
+            figure.savefig(png, format="png")
+            pictures.append(Picture(png.getvalue(), caption))
+
+    stem = Path(folder, f"{Path(image_file).stem}_attention")
+    png_file, html_file = Path(f"{stem}.png"), Path(f"{stem}.html")
+    draw_co_attention(image, rows, row_titles=titles, column_titles=names, out_png=png_file)
     write_page(
-        page,
+        html_file,
         title=f"Co-attention in {Path(image_file).name}",
         introduction=[
-            f"{image_file}, {width} x {height} pixels.",
+            f"{image_file}, {image.shape[1]} x {image.shape[0]} pixels.",
             *(column.source for column in columns),
-            "The large map is the mean of the heads, the small ones are the heads'. A square marks "
-            "the query's centre, which the heads share; a circle the head's own, in the ellipse "
-            "where its Gaussian is one standard deviation wide. With several scales the Gaussian "
-            "is that of the scale which counts most.",
+            "The large map is the mean of the heads, and each small one is the map of a head. A "
+            "square marks the query's centre, which the heads share. A circle marks the centre of "
+            "a head, inside the ellipse where its Gaussian is one standard deviation wide. With "
+            "several scales the Gaussian is that of the scale that counts most.",
         ],
-        pictures=[
-            Picture(_png(image, [cells], title, names), caption)
-            for cells, title, caption in zip(rows, titles, captions, strict=True)
-        ],
-        columns=_TABLE,
+        pictures=pictures,
+        columns=("object", "model", *_FACTS),
         rows=table,
     )
-    return [png, page]
+    return [png_file, html_file]
 
 
-def _shown(cell: object) -> bool:
-    return not isinstance(cell, str)
+def _title(row: Sequence[Panel]) -> str:
+    """The object and the decoder layer, as the first model that found the object has them."""
+    found, view = next(panel for panel in row if not isinstance(panel, str))
+    score = f" {found.score:.0%}" if len(row) == 1 else ""
+    return f"{found.class_name}{score}, layer {view.layer}"
 
 
-def _title(cells: Sequence[Cell]) -> str:
-    """The object and the decoder layer, as the first model that shows it has them."""
-    found, look = next(cell for cell in cells if _shown(cell))
-    score = f" {found.score:.0%}" if len(cells) == 1 else ""
-    return f"{found.class_name}{score}, layer {look.layer}"
-
-
-def _facts(cell: Cell) -> list[tuple[str, str]]:
-    """The table's last columns, with words for a caption."""
-    if isinstance(cell, str):
-        return [("", value) for value in ("", "", cell, "", "", "", "")]
-    found, look = cell
-    scales = ""
-    if look.scale_weights is not None:
-        weighed = zip(look.strides, look.scale_weights, strict=True)
-        scales = ", ".join(f"1/{stride}: {weight:.3f}" for stride, weight in weighed)
-    return [
-        ("decoder layer", str(look.layer)),
-        ("query", str(found.query)),
-        ("class", found.class_name),
-        ("score", f"{found.score:.3f}"),
-        ("box", " ".join(f"{number:.1f}" for number in found.box)),
-        ("IoU with the first model's", "" if found.overlap is None else f"{found.overlap:.3f}"),
-        ("scale weights", scales),
-    ]
-
-
-def _png(
-    image: np.ndarray, rows: Sequence[Sequence[Cell]], title: str, names: Sequence[str] | None
-) -> bytes:
-    file = io.BytesIO()
-    figure = draw_co_attention(image, rows, row_titles=[title], column_titles=names)
-    figure.savefig(file, format="png")
-    return file.getvalue()
+def _facts(found: Detection, view: AttentionView) -> dict[str, str]:
+    """The numbers of a panel by their names in the table."""
+    facts = {
+        "decoder layer": str(view.layer),
+        "query": str(found.query),
+        "class": found.class_name,
+        "score": f"{found.score:.3f}",
+        "box": " ".join(f"{number:.1f}" for number in found.box),
+    }
+    if found.overlap is not None:
+        facts["IoU with the first model's"] = f"{found.overlap:.3f}"
+    if view.scale_weights is not None:
+        weighed = zip(view.strides, view.scale_weights, strict=True)
+        facts["scale weights"] = ", ".join(f"1/{stride}: {share:.3f}" for stride, share in weighed)
+    return facts

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
+from smca.inference.recording import has_co_attention_maps, record_co_attention
 from smca.modeling import build_detector
 from smca.visualization.attention.figure import gaussian_ellipse
-from smca.visualization.attention.recording import has_co_attention_maps, record_co_attention
 
 SIZES = [(138, 194), (101, 150)]  # no multiples of a stride
 OUTPUT_SIZES = [(276, 194), (101, 450)]
@@ -49,7 +49,7 @@ def detector(tiny_config):
 
 
 def run(model, layers):
-    """The record of two padded images, and what each layer's co-attention was called with."""
+    """The records of two padded images, and the arguments of each layer's co-attention."""
     torch.manual_seed(1)
     images = torch.zeros(2, 3, *(max(sides) for sides in zip(*SIZES, strict=True)))
     for image, (h, w) in zip(images, SIZES, strict=True):
@@ -58,10 +58,10 @@ def run(model, layers):
     for number, layer in enumerate(model.decoder.layers):
         attention = layer.co_attention
         attention.register_forward_pre_hook(lambda module, got, n=number: seen.update({n: got}))
-    predictions, record = record_co_attention(
+    predictions, records = record_co_attention(
         model, images, SIZES, layers=layers, output_sizes=OUTPUT_SIZES
     )
-    return predictions, record, seen
+    return predictions, records, seen
 
 
 def pixel(cells, stride, image):
@@ -77,23 +77,23 @@ def cells(pixels, stride, image):
 @pytest.mark.parametrize("kind", SMCA)
 def test_gaussians_are_those_that_modulate(kind, detector):
     model = detector(*SMCA[kind])
-    _, record, seen = run(model, layers=(0, -1))
-    assert record.layers == (0, 1)
+    _, records, seen = run(model, layers=(0, -1))
+    assert [record.layer for record in records] == [0, 1]
     for image in range(2):
         for query in (0, 4, 9):
-            for look in record.looks(query, image):
-                memory, prior = seen[look.layer][2:]
+            for view in (record.view(query, image) for record in records):
+                memory, prior = seen[view.layer][2:]
                 scale = (
                     0 if prior.selection is None else int(prior.selection[image, query].argmax())
                 )
                 stride = memory.strides[scale]
                 if prior.selection is not None:
                     expected = prior.selection[image, query]
-                    torch.testing.assert_close(torch.from_numpy(look.scale_weights), expected)
+                    torch.testing.assert_close(torch.from_numpy(view.scale_weights), expected)
                 for head in range(4):
                     group = head if prior.gaussians.center.shape[3] > 1 else 0
-                    points = gaussian_ellipse(look.head_centers[head], look.covariances[head])
-                    points = np.vstack([look.head_centers[head], points])
+                    points = gaussian_ellipse(view.head_centers[head], view.covariances[head])
+                    points = np.vstack([view.head_centers[head], points])
                     points = torch.from_numpy(cells(points, stride, image)).float()
                     density = prior.gaussians.log_density(scale, points)[image, group, query]
                     assert density[0] == pytest.approx(0, abs=1e-4)
@@ -105,35 +105,35 @@ def test_gaussians_are_those_that_modulate(kind, detector):
 @pytest.mark.parametrize("kind", ["independent", "Conditional DETR", "DETR"])
 def test_the_shared_center_is_where_boxes_start_from(kind, detector):
     model = detector(*(SMCA | OTHERS)[kind])
-    _, record, _ = run(model, layers=(-1,))
+    _, [record], _ = run(model, layers=(-1,))
     position = model.decoder.query_embed.weight
     reference = model.decoder.initial_reference(position)
     for image, (height, width) in enumerate(OUTPUT_SIZES):
-        [look] = record.looks(3, image)
+        view = record.view(3, image)
         if kind == "DETR":
-            assert look.shared_center is None
+            assert view.shared_center is None
             continue
         expected = reference[3].sigmoid().detach().numpy() * (width, height)
-        np.testing.assert_allclose(look.shared_center, expected, rtol=1e-4)
+        np.testing.assert_allclose(view.shared_center, expected, rtol=1e-4)
     if kind != "independent":
-        assert look.head_centers is look.covariances is look.scale_weights is None
+        assert view.head_centers is view.covariances is view.scale_weights is None
 
 
 @pytest.mark.parametrize("kind", [*SMCA, *OTHERS])
 def test_maps_have_every_key_at_its_place(kind, detector):
     model = detector(*(SMCA | OTHERS)[kind])
-    _, record, seen = run(model, layers=(0, 1))
+    _, records, seen = run(model, layers=(0, 1))
     for image, query in ((0, 2), (1, 7)):
-        for look in record.looks(query, image):
-            arguments = seen[look.layer]
+        for view in (record.view(query, image) for record in records):
+            arguments = seen[view.layer]
             memory, prior = arguments[2:]
             with torch.no_grad():
-                weights = model.decoder.layers[look.layer].co_attention.weights(*arguments)
-            rows, columns = look.maps.shape[1:]
+                weights = model.decoder.layers[view.layer].co_attention.weights(*arguments)
+            rows, columns = view.maps.shape[1:]
             assert (rows, columns) == memory.shapes[0]
             finest = memory.strides[0]
-            np.testing.assert_allclose(look.steps, pixel((1, 1), finest, image), rtol=1e-6)
-            expected = np.zeros(look.maps.shape)
+            np.testing.assert_allclose(view.steps, pixel((1, 1), finest, image), rtol=1e-6)
+            expected = np.zeros(view.maps.shape)
             selection = getattr(prior, "selection", None)
             fine = np.mgrid[:rows, :columns] * finest  # y, x of the keys in pixels
             for scale, (shape, stride) in enumerate(
@@ -144,22 +144,22 @@ def test_maps_have_every_key_at_its_place(kind, detector):
                     values = weights[scale][image, head, query].reshape(shape).numpy()
                     between = map_coordinates(values, fine / stride, order=1, mode="nearest")
                     expected[head] += share * between * (finest / stride) ** 2
-            np.testing.assert_allclose(look.maps, expected, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(view.maps, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_on_one_scale_the_largest_weight_is_that_of_its_key(detector):
     """In particular the map of an image that is no multiple of the stride is not stretched."""
     model = detector(*SMCA["one scale"])
-    _, record, seen = run(model, layers=(-1,))
+    _, records, seen = run(model, layers=(-1,))
     for image in range(2):
-        [look] = record.looks(5, image)
+        view = records[0].view(5, image)
         [weights] = model.decoder.layers[-1].co_attention.weights(*seen[1])
-        rows, columns = look.maps.shape[1:]
+        rows, columns = view.maps.shape[1:]
         for head, key in enumerate(weights[image, :, 5].argmax(-1).tolist()):
-            y, x = np.unravel_index(look.maps[head].argmax(), (rows, columns))
+            y, x = np.unravel_index(view.maps[head].argmax(), (rows, columns))
             assert (y, x) == divmod(key, columns)
-            np.testing.assert_allclose((x, y) * look.steps, pixel((x, y), 32, image), rtol=1e-6)
-        np.testing.assert_allclose(look.maps.sum(axis=(1, 2)), 1, rtol=1e-4)
+            np.testing.assert_allclose((x, y) * view.steps, pixel((x, y), 32, image), rtol=1e-6)
+        np.testing.assert_allclose(view.maps.sum(axis=(1, 2)), 1, rtol=1e-4)
 
 
 def test_hooks_are_gone_afterwards_and_predictions_as_without(detector):

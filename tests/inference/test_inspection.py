@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from smca.config import ConfigError
+from smca.inference.inspection import Inspection, inspect_image
 from smca.inference.predictor import Predictor
 from smca.modeling import build_detector
-from smca.visualization.attention.queries import Detection, Inspection, inspect_image
+from smca.visualization.attention.views import Detection
 
 BOXES = [[0, 0, 40, 40], [10, 10, 50, 50], [60, 60, 90, 90], [0, 0, 44, 40]]
 SCORES = [[0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.3, 0.2, 0.9], [0.1, 0.05, 0.4]]
@@ -17,7 +18,7 @@ def inspection(boxes=BOXES, scores=SCORES, names=("circle", "square", "triangle"
         class_names=names,
         boxes=torch.tensor(boxes, dtype=torch.float32),
         scores=torch.tensor(scores),
-        record=None,
+        records=(),
     )
 
 
@@ -97,17 +98,15 @@ def test_queries_detect_what_the_predictor_finds(loss, predictor):
     assert best.score == pytest.approx(float(expected.scores[0]))
     assert best.class_name == expected.class_names[0]
     torch.testing.assert_close(torch.from_numpy(best.box), expected.boxes[0])
-    [look] = seen.looks(best)
-    assert look.layer == 1 and (look.steps > 16).all()  # the image was made smaller
+    [view] = seen.views(best)
+    assert view.layer == 1 and (view.steps > 16).all()  # the image was made smaller
 
 
 def test_layers_and_what_has_none(predictor):
     model = predictor()
-    assert [look.layer for look in inspect_image(model, photo(), layer=None).record.looks(0)] == [
-        0,
-        1,
-    ]
-    assert inspect_image(model, photo(), layer=0).record.layers == (0,)
+    for layer, layers in ((None, [0, 1]), (0, [0])):
+        seen = inspect_image(model, photo(), layer=layer)
+        assert [view.layer for view in seen.views(seen.of_query(0))] == layers
     for layer in (2, -3):
         with pytest.raises(ConfigError, match=f"no decoder layer {layer}.*NUM_LAYERS is 2"):
             inspect_image(model, photo(), layer=layer)

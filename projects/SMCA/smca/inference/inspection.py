@@ -1,7 +1,4 @@
-"""Which queries to look into: what each of them detects in an image, and where it looks.
-
-Shapes: N queries, K classes.
-"""
+"""Running a model on an image to see what its queries detect, and where they look."""
 
 from __future__ import annotations
 
@@ -13,47 +10,29 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from ...errors import ConfigError
-from ...inference.predictor import Predictor, require_finite
-from .recording import CoAttentionRecord, Look, has_co_attention_maps, record_co_attention
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What a query detects.
-
-    Attributes:
-        query: its index.
-        class_name: of the class meant.
-        score: of that class.
-        box: (4,) xyxy in pixels of the image, not clipped to it.
-        overlap: IoU with the box of the detection that it was matched with, if with any.
-    """
-
-    query: int
-    class_name: str
-    score: float
-    box: np.ndarray
-    overlap: float | None = None
+from ..errors import ConfigError
+from ..visualization.attention.views import AttentionView, Detection
+from .predictor import Predictor, require_finite
+from .recording import CoAttentionRecord, has_co_attention_maps, record_co_attention
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model's queries detect in one image, and where they look.
+    """The detections of a model's N queries in one image, and where the queries look.
 
     Attributes:
         image: (h, w, 3) uint8, RGB.
-        class_names: of the K classes.
+        class_names: names of the K classes.
         boxes: (N, 4) xyxy in pixels of ``image``.
         scores: (N, K).
-        record: in pixels of ``image``.
+        records: a record per decoder layer, in pixels of ``image``.
     """
 
     image: np.ndarray
     class_names: Sequence[str]
     boxes: Tensor
     scores: Tensor
-    record: CoAttentionRecord
+    records: Sequence[CoAttentionRecord]
 
     def best(
         self,
@@ -62,11 +41,12 @@ class Inspection:
         class_name: str | None = None,
         point: tuple[float, float] | None = None,
     ) -> list[Detection]:
-        """The detections of at most ``count`` queries, those with the best scores first.
+        """The detections of at most ``count`` queries, the best scores first.
 
         Args:
-            class_name: only its scores count; by default the best class of each query does.
-            point: x, y in pixels of the image; only boxes that contain it count.
+            count: most detections.
+            class_name: the class whose scores count; by default the best class of each query.
+            point: x, y in pixels of the image; boxes that do not contain it are left out.
         """
         if class_name is None:
             scores, labels = self.scores.max(-1)
@@ -81,20 +61,23 @@ class Inspection:
         return [self._detection(query, labels[query]) for query in order[:count].tolist()]
 
     def of_query(self, query: int) -> Detection:
-        """The detection of one query: its best class."""
+        """The detection of one query, with its best class."""
         return self._detection(query, self.scores[query].argmax())
 
     def same_object(
         self, found: Detection, *, threshold: float = 0.1, least_overlap: float = 0.5
     ) -> Detection | None:
-        """The detection that shows what another model ``found``: of its class, and where it is.
+        """The detection of the object that another model ``found``.
+
+        It has the same class, and of all such detections the largest IoU.
 
         Args:
+            found: the other model's detection.
             threshold: least score.
             least_overlap: least IoU.
 
         Returns:
-            the one of the greatest IoU, if there is any.
+            the detection, or None if there is none.
         """
         if found.class_name not in self.class_names:
             return None
@@ -107,9 +90,9 @@ class Inspection:
             return None
         return self._detection(query, label, overlap=float(overlaps[query]))
 
-    def looks(self, found: Detection) -> list[Look]:
-        """Where the query of a detection looks, in each of the layers recorded."""
-        return self.record.looks(found.query)
+    def views(self, found: Detection) -> list[AttentionView]:
+        """Where the query of a detection looks in each recorded layer."""
+        return [record.view(found.query) for record in self.records]
 
     def _detection(self, query: int, label: int | Tensor, **more: float) -> Detection:
         return Detection(
@@ -125,12 +108,12 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
     """Run a model on an image and read what its queries do.
 
     Args:
-        predictor: of the model.
-        image: as the predictor takes it.
-        layer: of the decoder, -1 is the last; None: all of them.
+        predictor: predictor of the model.
+        image: an image that the predictor takes.
+        layer: index of the decoder layer; -1 is the last, None means all.
 
     Raises:
-        ConfigError: the decoder attends to no maps, or has no such layer.
+        ConfigError: the decoder has no maps to draw, or has no such layer.
         FloatingPointError: the model's weights are not finite.
     """
     decoder = predictor.detector.decoder
@@ -143,11 +126,11 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
     if layer is not None and not -count <= layer < count:
         raise ConfigError(
             f"there is no decoder layer {layer}: MODEL.SMCA.DECODER.NUM_LAYERS is {count}, so "
-            f"they are 0 to {count - 1}, or -1 for the last"
+            f"layers are 0 to {count - 1}, and -1 is the last"
         )
-    batch, sizes, originals = predictor.inputs([image])
-    height, width = originals[0].shape[:2]
-    predictions, record = record_co_attention(
+    batch, sizes, (original,) = predictor.inputs([image])
+    height, width = original.shape[:2]
+    predictions, records = record_co_attention(
         predictor.detector,
         batch,
         sizes,
@@ -159,9 +142,9 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
     softmax = predictor.cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
     boxes = box_convert(predictions.boxes[-1, 0].cpu(), "cxcywh", "xyxy")
     return Inspection(
-        image=originals[0],
+        image=original,
         class_names=predictor.class_names,
         boxes=boxes * torch.tensor([width, height, width, height]),
         scores=logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid(),
-        record=record,
+        records=records,
     )
