@@ -193,6 +193,7 @@ def write_images(*paths):
 
 def test_names_of_outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "opencv", lambda: None)
     names = ["a.jpg", "x/a.jpg", "x/y/b.PNG", "x/c.gif", "z/d[1].png"]
     write_images(*map(Path, names))
     Path("e.mov").write_bytes(b"")
@@ -234,6 +235,13 @@ def test_nothing_of_the_users_is_overwritten(tmp_path):
     sources.claim([new, new.with_name("b.png")], [mine])
     write_images(new)
     sources.claim([new], [mine])
+    # A refused claim notes nothing: what is put there later is the user's.
+    later = new.with_name("later.png")
+    with pytest.raises(ConfigError, match="exists"):
+        sources.claim([later, other], [mine])
+    write_images(later)
+    with pytest.raises(ConfigError, match="exists"):
+        sources.claim([later], [mine])
     with pytest.raises(ConfigError, match="cannot be written"):
         sources.claim([mine / "a.png"], [])
 

@@ -19,7 +19,7 @@ from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory
 from smca.config import is_own_model
 from smca.engine.guard import guarded
-from smca.hosts import choose_engine, detectron2_host
+from smca.hosts import choose_engine, load
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here for
 # the processes that are spawned too; what imports fvcore's analysis is imported after it, in main.
@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
 def host_of(engine: str) -> Host:
     if choose_engine(engine)[0] == "native":
         return NATIVE
-    return detectron2_host("analysis").DETECTRON2
+    return load("detectron2", "analysis").DETECTRON2
 
 
 def main() -> None:

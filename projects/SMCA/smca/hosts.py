@@ -32,20 +32,27 @@ def choose_engine(wanted: str) -> tuple[str, str]:
         raise ConfigError(f"engine is {wanted!r}; it must be 'auto', 'detectron2' or 'native'")
     if wanted == "native":
         return "native", "Engine: native, as asked for"
-    if has_detectron2():
-        reason = "as asked for" if wanted == "detectron2" else "it is installed"
-        return "detectron2", f"Engine: detectron2, {reason}"
     if wanted == "detectron2":
-        raise ConfigError(f"Detectron2 is not installed; install it with {INSTALL_DETECTRON2}")
+        _require_detectron2()
+        return "detectron2", "Engine: detectron2, as asked for"
+    if has_detectron2():
+        return "detectron2", "Engine: detectron2, it is installed"
     return "native", f"Engine: native; Detectron2 is not installed ({INSTALL_DETECTRON2})"
+
+
+def _require_detectron2() -> None:
+    if not has_detectron2():
+        raise ConfigError(f"Detectron2 is not installed; install it with {INSTALL_DETECTRON2}")
 
 
 def load(engine: str, module: str) -> ModuleType:
     """Import ``smca.d2.<module>`` or ``smca.native.<module>``.
 
     Raises:
-        ConfigError: Detectron2 is installed, but too old, or built for another torch.
+        ConfigError: Detectron2 is not installed, too old, or built for another torch.
     """
+    if engine == "detectron2":
+        _require_detectron2()
     try:
         return importlib.import_module(f".{_PACKAGES[engine]}.{module}", __package__)
     except ImportError as error:

@@ -17,7 +17,7 @@ from .meta_arch import SMCA
 
 
 class Detectron2Host:
-    """Any detector of Detectron2's registry; see :class:`smca.inference.predictor.NativeHost`."""
+    """Any detector of Detectron2's registry; see :class:`smca.inference.detect.Inference`."""
 
     def __init__(self, cfg: CfgNode):
         """

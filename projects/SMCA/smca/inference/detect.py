@@ -1,4 +1,4 @@
-"""Running a detector over images."""
+"""Running one of the project's detectors over images."""
 
 from __future__ import annotations
 
@@ -9,41 +9,59 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..modeling.detector import pad_images, pixel_statistics
+from ..checkpoints import fetch
+from ..config import get_cfg, load_cfg
+from ..modeling.detector import build_detector, pad_images, pixel_statistics
 from ..modeling.heads import detect
 from ..structures import Detections, Size
 
 
 class Inference:
-    """Runs a detector of the project in evaluation mode.
+    """Runs a detector of the project in evaluation mode; the native host of a predictor.
 
     Attributes:
-        detector: may be in training; its mode stays as it was.
+        detector: the detector. It stays in the mode that it is in.
     """
 
-    def __init__(self, cfg: CfgNode, detector: nn.Module):
+    def __init__(self, cfg: CfgNode, detector: nn.Module | None = None):
         """
         Args:
             cfg: the configuration.
-            detector: on the device that it is to run on.
+            detector: a detector on its device; by default a new one on MODEL.DEVICE, in evaluation
+                mode.
+
+        Raises:
+            ConfigError: a new detector needs Detectron2, or a value of the config cannot work.
         """
+        if detector is None:
+            detector = build_detector(cfg).to(cfg.MODEL.DEVICE).eval()
         self.detector = detector
         device = next(detector.parameters()).device
         self.mean, self.std = (part.to(device) for part in pixel_statistics(cfg))
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
         self.softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
 
+    @staticmethod
+    def read(config: str | CfgNode) -> CfgNode:
+        """The config of a file, or a copy of a config."""
+        return config.clone() if isinstance(config, CfgNode) else load_cfg(get_cfg(), config)
+
+    @staticmethod
+    def local_path(weights: str) -> str:
+        """The path of a checkpoint, which is fetched first if ``weights`` is an address."""
+        return fetch(weights)
+
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
-        """Images (3, h, w) in 0..255 as the detector takes them, see :func:`pad_images`."""
+        """The detector's input for images (3, h, w) in 0..255; see :func:`pad_images`."""
         return pad_images(images, mean=self.mean, std=self.std)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], output_sizes: Sequence[Size]) -> list[Detections]:
-        """What is found in a batch of images, on the host.
+        """The detections in each image of a batch, on the CPU.
 
         Args:
             images: (3, h, w) each, pixels in 0..255.
-            output_sizes: (h, w) to scale the boxes to, an image each.
+            output_sizes: (h, w) that the boxes of each image are scaled to.
         """
         with evaluating(self.detector):
             predictions = self.detector(*self.pad(images))
@@ -58,7 +76,7 @@ class Inference:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and then as it was."""
+    """Put a model into evaluation mode for a while."""
     training = model.training
     if training:
         model.eval()

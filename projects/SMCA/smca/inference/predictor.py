@@ -17,16 +17,16 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import fetch, load_state, pop_weights, read_checkpoint
+from .. import hosts
+from ..checkpoints import load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
 from ..checkpoints.loading import num_logits
-from ..config import choose_device, config_file, get_cfg, is_own_model, load_cfg, validate
+from ..config import choose_device, config_file, is_own_model, load_cfg, validate
 from ..data.coco import COCO_CLASSES, dataset_files
 from ..data.coco_format import read_class_names
 from ..data.images import read_rgb, upright_rgb
 from ..data.mapper import DetrMapper
 from ..errors import ConfigError, DatasetError
-from ..modeling.detector import build_detector
 from ..structures import Detections, Size
 from .detect import Inference
 
@@ -35,14 +35,14 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Result:
-    """The detections of an image, best first; tensors are on the CPU.
+    """The detections of an image, best first, with tensors on the CPU.
 
     Attributes:
-        boxes: (D, 4) xyxy in pixels of the image as it was given. Those of the project's own models
-            are not clipped to it.
+        boxes: (D, 4) xyxy in pixels of the given image. Boxes of the project's own models are not
+            clipped to it.
         scores: (D,) in [0, 1].
         labels: (D,) contiguous class indices.
-        class_names: (D,) the names of these classes.
+        class_names: (D,) names of these classes.
     """
 
     boxes: Tensor
@@ -54,41 +54,17 @@ class Result:
         return len(self.scores)
 
 
-class NativeHost(Inference):
-    """Reads configs, and builds and runs the project's own detector on PyPI packages alone.
-
-    Attributes:
-        detector: in evaluation mode, on MODEL.DEVICE.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        """
-        Raises:
-            ConfigError: a value that cannot work, or a model that only Detectron2 builds.
-        """
-        super().__init__(cfg, build_detector(cfg).to(cfg.MODEL.DEVICE).eval())
-
-    @staticmethod
-    def read(config: str | CfgNode) -> CfgNode:
-        """A config of one's own, of a file or like another."""
-        return config.clone() if isinstance(config, CfgNode) else load_cfg(get_cfg(), config)
-
-    @staticmethod
-    def local_path(weights: str) -> str:
-        """The path of a checkpoint's file."""
-        return fetch(weights)
-
-
 class Predictor:
     """Detects objects in images with a trained model.
 
     Attributes:
         cfg: the configuration, with the device that is used.
-        device: of the model.
+        device: device of the model.
         weights: the checkpoint that was taken, and why.
-        class_names: by contiguous class index: those of the checkpoint, or of the annotation file
-            of the config's datasets, or COCO's 80 where these are COCO, or else numbers.
-        detector: the model in evaluation mode. In either host one of the project's own is a
+        class_names: names by contiguous class index. They come from the checkpoint, or from the
+            annotation file of the config's datasets, or are COCO's 80 if these datasets are COCO;
+            otherwise they are numbers.
+        detector: the model in evaluation mode. In both hosts the project's own models are a
             :class:`~smca.modeling.Detector`.
     """
 
@@ -104,15 +80,15 @@ class Predictor:
         """
         Args:
             config: path of a YAML file, a name of :mod:`smca.model_zoo`, or a config.
-            weights: a checkpoint that has all of the model, or its address; None: see
+            weights: path or address of a checkpoint of the whole model; None: see
                 :func:`~smca.checkpoints.choosing.trained_weights`.
             opts: ``KEY, value, ...`` changes of the config.
-            device: None is MODEL.DEVICE, or the CPU where there is no GPU.
-            engine: "native", or "detectron2", which has any backbone and model of Detectron2's
-                registries and takes its paths, such as ``detectron2://...``.
+            device: None is MODEL.DEVICE, or the CPU if there is no GPU.
+            engine: "native", or "detectron2", which runs any backbone and model of Detectron2's
+                registries and reads its paths, such as ``detectron2://...``.
 
         Raises:
-            ConfigError: a config or a value that cannot work, no weights, or no Detectron2.
+            ConfigError: a config or a value cannot work, or weights or Detectron2 are missing.
             FileNotFoundError, CheckpointError: the checkpoint is missing or does not fit.
         """
         host = _host(engine)
@@ -143,21 +119,22 @@ class Predictor:
     def __call__(
         self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
     ) -> Result | list[Result]:
-        """
+        """Detect objects in an image, or in a list of images as one batch.
+
         Args:
-            images: an image, or a list of images that are looked at as one batch. An image is a
-                path, a PIL image or a NumPy array: (h, w, 3) uint8 in the order **RGB** (OpenCV's
-                is BGR: ``image[..., ::-1]``), or (h, w) uint8 in grey.
-            threshold: detections of a lower score are left out.
+            images: an image or a list of images. An image is a path, a PIL image or a NumPy array:
+                (h, w, 3) uint8 in the order **RGB** (OpenCV's is BGR: ``image[..., ::-1]``), or
+                (h, w) uint8 in grey.
+            threshold: detections with a lower score are left out.
 
         Returns:
-            the result of the image, or one each. There are at most TEST.DETECTIONS_PER_IMAGE
-            detections.
+            the result of the image, or a list of results. A result has at most
+            TEST.DETECTIONS_PER_IMAGE detections.
 
         Raises:
-            OSError: a file that is missing or cannot be read as an image, or grey values of which
+            OSError: a file is missing, cannot be read as an image, or has grey values for which
                 white is not known.
-            TypeError, ValueError: what is no image, or an array of another shape or type.
+            TypeError, ValueError: not an image, or an array of another shape or type.
             FloatingPointError: the model's weights are not finite.
         """
         originals = [read_image(image) for image in _as_list(images)]
@@ -171,14 +148,14 @@ class Predictor:
     def inputs(
         self, images: ImageLike | Sequence[ImageLike]
     ) -> tuple[Tensor, list[Size], list[np.ndarray]]:
-        """What the detector takes of these images, for those who call it or look into it.
+        """The detector's input for images, for those who call the detector or look into it.
 
         Args:
             images: at least one, see :meth:`__call__`.
 
         Returns:
-            (B, 3, H, W), resized, normalised and padded, on ``device``; each image's (h, w) in it
-            without the padding; and the images as they were given, (h, w, 3) uint8 RGB.
+            (B, 3, H, W), resized, normalised and padded, on ``device``; the (h, w) of each image in
+            it without the padding; and the images as they were given, (h, w, 3) uint8 RGB.
         """
         originals = [read_image(image) for image in _as_list(images)]
         batch, sizes = self._host.pad([self._mapper.map_image(image) for image in originals])
@@ -199,7 +176,7 @@ class Predictor:
 def require_finite(scores: Tensor) -> None:
     """
     Raises:
-        FloatingPointError: the model's weights are not finite.
+        FloatingPointError: a score is not finite, so that the model's weights cannot be.
     """
     if not scores.isfinite().all():
         raise FloatingPointError(
@@ -239,15 +216,13 @@ def _as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     return images if isinstance(images, (list, tuple)) else [images]
 
 
-def _host(engine: str) -> type[NativeHost]:
+def _host(engine: str) -> type[Inference]:
+    """The class that reads configs, and builds and runs models; Detectron2's is like Inference."""
     if engine == "native":
-        return NativeHost
-    if engine != "detectron2":
-        raise ConfigError(f"engine is {engine!r}; it must be 'native' or 'detectron2'")
-    from ..hosts import choose_engine, detectron2_host
-
-    choose_engine(engine)
-    return detectron2_host("predictor").Detectron2Host
+        return Inference
+    if engine == "detectron2":
+        return hosts.load("detectron2", "predictor").Detectron2Host
+    raise ConfigError(f"engine is {engine!r}; it must be 'native' or 'detectron2'")
 
 
 def _path(config: str) -> str:
@@ -272,7 +247,7 @@ def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _annotated_classes(cfg: CfgNode, dataset: str) -> Sequence[str] | None:
-    """The class names in a dataset's annotation file, or None where it has no such file."""
+    """The class names in a dataset's annotation file; None if it cannot be read."""
     try:
         json_file, _ = dataset_files(cfg, dataset)
         return read_class_names(dataset, json_file)

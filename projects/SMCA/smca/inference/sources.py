@@ -1,10 +1,14 @@
-"""Where pictures come from and go to: files, folders, videos and cameras."""
+"""The images that a program looks at, and the files that it draws to.
+
+Images come from files, folders, videos and cameras.
+"""
 
 from __future__ import annotations
 
 import glob
 import importlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +22,18 @@ from ..errors import ConfigError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv"}
-# What is written in the format it was read in.
+# Pictures and videos of these formats are drawn in the same format.
 _KEPT = {".jpg", ".jpeg", ".png", ".mp4"}
-# In each folder written to: the names of what these functions wrote.
+# A file in each output folder, with the names of the files that the program wrote there.
 WRITTEN = ".smca_demo"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something to look at.
+    """An image, a video or a camera.
 
     Attributes:
-        path: of an image or a video; or the number of a camera.
+        path: path of an image or a video, or number of a camera.
         output: the picture or video to draw to.
     """
 
@@ -50,9 +54,9 @@ class Frame:
     """An image of a source.
 
     Attributes:
-        source: where it is from.
+        source: the source.
         image: (h, w, 3) uint8 RGB.
-        number: in its video, from 0; None for a picture.
+        number: index in its video; None for a picture.
         rate: frames a second of the video.
     """
 
@@ -63,25 +67,25 @@ class Frame:
 
 
 def gather(inputs: Sequence[str], output: str, camera: int | None = None) -> list[Source]:
-    """The images and videos of paths, folders and patterns, each once.
+    """Find the images and videos of paths, folders and patterns, each once.
 
     Args:
-        inputs: images and videos; folders, of which the images directly inside are taken; patterns
-            such as ``photos/**/*.jpg``.
-        output: folder. A file keeps its name there, with ``.png`` or ``.mp4`` added when it is of
+        inputs: images, videos, folders with images directly inside, and patterns such as
+            ``photos/**/*.jpg``.
+        output: output folder. A file keeps its name there; ``.png`` or ``.mp4`` is added if it has
             another format. Files of the same name keep the folders that tell them apart.
-        camera: its number, or None.
+        camera: number of a camera, or None.
 
     Raises:
-        ConfigError: a path or a pattern without files, or no OpenCV for videos.
+        ConfigError: a path or a pattern has no files, or OpenCV is missing for videos.
     """
-    paths: dict[str, str] = {}
-    for text in inputs:
-        for path in _files(text):
-            paths.setdefault(os.path.realpath(path), path)
+    found: dict[str, str] = {}
+    for path in (path for text in inputs for path in _files(text)):
+        found.setdefault(os.path.realpath(path), path)
+    paths = list(found.values())
     sources = [
         Source(path, Path(output) / name)
-        for path, name in zip(paths.values(), _distinct_names(list(paths)), strict=True)
+        for path, name in zip(paths, _distinct_names(paths), strict=True)
     ]
     if camera is not None:
         sources.append(Source(camera, Path(output) / f"camera{camera}.mp4"))
@@ -93,47 +97,47 @@ def gather(inputs: Sequence[str], output: str, camera: int | None = None) -> lis
 
 
 def claim(outputs: Sequence[Path], inputs: Sequence[str | os.PathLike]) -> None:
-    """Make the folders of ``outputs``, and note that these files are the program's own.
+    """Make the folders of ``outputs``, and note there that the program writes these files.
 
     Raises:
-        ConfigError: one of ``outputs`` is one of ``inputs``, is named twice, exists and was not
-            written by this program, or cannot be written.
+        ConfigError: an output is also an input, is named twice, exists and was not written by this
+            program, or cannot be written.
     """
     read = {os.path.realpath(path) for path in inputs}
-    seen = set()
+    times = Counter(os.path.realpath(path) for path in outputs)
+    new = []
     for path in outputs:
         place = os.path.realpath(path)
         if place in read:
             raise ConfigError(f"{path} is an input, which stays as it is; name another output")
-        if place in seen:
+        if times[place] > 1:
             raise ConfigError(f"{path} would be written twice; name another output")
-        seen.add(place)
-    for path in outputs:
         record = path.parent / WRITTEN
+        if record.exists() and path.name in record.read_text().splitlines():
+            continue
+        if path.exists():
+            raise ConfigError(
+                f"{path} exists and was not written by this program; name another output"
+            )
+        new.append(path)
+    for path in new:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            written = record.read_text().splitlines() if record.exists() else []
-            if path.exists() and path.name not in written:
-                raise ConfigError(
-                    f"{path} exists and was not written by this program; name another output"
-                )
-            if path.name not in written:
-                record.write_text("\n".join([*written, path.name, ""]))
+            with (path.parent / WRITTEN).open("a") as record:
+                record.write(f"{path.name}\n")
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error}") from error
 
 
 def count_frames(sources: Sequence[Source]) -> int | None:
-    """How many images these are, as far as the files say; None for a camera."""
-    if any(isinstance(source.path, int) for source in sources):
-        return None
+    """The number of images, as far as videos tell it; None with a camera."""
     count = 0
     for source in sources:
+        if isinstance(source.path, int):
+            return None
         if source.is_video:
             cv2 = opencv()
-            video = cv2.VideoCapture(source.path)
-            count += max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
-            video.release()
+            count += max(0, int(cv2.VideoCapture(source.path).get(cv2.CAP_PROP_FRAME_COUNT)))
         else:
             count += 1
     return count
@@ -142,11 +146,11 @@ def count_frames(sources: Sequence[Source]) -> int | None:
 def read_frames(
     sources: Sequence[Source], unreadable: Callable[[Source, str], None]
 ) -> Iterator[Frame]:
-    """The images of all sources, one after the other.
+    """Read the images of all sources, one after the other.
 
     Args:
-        sources: of which a camera never ends.
-        unreadable: is told which file cannot be read, and why; the others go on.
+        sources: the sources; a camera never ends.
+        unreadable: called with each source that cannot be read, and the reason.
     """
     for source in sources:
         if source.is_video:
@@ -161,7 +165,7 @@ def read_frames(
 
 
 class FrameWriter:
-    """Writes drawn frames where their sources say; a context that finishes the last video."""
+    """Writes drawn frames to the outputs of their sources; a context that ends the last video."""
 
     def __init__(self):
         self._video = None
@@ -174,16 +178,17 @@ class FrameWriter:
         self._finish()
 
     def write(self, frame: Frame, picture: Image.Image) -> None:
-        """
+        """Write one frame.
+
         Args:
-            frame: frames of a video come one after the other.
-            picture: the frame as drawn, of one size in all of a video.
+            frame: the frame; all frames of a video come one after the other.
+            picture: the drawn frame, of the same size for all frames of a video.
 
         Raises:
             ConfigError: the video cannot be written.
         """
         path = frame.source.output
-        if self._path not in (None, path):
+        if self._path != path:
             self._finish()
         if frame.number is None:
             picture.save(path, quality=95)  # of JPEG
@@ -207,7 +212,7 @@ def opencv() -> ModuleType:
     """OpenCV, for videos and cameras.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: OpenCV is not installed.
     """
     try:
         return importlib.import_module("cv2")
@@ -220,9 +225,9 @@ def opencv() -> ModuleType:
 def _video_frames(source: Source, unreadable: Callable[[Source, str], None]) -> Iterator[Frame]:
     cv2 = opencv()
     video = cv2.VideoCapture(source.path)
+    number = 0
     try:
-        rate = video.get(cv2.CAP_PROP_FPS) or 25.0  # where the file or the camera does not say
-        number = 0
+        rate = video.get(cv2.CAP_PROP_FPS) or 25.0  # some files and cameras do not tell theirs
         while (read := video.read())[0]:
             yield Frame(source, np.ascontiguousarray(read[1][..., ::-1]), number, rate)
             number += 1
@@ -247,17 +252,17 @@ def _files(text: str) -> list[str]:
 
 
 def _distinct_names(paths: Sequence[str]) -> list[str]:
-    """File names; and of those that several have, the paths below their common folder."""
-    folders: dict[str, list[str]] = {}
-    for path in paths:
-        folders.setdefault(_output_name(path), []).append(os.path.dirname(os.path.abspath(path)))
-    names = []
-    for path in paths:
-        name = _output_name(path)
-        common = os.path.commonpath(folders[name])
-        below = os.path.relpath(os.path.dirname(os.path.abspath(path)), common)
-        names.append(os.path.join(below, name) if len(folders[name]) > 1 else name)
-    return names
+    """Names of outputs: file names, or paths below their common folder where names are equal."""
+    names = [_output_name(path) for path in paths]
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    alike: dict[str, list[str]] = {}
+    for name, folder in zip(names, folders, strict=True):
+        alike.setdefault(name, []).append(folder)
+    below = [
+        os.path.relpath(folder, os.path.commonpath(alike[name]))
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    return list(map(os.path.join, below, names))
 
 
 def _output_name(path: str) -> str:
