@@ -28,18 +28,18 @@ from measuring import (
     Row,
     add_arguments,
     chosen_device,
+    interleave,
     quotient,
     ratio,
     summary,
-    take_turns,
     write,
 )
+from operations import Operations
 from references import ATTENDS
 from roofline import HALF, PRECISIONS, Peaks, measured_peaks, precision
 from torch import Tensor
 
-from smca.analysis.memory import peak_above_rest
-from smca.analysis.operations import Operations
+from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
 from smca.structures import Size
 
@@ -57,7 +57,7 @@ def prepare(case: Case, name: str, backward: bool) -> Callable[[], Tensor]:
 
 
 def mebibytes(case: Case, name: str, backward: bool) -> float | None:
-    return quotient(peak_above_rest(prepare, case, name, backward), 2**20)
+    return quotient(peak_memory(prepare, case, name, backward), 2**20)
 
 
 def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[Row]:
@@ -73,7 +73,7 @@ def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[R
         if args.memory:
             memory = {name: mebibytes(case, name, backward) for name in works}
             works = {name: work for name, work in works.items() if memory[name] is not None}
-        times = take_turns(
+        times = interleave(
             works,
             device=torch.device(case.device),
             rounds=args.rounds,

@@ -28,17 +28,17 @@ from measuring import (
     Row,
     add_arguments,
     chosen_device,
+    interleave,
     quotient,
     ratio,
     summary,
-    take_turns,
     write,
 )
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from smca.analysis.host import NATIVE
-from smca.analysis.memory import peak_above_rest
+from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
 from smca.engine.step import TrainingStep
 from smca.structures import Predictions
@@ -181,7 +181,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> list[
     work = Work(case, device)
     wholes = work.wholes()
     functions = wholes | work.parts()
-    times = take_turns(
+    times = interleave(
         functions, device=device, rounds=args.rounds, least_seconds=args.least_seconds
     )
     errors = work.errors()
@@ -190,7 +190,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> list[
         peak = None
         # Most objects need most memory.
         if args.memory and name in wholes and case.boxes == max(args.boxes):
-            peak = peak_above_rest(prepare, case, str(device), name)
+            peak = peak_memory(prepare, case, str(device), name)
         row = {
             **asdict(case),
             "part": name,
@@ -244,7 +244,7 @@ def main() -> int:
     device = chosen_device(args)
     if args.step_seconds is None:
         step = {"step": training_step(args, device)}
-        times = take_turns(step, device=device, rounds=3, warm_up=1)
+        times = interleave(step, device=device, rounds=3, warm_up=1)
         args.step_seconds = summary(times["step"]).median
         del step
     cases = [

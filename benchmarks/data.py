@@ -33,7 +33,7 @@ from unittest import mock
 
 import torch
 from fvcore.common.config import CfgNode
-from measuring import ROOT, Row, add_arguments, chosen_device, ratio, summary, take_turns, write
+from measuring import ROOT, Row, add_arguments, chosen_device, interleave, ratio, summary, write
 from photos import FORMATS, draw_photo, write_photos
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -126,7 +126,7 @@ def mapper_rows(
         **{step: over_all(each) for step, each in maps.items()},
         **{f"plain {step}": each for step, each in plain.items()},
     }
-    times = take_turns(
+    times = interleave(
         functions,
         device=CPU,
         rounds=args.rounds,
@@ -168,7 +168,7 @@ def batch_row(mappers: Mappers, records: list[dict], args: argparse.Namespace) -
         name: partial(function, images, mean=mean, std=std)
         for name, function in (("pad", pad_images), ("plain", pad_plainly))
     }
-    times = take_turns(
+    times = interleave(
         functions, device=device, rounds=args.rounds, least_seconds=args.least_seconds
     )
     found, plain = (function()[0] for function in functions.values())
@@ -231,7 +231,7 @@ def stand_in(seconds: float, device: str) -> None:
 def loader_rows(
     mappers: Mappers, kind: str, records: list[dict], args: argparse.Namespace
 ) -> list[Row]:
-    # In turns, but not by take_turns: starting the processes does not count.
+    # In turns, but not by interleave: starting the processes does not count.
     found: dict[int, list[tuple]] = {workers: [] for workers in args.workers}
     for _ in range(args.rounds):
         for workers, results in found.items():
@@ -270,7 +270,7 @@ def draft_row(folder: Path, size: Size, short: int, args: argparse.Namespace) ->
         return lambda: [resized(file, shape, draft=draft) for file in files]
 
     functions = {"whole": over_all(draft=False), "draft": over_all(draft=True)}
-    times = take_turns(
+    times = interleave(
         functions, device=CPU, rounds=args.rounds, warm_up=1, least_seconds=args.least_seconds
     )
     wholes, drafts = (

@@ -37,17 +37,17 @@ from measuring import (
     Row,
     add_arguments,
     chosen_device,
+    interleave,
     quotient,
     ratio,
     summary,
-    take_turns,
     write,
 )
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
-from smca.analysis.memory import peak_above_rest
+from smca.analysis.memory import peak_memory
 from smca.data.coco import CocoDataset, load_coco
 from smca.engine.guard import guarded
 from smca.evaluation import evaluate, scoring
@@ -258,13 +258,13 @@ def measure(case: Case, args: argparse.Namespace) -> list[Row]:
 
     prepares = evaluations()
     works = {name: partial(run, name, prepare(case)) for name, prepare in prepares.items()}
-    wholes = take_turns(works, device=torch.device("cpu"), rounds=args.rounds, warm_up=1)
+    wholes = interleave(works, device=torch.device("cpu"), rounds=args.rounds, warm_up=1)
     rows = []
     for name, prepare in prepares.items():
         for stage in ("all", *spent[name][0], "other"):
             # The first was for warming up.
             times = {each: _times(stage, wholes[each], spent[each][1:]) for each in wholes}
-            peak = peak_above_rest(prepare, case) if args.memory and stage == "all" else None
+            peak = peak_memory(prepare, case) if args.memory and stage == "all" else None
             row = {
                 "evaluation": name,
                 "images": case.images,

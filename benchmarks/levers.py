@@ -24,12 +24,12 @@ from unittest import mock
 
 import torch
 from fvcore.common.config import CfgNode
-from measuring import Row, add_arguments, chosen_device, quotient, ratio, summary, take_turns, write
+from measuring import Row, add_arguments, chosen_device, interleave, quotient, ratio, summary, write
 from model import add_setting, read
 from torch import Tensor, nn
 from workload import Setting, Workload
 
-from smca.analysis.memory import peak_above_rest
+from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
 from smca.modeling import backbone, heads, neck
 from smca.modeling.decoder import Decoder
@@ -220,7 +220,7 @@ def measure(cfg: CfgNode, setting: Setting, name: str, args: argparse.Namespace)
             ours: Worker(cfg, setting, DEFAULT, work),
             other: Worker(cfg, setting, lever, work),
         }
-        times = take_turns(
+        times = interleave(
             functions, device=torch.device(setting.device), rounds=args.rounds, warm_up=1
         )
         row = {
@@ -234,8 +234,8 @@ def measure(cfg: CfgNode, setting: Setting, name: str, args: argparse.Namespace)
         if args.memory:
             del functions
             peaks = {
-                ours: peak_above_rest(prepare, cfg, setting, None, work),
-                other: peak_above_rest(prepare, cfg, setting, name, work),
+                ours: peak_memory(prepare, cfg, setting, None, work),
+                other: peak_memory(prepare, cfg, setting, name, work),
             }
             row["mib_with"] = quotient(peaks["with"], 2**20)
             row["mib_without"] = quotient(peaks["without"], 2**20)

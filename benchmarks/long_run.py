@@ -36,10 +36,10 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
+from footprint import Footprint, footprint
 from matplotlib.figure import Figure
 from measuring import OUT, ROOT, Bar, Row, write
 
-from smca.analysis.footprint import Footprint, footprint
 from smca.engine.guard import guarded
 from smca.visualization.curves import finish_axes
 

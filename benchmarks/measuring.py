@@ -2,7 +2,7 @@
 
 Ratios are taken inside one process, between functions that take turns: a machine that is busy for
 a while slows down all of them alike. Peak memory is measured by
-:func:`smca.analysis.memory.peak_above_rest`.
+:func:`smca.analysis.memory.peak_memory`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Timing:
     high: float
 
 
-def take_turns(
+def interleave(
     functions: Mapping[str, Callable[[], object]],
     *,
     device: torch.device,

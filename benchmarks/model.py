@@ -30,20 +30,20 @@ from measuring import (
     Row,
     add_arguments,
     chosen_device,
+    interleave,
     quotient,
     ratio,
     summary,
-    take_turns,
     write,
 )
+from operations import Operations
 from references import ATTENDS, UNFUSED_RECIPE, attention_replaced
 from roofline import PRECISIONS, Peaks, measured_peaks, precision
 from workload import Setting, Workload
 
 from smca.analysis.counting import count_model
 from smca.analysis.host import NATIVE, detector_subject
-from smca.analysis.memory import peak_above_rest
-from smca.analysis.operations import Operations
+from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
 
 # A config of each model with SMCA's decoder, then the others of the table.
@@ -105,7 +105,7 @@ def peaks_of_memory(
     variants = [v for v in args.variants if work == "training" or v != UNFUSED_RECIPE]
     if not args.memory:
         return dict.fromkeys(variants)
-    found = {v: peak_above_rest(prepare, cfg, setting, v, work) for v in variants}
+    found = {v: peak_memory(prepare, cfg, setting, v, work) for v in variants}
     return {variant: peak for variant, peak in found.items() if peak is not None}
 
 
@@ -124,7 +124,7 @@ def speeds(
             detr = cfg.clone()
             detr.merge_from_list(["MODEL.SMCA.DECODER.NAME", "DETRDecoder"])
             functions["DETR"] = Workload(detr, setting).infer
-        times = take_turns(functions, device=workload.device, rounds=args.rounds, warm_up=warm_up)
+        times = interleave(functions, device=workload.device, rounds=args.rounds, warm_up=warm_up)
         for variant, seconds in times.items():
             timing, peak = summary(seconds), memory.get(variant)
             row = {

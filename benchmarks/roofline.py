@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from measuring import Row, take_turns
+from measuring import Row, interleave
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "tf32", *HALF)
@@ -68,7 +68,7 @@ def measured_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
         "product": lambda: torch.mm(a, b, out=out),
         "copy": lambda: copied.copy_(source),
     }
-    times = take_turns(functions, device=device, rounds=5, least_seconds=0.05)
+    times = interleave(functions, device=device, rounds=5, least_seconds=0.05)
     return Peaks(
         flops=2 * size**3 / min(times["product"]),
         bytes=2 * source.nbytes / min(times["copy"]),

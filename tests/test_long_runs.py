@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def engine(request):
 
 
 @pytest.fixture
-def held(train_net):
+def held(train_net, monkeypatch):
     """``held(program, ...)``: what a program of watched_programs.py prints of itself."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"), prepend=os.pathsep)
 
     def run(*arguments):
         output = train_net(*arguments, script=ROOT / "tests/watched_programs.py")
@@ -158,7 +160,6 @@ def test_a_video_of_five_hundred_frames_is_drawn_frame_by_frame(
         frame[:] = number // 2
         writer.write(frame)
     writer.release()
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from long_run import watch
 
     model = ("--config-file", config_file(*TINIER), "--weights", weights, "--engine", "native")

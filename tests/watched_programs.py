@@ -16,10 +16,10 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from footprint import Footprint, footprint
 from torch import nn
 
 from smca import Predictor, get_cfg
-from smca.analysis.footprint import Footprint, footprint
 from smca.config import load_cfg
 from smca.engine.prepare import prepare
 from smca.modeling import build_detector

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from smca.analysis.host import NATIVE, Host
-from smca.analysis.memory import peak_memory
+from smca.analysis.memory import peak_memory_of_pass
 from smca.config import is_own_model
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
@@ -109,7 +109,7 @@ def analyze(args: argparse.Namespace, host: Host) -> None:
         cfg.MODEL.DEVICE = "cpu"
     print(f"\nPeak memory beyond the resting model, on {cfg.MODEL.DEVICE}:")
     for name, training in (("evaluation", False), ("forward and backward pass", True)):
-        peak = peak_memory(host, cfg, size=size, batch=args.batch, training=training)
+        peak = peak_memory_of_pass(host, cfg, size=size, batch=args.batch, training=training)
         found = "more than there is" if peak is None else f"{peak / 2**30:.2f} GiB"
         print(f"  {name:<27}{found}", flush=True)
     if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.SMCA.ATTENTION_DROPOUT and is_own_model(cfg):

@@ -12,11 +12,11 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from operations import Operations
 from references import attention_replaced
 from roofline import precision
 from torch import Tensor
 
-from smca.analysis.operations import Operations
 from smca.modeling import attention
 from smca.modeling.spatial_prior import Gaussians, Grid
 from smca.structures import Size

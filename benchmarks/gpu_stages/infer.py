@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from measuring import Row, summary, take_turns
+from measuring import Row, interleave, summary
 from torch import Tensor
 from workload import Workload
 
@@ -38,7 +38,7 @@ def run(check: Check) -> None:
 def measure(check: Check, model: str, name: str, batch: int, number: str) -> None:
     def row() -> Row:
         workload = Workload(check.config(name), setting)
-        times = take_turns(
+        times = interleave(
             {"it": workload.infer}, device=check.device, rounds=check.pick(7, 1), least_seconds=0.1
         )
         timing = summary(times["it"])
@@ -52,7 +52,7 @@ def compiled(check: Check, number: str, mode: str | None) -> Iterator[Row]:
     """The detector compiled for one size of images, beside the same as it is."""
     torch._dynamo.reset()
     workload = Workload(check.config(MAIN), check.setting(1, number))
-    before = take_turns({"it": workload.infer}, device=check.device, rounds=check.pick(7, 1))
+    before = interleave({"it": workload.infer}, device=check.device, rounds=check.pick(7, 1))
     eager = workload.detector
     # Inductor takes a CPU half a minute.
     backend = check.pick("inductor", "eager")
@@ -67,7 +67,7 @@ def compiled(check: Check, number: str, mode: str | None) -> Iterator[Row]:
             return call(images, sizes)
 
     workload.detector = Compiled()
-    after = take_turns(
+    after = interleave(
         {"it": workload.infer}, device=check.device, rounds=check.pick(7, 1), warm_up=3
     )
     timing, plain = summary(after["it"]), summary(before["it"])

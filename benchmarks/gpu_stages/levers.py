@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from co_attention import Case, CoAttention
 from levers import DEFAULT, LEVERS, Lever, Worker
-from measuring import Row, ratio, summary, take_turns
+from measuring import Row, interleave, ratio, summary
 from torch import Tensor
 from workload import Setting, Workload
 
@@ -145,7 +145,7 @@ def steps(check: Check, lever: Lever, default: Callable[[], Worker], setting: Se
     usual, other = default(), Worker(check.config(MAIN), setting, lever, "training")
     both = ("with", "without") if lever.taken else ("without", "with")
     functions = dict(zip(both, (usual, other), strict=True))
-    times = take_turns(functions, device=check.device, rounds=check.pick(5, 1))
+    times = interleave(functions, device=check.device, rounds=check.pick(5, 1))
     return {
         "taken": lever.taken,
         "seconds with": summary(times["with"]),
@@ -196,7 +196,7 @@ def ways(check: Check, case: Case) -> Iterator[Row]:
     }
     if check.cuda:
         works["FlexAttention"] = flex_attend(numbers)
-    times = take_turns(works, device=check.device, rounds=check.pick(7, 1), least_seconds=0.02)
+    times = interleave(works, device=check.device, rounds=check.pick(7, 1), least_seconds=0.02)
     for name, seconds in times.items():
         yield {
             "way": name,

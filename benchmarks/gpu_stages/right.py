@@ -17,11 +17,11 @@ import torch
 from co_attention import Case as CoAttentionCase
 from co_attention import CoAttention
 from measuring import ROOT, Row
+from operations import Operations
 from roofline import HALF, PRECISIONS, precision
 from torch import Tensor
 from workload import Setting, Workload
 
-from smca.analysis.operations import Operations
 from smca.structures import Size
 
 from .check import Check, holds

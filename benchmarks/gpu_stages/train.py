@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
-from measuring import Row, quotient, ratio, summary, take_turns
+from measuring import Row, interleave, quotient, ratio, summary
 from model import attending
 from references import UNFUSED_RECIPE
 from roofline import HALF, measured_peaks, precision
@@ -81,7 +81,7 @@ def measure(
 
     def rows() -> Iterator[Row]:
         works = {v: attending(v, workload.train) for v in variants}
-        times = take_turns(works, device=check.device, rounds=rounds)
+        times = interleave(works, device=check.device, rounds=rounds)
         for variant, seconds in times.items():
             timing = summary(seconds)
             peak = _peak(works[variant], check)
@@ -141,7 +141,7 @@ def parts(check: Check, batch: int, number: str) -> Iterator[Row]:
             "encoder": functools.partial(both, detector.encoder, lambda found: found.tokens),
             "decoder": functools.partial(both, detector.decoder, lambda found: found[0]),
         }
-        times = take_turns(works, device=check.device, rounds=check.pick(5, 1))
+        times = interleave(works, device=check.device, rounds=check.pick(5, 1))
         for name, seconds in times.items():
             timing = summary(seconds)
             flops = 3 * 2 * counts[name].multiply_adds * setting.batch

@@ -7,7 +7,7 @@ PROGRAM = """
 import torch
 from smca import get_cfg
 from smca.analysis.host import Host, Subject
-from smca.analysis.memory import peak_above_rest, peak_memory
+from smca.analysis.memory import peak_memory, peak_memory_of_pass
 
 def use(megabytes):
     return torch.ones(megabytes << 18)
@@ -30,8 +30,8 @@ if __name__ == "__main__":
     cfg.MODEL.DEVICE = "cpu"
     host = Host(name="stub", read=None, build=build)
     for training in (False, True):
-        print(peak_memory(host, cfg, size=(9, 99), training=training))
-    print(peak_above_rest(prepare, 250))
+        print(peak_memory_of_pass(host, cfg, size=(9, 99), training=training))
+    print(peak_memory(prepare, 250))
 """
 
 

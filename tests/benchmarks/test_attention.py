@@ -4,7 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import attention as program
 import pytest
+import references
 import torch
 
 from smca.modeling.attention import Attention, LogitBias, attend, padding_biases
@@ -14,26 +16,7 @@ FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 @pytest.fixture
-def folder(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
-@pytest.fixture
-def references(folder):
-    import references
-
-    return references
-
-
-@pytest.fixture
-def program(folder):
-    import attention
-
-    return attention
-
-
-@pytest.fixture
-def run(program, monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path):
     """``run("--flag", ...)`` runs the program here and returns its record."""
 
     def run(*flags):
@@ -48,7 +31,7 @@ def run(program, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dense", "unfused"])
-def test_the_references_compute_what_the_fused_attention_does(references, name):
+def test_the_references_compute_what_the_fused_attention_does(name):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 4, n, 8, requires_grad=True) for n in (5, 9, 9))
     padding = torch.zeros(2, 9, dtype=torch.bool)
@@ -64,14 +47,14 @@ def test_the_references_compute_what_the_fused_attention_does(references, name):
     torch.testing.assert_close(*results)
 
 
-def test_the_unfused_reference_drops_attention_weights(references):
+def test_the_unfused_reference_drops_attention_weights():
     query, key = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 2000, 4)
     value = torch.ones(1, 1, 2000, 4)
     out = references.unfused_attend(query, key, value, dropout=0.5)
     assert out.min() > 0.8 and out.max() < 1.2 and not torch.equal(out, torch.ones(1, 1, 1, 4))
 
 
-def test_attention_is_replaced_for_a_while(references, monkeypatch):
+def test_attention_is_replaced_for_a_while(monkeypatch):
     module = Attention(dim=8, num_heads=2, dropout=0.25).train()
     x, seen = torch.randn(1, 3, 8), []
 
@@ -115,7 +98,7 @@ def test_half_precision_keeps_log_g_only_without_a_mask_of_its_own(run):
         assert row["attention"] == "dense" or row["output_error"] < bound
 
 
-def test_bars_are_of_the_map_and_precision_they_name(program):
+def test_bars_are_of_the_map_and_precision_they_name():
     row = {"map": "50x84", "batch": 1, "queries": 300, "precision": "fp32"}
     forward = row | {"pass": "forward", "of_unfused": 0.3, "over_fused": 1.0}
     unfused = row | {"pass": "forward+backward", "over_fused": 6.0, "of_unfused": 1.0}
@@ -125,7 +108,7 @@ def test_bars_are_of_the_map_and_precision_they_name(program):
     assert (speed.value, speed.limit, speed.passed) == (6.0, 5.0, True)
 
 
-def test_growth_is_an_exponent_of_memory(program, run, monkeypatch):
+def test_growth_is_an_exponent_of_memory(run, monkeypatch):
     def mebibytes(case, name, backward):
         keys = case.shape[0] * case.shape[1]
         return float(case.queries * keys if name == "unfused" else case.queries + keys)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import convergence as program
 import pytest
 from PIL import Image
 
@@ -38,15 +39,6 @@ def race(train_net, tmp_path):
 
     start.output = tmp_path / "out"
     return start
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """The program as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import convergence
-
-    return convergence
 
 
 def precision(output: Path, system: str) -> list[int]:
@@ -119,9 +111,7 @@ def precision_so_far(output: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
-def test_the_systems_differ_from_the_recipe_in_nothing_but_themselves(
-    program, monkeypatch, tmp_path, size
-):
+def test_the_systems_differ_from_the_recipe_in_nothing_but_themselves(monkeypatch, tmp_path, size):
     from smca import get_cfg
     from smca.config import flatten, load_cfg, validate
     from smca.modeling import build_detector
@@ -145,7 +135,7 @@ def test_the_systems_differ_from_the_recipe_in_nothing_but_themselves(
     assert len(models) == len(program.SYSTEMS)
 
 
-def test_a_folder_is_held_by_one_race(program, tmp_path):
+def test_a_folder_is_held_by_one_race(tmp_path):
     held = program.lock(tmp_path)
     with pytest.raises(ConfigError, match="another race is at work"):
         program.lock(tmp_path)
@@ -153,7 +143,7 @@ def test_a_folder_is_held_by_one_race(program, tmp_path):
     os.close(program.lock(tmp_path))
 
 
-def test_the_docs_get_the_part_between_the_marks(program, monkeypatch, tmp_path):
+def test_the_docs_get_the_part_between_the_marks(monkeypatch, tmp_path):
     page = tmp_path / "docs/CONVERGENCE.md"
     page.parent.mkdir()
     marks = "<!-- small: begin -->\nold\n<!-- small: end -->\n"

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import criterion as program
 import pytest
 import torch
 from torch.testing import assert_close
@@ -15,15 +16,6 @@ PARTS = [
     *("criterion", "plain", "matcher", "costs", "transfer", "assignment"),
     *("losses", "losses+backward"),
 ]
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """The program as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import criterion
-
-    return criterion
 
 
 @pytest.fixture
@@ -74,7 +66,7 @@ def test_the_share_is_of_a_step_that_is_measured(measured, config_file):
 
 
 @pytest.mark.parametrize("loss", ["focal", "softmax"])
-def test_the_plain_matches_are_those_of_the_matcher(program, loss):
+def test_the_plain_matches_are_those_of_the_matcher(loss):
     case = program.Case(loss=loss, batch=3, boxes=5, layers=2, queries=20, classes=4)
     work = program.Work(case, torch.device("cpu"))
     matches = work.matcher(work.predictions, work.targets)
@@ -87,7 +79,7 @@ def test_the_plain_matches_are_those_of_the_matcher(program, loss):
             assert_close(matches.target[here], targets)
 
 
-def test_errors_show_a_loss_that_is_another(program):
+def test_errors_show_a_loss_that_is_another():
     case = program.Case(loss="focal", batch=2, boxes=3, layers=2, queries=9, classes=4)
     work = program.Work(case, torch.device("cpu"))
     assert work.errors()["error"] < 1e-5
@@ -98,7 +90,7 @@ def test_errors_show_a_loss_that_is_another(program):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_waits_are_counted(program):
+def test_waits_are_counted():
     numbers = torch.arange(4, device="cuda")
     assert program.waits(lambda: numbers + 1) == 0
     assert program.waits(lambda: (numbers.cpu(), numbers.sum().item())) == 2

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import data as program
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,15 +16,6 @@ STEPS = ["decode", "tensor", "boxes", "flip", "resize", "crop", "all"]
 TINY = ("--images", 3, "--size", "60x80", "--workers", 0, 1, "--batch", 1, "--batches", 2)
 FAST = ("--rounds", 2, "--least-seconds", 0, "--threads", 1, "--device", "cpu")
 DRAFT = ("--draft-sizes", "60x80", "240x320", "--draft-short", 60, "--draft-images", 1)
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """The program as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import data
-
-    return data
 
 
 @pytest.mark.slow
@@ -64,7 +56,7 @@ def test_steps_batches_loaders_and_reduced_decoding(train_net, tmp_path):
     assert 0 < reduced["mean_difference"] < reduced["largest_difference"]
 
 
-def test_pictures_are_photographs_of_coco_in_size(program, tmp_path):
+def test_pictures_are_photographs_of_coco_in_size(tmp_path):
     dataset = program.write_photos(tmp_path, 12, size=(480, 640), kind="jpg")
     upright = [record["height"] > record["width"] for record in dataset.records]
     assert upright == [index % 3 == 2 for index in range(12)]
@@ -81,7 +73,7 @@ def test_pictures_are_photographs_of_coco_in_size(program, tmp_path):
             assert x + w <= record["width"] and y + h <= record["height"]
 
 
-def test_a_loader_waits_for_nothing_behind_a_long_step(program, monkeypatch, tmp_path, config):
+def test_a_loader_waits_for_nothing_behind_a_long_step(monkeypatch, tmp_path, config):
     records = program.write_photos(tmp_path, 3, size=(60, 80), kind="png").records
     monkeypatch.setattr("sys.argv", ["data.py", *map(str, (*TINY, "--step-seconds", 0.3))])
     args = program.parse()

@@ -5,20 +5,12 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import eval as program
 import pytest
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ["native", "native, 1 process", *(["detectron2"] if find_spec("detectron2") else [])]
 STAGES = ["all", "read", "write", "score", "other"]
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """The program as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import eval as program
-
-    return program
 
 
 @pytest.mark.slow
@@ -38,7 +30,7 @@ def test_stages_make_up_the_whole_and_evaluations_agree(train_net, tmp_path):
         assert whole["error"] < 1e-9 and 5 < whole["AP"] < 95
 
 
-def test_detections_are_a_function_of_the_case(program, tmp_path):
+def test_detections_are_a_function_of_the_case(tmp_path):
     first, second = (
         program.made_up(program.Case(6, 30, 5, str(folder)))
         for folder in (tmp_path / "a", tmp_path / "b")
@@ -52,7 +44,7 @@ def test_detections_are_a_function_of_the_case(program, tmp_path):
         assert found.scores.equal(found.scores.sort(descending=True).values)
 
 
-def test_a_stage_inside_another_is_not_counted_twice(program, monkeypatch):
+def test_a_stage_inside_another_is_not_counted_twice(monkeypatch):
     now = [0.0]
 
     def dumps(*_):

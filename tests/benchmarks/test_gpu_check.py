@@ -35,7 +35,6 @@ STAGES = {
 
 @pytest.fixture
 def program(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import gpu_check
 
     # The program sets both.

@@ -17,9 +17,8 @@ KINDS = ("independent", "single", "fixed", "shared", "oriented")
 
 
 @pytest.fixture
-def stages(monkeypatch):
+def stages():
     """The package, with the modules that are tested here."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_stages
     from gpu_stages import check, exact, record, report, right  # noqa: F401
 

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import levers as program
 import pytest
 import torch
 
@@ -11,15 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import levers
-
-    return levers
-
-
-@pytest.fixture
-def run(program, config_file, monkeypatch, tmp_path):
+def run(config_file, monkeypatch, tmp_path):
     """``run("--flag", ...)`` runs the program here on a tiny detector and returns its rows."""
 
     def run(*flags):
@@ -34,12 +27,12 @@ def run(program, config_file, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def quick(program):
+def quick():
     """All but the one that takes a minute to compile."""
     return [name for name in program.LEVERS if name != "compiled"]
 
 
-def test_each_lever_is_measured_at_each_of_its_works(program, quick, run):
+def test_each_lever_is_measured_at_each_of_its_works(quick, run):
     rows = run("--no-memory", "--levers", *quick)
     expected = [(name, work) for name in quick for work in program.LEVERS[name].works]
     assert [(row["lever"], row["work"]) for row in rows] == expected
@@ -49,7 +42,7 @@ def test_each_lever_is_measured_at_each_of_its_works(program, quick, run):
         assert row["taken"] == ("yes" if program.LEVERS[row["lever"]].taken else "no")
 
 
-def test_levers_change_no_result(program, quick, tiny_config):
+def test_levers_change_no_result(quick, tiny_config):
     """But those that change what is dropped."""
     setting = program.Setting(size=(64, 96), batch=2, precision="fp32", device="cpu")
     # Batch norm would see other images with each step.

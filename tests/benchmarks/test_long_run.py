@@ -4,21 +4,13 @@ import csv
 import json
 from pathlib import Path
 
+import long_run as program
 import pytest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says what processes hold"
 )
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """The program as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import long_run
-
-    return long_run
 
 
 def samples(program, **grown):
@@ -43,7 +35,7 @@ def bars(program, found):
     return {bar.name.partition(": ")[2]: bar.passed for bar in program.bars("x", rows[0], rows[-1])}
 
 
-def test_an_evaluation_is_no_growth(program):
+def test_an_evaluation_is_no_growth():
     assert all(bars(program, samples(program)).values())
 
 
@@ -58,12 +50,12 @@ def test_an_evaluation_is_no_growth(program):
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
-def test_growth_is_found(program, grown, failed):
+def test_growth_is_found(grown, failed):
     passed = bars(program, samples(program, **grown))
     assert [name for name in passed if not passed[name]] == [failed]
 
 
-def test_a_line_that_is_being_written_does_not_count(program, tmp_path):
+def test_a_line_that_is_being_written_does_not_count(tmp_path):
     metrics = tmp_path / "metrics.json"
     assert program.iterations_done(metrics) == 0
     metrics.write_text('{"iteration": 19}\n{"iteration": 3')

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import measuring
 import pytest
 import torch
 
@@ -11,30 +12,22 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def measuring(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import measuring
-
-    return measuring
-
-
-def test_functions_take_turns(measuring):
+def test_functions_interleave():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = measuring.take_turns(functions, device=CPU, rounds=3, warm_up=2)
+    times = measuring.interleave(functions, device=CPU, rounds=3, warm_up=2)
     assert "".join(calls) == "aabb" + "ab" * 3
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
 
-def test_a_round_repeats_what_is_fast_and_takes_the_mean(measuring, monkeypatch):
+def test_a_round_repeats_what_is_fast_and_takes_the_mean(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
 
     def wait():
         now[0] += 0.01
 
-    times = measuring.take_turns(
+    times = measuring.interleave(
         {"wait": wait}, device=CPU, rounds=2, warm_up=1, least_seconds=0.05
     )
     assert now[0] == pytest.approx(0.11)
@@ -42,7 +35,7 @@ def test_a_round_repeats_what_is_fast_and_takes_the_mean(measuring, monkeypatch)
 
 
 @pytest.mark.parametrize("calls", [0, 2, 3])
-def test_what_has_no_room_is_left_out(measuring, calls):
+def test_what_has_no_room_is_left_out(calls):
     """In the warm-up, or later beside what others keep."""
     left = iter(range(calls))
 
@@ -50,12 +43,12 @@ def test_what_has_no_room_is_left_out(measuring, calls):
         if next(left, None) is None:
             raise torch.OutOfMemoryError
 
-    times = measuring.take_turns({"greedy": greedy, "lean": lambda: None}, device=CPU, rounds=2)
+    times = measuring.interleave({"greedy": greedy, "lean": lambda: None}, device=CPU, rounds=2)
     assert list(times) == ["lean"]
     assert measuring.ratio(times, "greedy", "lean") is None
 
 
-def test_median_quartiles_and_ratio(measuring):
+def test_median_quartiles_and_ratio():
     assert measuring.summary([4.0, 1.0, 2.0, 3.0, 5.0]) == measuring.Timing(3.0, 2.0, 4.0)
     assert measuring.summary([4.0]) == measuring.Timing(4.0, 4.0, 4.0)
     # A round that was slow for both does not count.
@@ -73,11 +66,11 @@ def test_median_quartiles_and_ratio(measuring):
         (None, False, "FAIL  time: not measured (at most 0.88)"),
     ],
 )
-def test_bars(measuring, value, at_least, line):
+def test_bars(value, at_least, line):
     assert str(measuring.Bar("time", value, 0.88, at_least)) == line
 
 
-def test_what_was_measured_is_written_with_its_origin(measuring, monkeypatch, tmp_path, capsys):
+def test_what_was_measured_is_written_with_its_origin(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["anywhere/try.py", "--rounds", "2"])
     timing = measuring.Timing(median=0.25, low=0.2, high=0.5)
     rows = [

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import model as program
 import pytest
 import torch
 
@@ -13,22 +14,14 @@ STAGES = ["input", "backbone", "neck", "encoder", "decoder", "heads"]
 
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import model
-
-    return model
-
-
-@pytest.fixture
-def workload(program, tiny_config):
+def workload(tiny_config):
     """``workload("KEY", value, ...)``: of a tiny detector with changes, in float32."""
     setting = program.Setting(size=(64, 96), batch=2, precision="fp32", device="cpu")
     return lambda *opts: program.Workload(tiny_config(*opts), setting)
 
 
 @pytest.fixture
-def run(program, config_file, monkeypatch, tmp_path):
+def run(config_file, monkeypatch, tmp_path):
     """``run("--flag", ...)`` runs the program here on a tiny detector and returns its record."""
 
     def run(*flags):
@@ -42,7 +35,7 @@ def run(program, config_file, monkeypatch, tmp_path):
     return run
 
 
-def test_every_model_of_the_family_is_measured(program):
+def test_every_model_of_the_family_is_measured():
     from smca.analysis.host import NATIVE
     from smca.config import config_names, is_own_model
 
@@ -57,7 +50,7 @@ def test_every_model_of_the_family_is_measured(program):
             assert cfg.MODEL.dump() in measured or name == "quickstart", name
 
 
-def test_the_bars_are_of_models_with_fused_attention_in_the_encoder(program, config):
+def test_the_bars_are_of_models_with_fused_attention_in_the_encoder(config):
     kinds = {
         "smca_single_scale_R50_50ep": "single scale",
         "smca_R50_50ep": "multi scale",
@@ -105,7 +98,7 @@ def test_attention_dropout_is_the_configs_only_when_asked_for(run):
     assert detr[-1]["kernels"] == f"{FLASH} {FLASH}_backward"
 
 
-def test_variants_compute_the_same(program, workload):
+def test_variants_compute_the_same(workload):
     found = {}
     for variant in ("fused", "dense", "unfused"):
         work = workload()
@@ -137,7 +130,7 @@ def test_stages_follow_each_other_and_leave_nothing_behind(workload):
     assert list(work.stages(work.infer)) == STAGES
 
 
-def test_deep_backbones_stay_within_half_precision(program, config):
+def test_deep_backbones_stay_within_half_precision(config):
     setting = program.Setting(size=(64, 64), batch=1, precision="fp32", device="cpu")
     work = program.Workload(config("smca_R101_50ep"), setting)
     images = torch.randn(1, 3, 64, 64)

@@ -4,20 +4,13 @@ import csv
 import json
 from pathlib import Path
 
+import convergence_report as report
 import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 TITLES = {"fast": "Fast", "detr": "DETR", "idle": "Idle"}
-
-
-@pytest.fixture
-def report(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import convergence_report
-
-    return convergence_report
 
 
 def write_run(output: Path, system: str, seed: int, ap: dict[int, float]) -> None:
@@ -39,7 +32,7 @@ def race(tmp_path):
     return tmp_path
 
 
-def test_curves_are_mean_and_range_of_the_seeds_where_all_have_been_evaluated(report, race):
+def test_curves_are_mean_and_range_of_the_seeds_where_all_have_been_evaluated(race):
     runs = report.read_race(race, list(TITLES), 40)
     assert [(run.system, run.seed) for run in runs] == [
         ("fast", 0),
@@ -57,12 +50,12 @@ def test_curves_are_mean_and_range_of_the_seeds_where_all_have_been_evaluated(re
 
 
 @pytest.mark.parametrize(("level", "expected"), [(0.0, 10), (15.0, 10), (15.1, 20), (51.1, None)])
-def test_iterations_to_reach(report, level, expected):
+def test_iterations_to_reach(level, expected):
     curve = report.Curve([10, 20, 30], [15.0, 51.0, 49.0], [0.0] * 3, [0.0] * 3)
     assert report.iterations_to_reach(curve, level) == expected
 
 
-def test_the_tables_compare_with_the_baseline_at_its_best(report, race):
+def test_the_tables_compare_with_the_baseline_at_its_best(race):
     text = report.markdown(report.read_race(race, list(TITLES), 40), TITLES)
     rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in text.splitlines()]
     assert ["AP after iterations", "10", "20", "30", "40"] in rows
@@ -72,7 +65,7 @@ def test_the_tables_compare_with_the_baseline_at_its_best(report, race):
     assert rows[8] == ["DETR", "2", "15.0", "30", "6.3", "30", "1.0"]
 
 
-def test_what_is_never_as_good_as_the_baseline_is_said(report, tmp_path):
+def test_what_is_never_as_good_as_the_baseline_is_said(tmp_path):
     write_run(tmp_path, "fast", 0, {10: 1.0, 20: 2.0})
     assert "DETR" not in report.markdown(report.read_race(tmp_path, ["fast"], 20), TITLES)[:100]
     write_run(tmp_path, "detr", 0, {10: 3.0, 20: 3.0})
@@ -82,18 +75,18 @@ def test_what_is_never_as_good_as_the_baseline_is_said(report, tmp_path):
     assert report.markdown([], TITLES) == "Nothing has been evaluated yet.\n"
 
 
-def test_the_last_evaluation_counts_whatever_number_the_host_gives_it(report, tmp_path):
+def test_the_last_evaluation_counts_whatever_number_the_host_gives_it(tmp_path):
     write_run(tmp_path, "fast", 0, {10: 1.0, 21: 2.0})
     assert set(report.read_run(tmp_path, "fast", 0, 20).evaluations) == {10, 20}
 
 
-def test_budgets_end_with_the_last_and_are_few(report):
+def test_budgets_end_with_the_last_and_are_few():
     assert report.budgets([10, 20, 30]) == [10, 20, 30]
     assert report.budgets(range(1, 16)) == [1, 3, 5, 7, 9, 11, 13, 15]
     assert report.budgets(range(1, 18), most=4) == [2, 7, 12, 17]
 
 
-def test_the_csv_has_a_row_an_evaluation(report, race, tmp_path):
+def test_the_csv_has_a_row_an_evaluation(race, tmp_path):
     report.write_csv(report.read_race(race, list(TITLES), 40), tmp_path / "race.csv")
     with (tmp_path / "race.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -104,7 +97,7 @@ def test_the_csv_has_a_row_an_evaluation(report, race, tmp_path):
     }
 
 
-def test_the_picture_has_a_line_and_a_band_of_its_own_color_a_system(report, race, tmp_path):
+def test_the_picture_has_a_line_and_a_band_of_its_own_color_a_system(race, tmp_path):
     report.plot(report.read_race(race, list(TITLES), 40), TITLES, tmp_path / "race.png")
     with Image.open(tmp_path / "race.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)

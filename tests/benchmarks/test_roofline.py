@@ -2,22 +2,14 @@
 
 from pathlib import Path
 
-import pytest
+import roofline
 import torch
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def roofline(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import roofline
-
-    return roofline
-
-
-def test_precision_is_chosen_for_a_while(roofline):
+def test_precision_is_chosen_for_a_while():
     before = torch.get_autocast_dtype("cpu")
     for name, dtype in {"fp32": torch.float32, "tf32": torch.float32}.items():
         with roofline.precision(name) as chosen:
@@ -29,7 +21,7 @@ def test_precision_is_chosen_for_a_while(roofline):
     assert torch.get_autocast_dtype("cpu") == before
 
 
-def test_peaks_are_of_this_machine(roofline):
+def test_peaks_are_of_this_machine():
     peaks = roofline.measured_peaks(CPU, torch.float32)
     assert 1e8 < peaks.flops < 1e14 and 1e8 < peaks.bytes < 1e13
     half = roofline.Peaks(flops=2e12, bytes=4e9).reached(flops=1e12, moved=1e9, seconds=1.0)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from operations import Operations
 from torch import nn
 from torch._dynamo.utils import counters
 
 from smca.analysis.host import detector_subject
-from smca.analysis.operations import Operations
 from smca.inference.recording import record_co_attention
 from smca.modeling import build_detector
 from smca.modeling.memory import Memory, extents

@@ -22,7 +22,7 @@ from .host import Host
 _WARM_UP = (64, 64)
 
 
-def peak_above_rest(prepare: Callable[..., Callable[[], object]], *args: object) -> int | None:
+def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> int | None:
     """Bytes that a piece of work needs at its peak, beyond what its process rests with.
 
     Where CUDA is used it is what tensors take there; else the growth of the process, which the
@@ -47,10 +47,10 @@ def peak_above_rest(prepare: Callable[..., Callable[[], object]], *args: object)
             return None
 
 
-def peak_memory(
+def peak_memory_of_pass(
     host: Host, cfg: CfgNode, *, size: tuple[int, int], batch: int = 1, training: bool
 ) -> int | None:
-    """Bytes that a forward pass needs beyond the resting model; see :func:`peak_above_rest`.
+    """Bytes that a forward pass needs beyond the resting model; see :func:`peak_memory`.
 
     Args:
         host: builds the model.
@@ -60,7 +60,7 @@ def peak_memory(
         batch: images.
         training: with gradients and the backward pass, without an optimizer.
     """
-    return peak_above_rest(_prepare_pass, host, cfg, size, batch, training)
+    return peak_memory(_prepare_pass, host, cfg, size, batch, training)
 
 
 def _prepare_pass(

@@ -1,4 +1,4 @@
-"""A detector as one file that runs without this package: ONNX, torch.export or TorchScript.
+"""Exporting a detector as one file that runs without this package.
 
 The file takes ``images`` (B, 3, H, W), float32 in 0..255, channels red, green, blue, all of one
 size and without padding. It gives ``boxes`` (B, D, 4) xyxy in pixels of the images, ``scores``
@@ -29,14 +29,14 @@ from .export_check import Difference, Run, compare
 
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "labels")
-# Where formats keep what goes with the model, as JSON; ONNX has a place for each entry.
+# The metadata in .pt2 and .ts files, as JSON. ONNX files have a property per entry.
 METADATA_FILE = "metadata.json"
-# Height and width of the images that a graph is captured with; no side of a map equals another.
+# Height and width of the images that a graph is captured with: no two sides of maps are equal.
 _EXAMPLE = (288, 416)
 
 
 class PixelDetector(nn.Module):
-    """From pixels to detections: normalisation, the detector, the best of its predictions."""
+    """A detector from pixels to detections, as the module's docstring describes a file."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class PixelDetector(nn.Module):
     ):
         """
         Args:
-            detector: of either host, on the CPU; it is put into evaluation mode.
+            detector: a detector of either host, on the CPU; it is put into evaluation mode.
             pixel_mean, pixel_std: (3, 1, 1), in the detector's order of channels.
-            reverse_channels: the detector takes blue, green, red.
+            reverse_channels: whether the detector takes blue, green, red.
             max_detections, softmax: see :func:`~smca.modeling.heads.detect_batch`.
         """
         super().__init__()
@@ -66,8 +66,9 @@ class PixelDetector(nn.Module):
 
     @property
     def least_side(self) -> int:
-        """The least height and width, in pixels, that torch.export takes: all maps then have more
-        than one row and column. The other formats have no such bound.
+        """The least height and width in pixels that torch.export takes.
+
+        All maps must have more than one row and column. The other formats have no such bound.
         """
         return self.detector.neck.strides[-1] + 1
 
@@ -83,12 +84,12 @@ class PixelDetector(nn.Module):
         }
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the module's docstring says of a file."""
+        """Boxes, scores and labels of ``images``; see the module's docstring."""
         if self.reverse_channels:
             images = images.flip(1)
         images = (images - self.pixel_mean) / self.pixel_std
         size = images.shape[-2], images.shape[-1]
-        # The forward pass of the class itself: Detectron2's meta-architecture has another around.
+        # Detectron2's meta-architecture overrides the forward pass of the class.
         predictions = Detector.forward(self.detector, images, [size])
         found = detect_batch(
             predictions, [size], max_detections=self.max_detections, softmax=self.softmax
@@ -97,12 +98,12 @@ class PixelDetector(nn.Module):
 
 
 def metadata(cfg: CfgNode, class_names: Sequence[str], size: Size | None = None) -> dict:
-    """What a program needs to know beside the model, to use it as it was tested.
+    """The facts that a program needs to use an exported model as it was tested.
 
     Args:
-        cfg: of the model.
-        class_names: by label.
-        size: (h, w) that all images must have; None: any.
+        cfg: config of the model.
+        class_names: names by label.
+        size: (h, w) of all images, or None for images of any size.
     """
     return {
         "description": " ".join(__doc__.split("\n\n", 1)[1].split()).replace("``", ""),
@@ -125,19 +126,19 @@ def export(
     """Write ``path``, whole and checked or not at all.
 
     Args:
-        model: what the file shall do.
-        path: is replaced when it exists.
+        model: the model to export.
+        path: the file, which is replaced if it exists.
         form: a key of ``FORMATS``.
-        metadata: of :func:`metadata`, with the size that the images of the file are fixed to.
-        opset: of ONNX; None: the one PyTorch's exporter takes by itself.
+        metadata: the dict of :func:`metadata`. Its size fixes the size of the file's images.
+        opset: ONNX opset; by default that of PyTorch's exporter.
         checks: batches (B, H, W) on which the written file is compared with ``model``.
 
     Returns:
-        what the comparisons found.
+        the difference on each batch.
 
     Raises:
-        ExportError: packages are missing, the format cannot hold the model, or what was written
-            differs from the model.
+        ExportError: packages are missing, the format cannot hold the model, or the file differs
+            from the model.
     """
     chosen = FORMATS[form]
     needed = chosen.packages if checks else chosen.packages[:2]
@@ -153,7 +154,7 @@ def export(
                 chosen.write(model, temporary, metadata, opset)
         except OSError as error:
             raise ExportError(f"{path} cannot be written: {error}") from error
-        except Exception as error:  # The exporters' errors have no class in common.
+        except Exception as error:  # the exporters' errors have no base class of their own
             raise ExportError(_why(model, form, metadata["size"], error)) from error
         with _silence():
             run = chosen.read(temporary) if checks else None
@@ -180,7 +181,7 @@ def _why(model: PixelDetector, form: str, size: Size | None, error: Exception) -
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings of exporters: they are of packages that are not used, or of what is checked."""
+    """Silence the exporters, which warn about unused packages and about what is checked here."""
     for name in ("torch.onnx", "torch.export", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -192,24 +193,20 @@ def _example(size: Size | None) -> Tensor:
     return torch.zeros(2, 3, *(size or _EXAMPLE))
 
 
-def capture(model: PixelDetector, size: Size | None) -> torch.export.ExportedProgram:
-    """The model's graph, for any number of images, of any size or of ``size``."""
-    images = _example(size)
+def _capture(model: PixelDetector, size: Size | None) -> torch.export.ExportedProgram:
+    """The model's graph for any number of images, of any size or of ``size``."""
     dynamic = {0: torch.export.Dim("batch")}
     if size is None:
-        dynamic |= {
-            2: torch.export.Dim("height", min=model.least_side),
-            3: torch.export.Dim("width", min=model.least_side),
-        }
-    return torch.export.export(model, (images,), dynamic_shapes={INPUT: dynamic}, strict=False)
+        dynamic[2] = torch.export.Dim("height", min=model.least_side)
+        dynamic[3] = torch.export.Dim("width", min=model.least_side)
+    shapes = {INPUT: dynamic}
+    return torch.export.export(model, (_example(size),), dynamic_shapes=shapes, strict=False)
 
 
 def _write_onnx(model: PixelDetector, path: Path, metadata: dict, opset: int | None) -> None:
-    names = {0: "batch", 2: "height", 3: "width"}
-    if metadata["size"]:
-        names = {0: "batch"}
+    names = {0: "batch"} if metadata["size"] else {0: "batch", 2: "height", 3: "width"}
     program = torch.onnx.export(
-        capture(model, metadata["size"]),
+        _capture(model, metadata["size"]),
         dynamo=True,
         dynamic_shapes={INPUT: names},
         input_names=[INPUT],
@@ -239,7 +236,7 @@ def _read_onnx(path: Path) -> Run:
 
 def _write_export(model: PixelDetector, path: Path, metadata: dict, _opset: None) -> None:
     files = {METADATA_FILE: json.dumps(metadata)}
-    torch.export.save(capture(model, metadata["size"]), path, extra_files=files)
+    torch.export.save(_capture(model, metadata["size"]), path, extra_files=files)
 
 
 def _read_export(path: Path) -> Run:
@@ -257,13 +254,13 @@ def _read_torchscript(path: Path) -> Run:
 
 @dataclass(frozen=True)
 class Format:
-    """How a model is written and read.
+    """A file format for models.
 
     Attributes:
-        suffix: of its files.
-        write: the model into a file, with metadata and, of ONNX, an opset.
-        read: a file, without the model, as a function of images.
-        packages: that torch does not bring along: two for writing, more for reading.
+        suffix: ending of its files.
+        write: writes a model with metadata into a file; the last argument is an ONNX opset.
+        read: reads a file as a function of images.
+        packages: the packages beside torch: two for writing, then those for reading.
     """
 
     suffix: str

@@ -1,4 +1,4 @@
-"""Whether an exported file does what its model does.
+"""Comparing an exported file with its model.
 
 Shapes: B images of H x W pixels, D detections an image.
 """
@@ -16,24 +16,24 @@ from torch import Tensor
 from ..data.mapper import resized_shape
 from ..structures import Detections, Size
 
-# Largest differences from PyTorch that pass: of scores, and of boxes as parts of the longer side.
+# Largest accepted difference of a score, and of a box's side relative to the image's longer side.
 TOLERANCE = 1e-3
-# Detections whose scores are so close may stand in either order.
+# Detections whose scores are this close may be in either order.
 _TIE = 1e-4
 
-# From images (B, 3, H, W) to boxes (B, D, 4), scores (B, D) and labels (B, D).
+# Maps images (B, 3, H, W) to boxes (B, D, 4), scores (B, D) and labels (B, D).
 Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def check_batches(
     cfg: CfgNode, *, least: int = 1, size: Size | None = None
 ) -> list[tuple[int, int, int]]:
-    """Batches (B, H, W): one image as the config's tests resize it, and more small ones.
+    """Batches (B, H, W) to check: an image as the config's tests resize it, and smaller images.
 
     Args:
-        cfg: of the model.
-        least: of H and W.
-        size: (h, w) that all images must have; None: any.
+        cfg: config of the model.
+        least: least H and W.
+        size: (h, w) of all images, or None for images of any size.
     """
     if size is not None:
         return [(1, *size), (3, *size)]
@@ -45,10 +45,10 @@ def check_batches(
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a file is from its model on one batch.
+    """The difference between a file and its model on one batch.
 
     Attributes:
-        shape: (B, H, W).
+        shape: (B, H, W) of the batch.
         scores: largest difference of a score.
         boxes: largest difference of a box's side, in pixels.
     """
@@ -59,7 +59,7 @@ class Difference:
 
     @property
     def passes(self) -> bool:
-        """Whether both are within the tolerance; numbers that are none never are."""
+        """Whether both differences are within the tolerance; NaN never is."""
         return self.scores <= TOLERANCE and self.boxes <= TOLERANCE * max(self.shape[1:])
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Difference:
 
 @torch.no_grad()
 def compare(model: Run, file: Run, shape: tuple[int, int, int]) -> Difference:
-    """Run both on the CPU, on a batch of made-up images of ``shape`` (B, H, W)."""
+    """Run both on the CPU, on a batch of random images of ``shape`` (B, H, W)."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(batch, 3, 8, 8, generator=generator) * 255
@@ -85,14 +85,15 @@ def compare(model: Run, file: Run, shape: tuple[int, int, int]) -> Difference:
     )
 
 
-def _box_difference(of: Detections, to: Detections) -> float:
-    """The largest distance of a box from the nearest of the others that may be the same detection.
+def _box_difference(ours: Detections, theirs: Detections) -> float:
+    """The largest distance of one of our boxes from their nearest box of the same detection.
 
-    Where scores are nearly equal, another order, and others at the end, are right as well.
+    A detection is the same if its label is equal and its score nearly equal. Such detections may
+    be in another order, and at the end others may take their place.
     """
-    close = (of.scores[..., None] - to.scores[:, None]).abs() < _TIE
-    same = close & (of.labels[..., None] == to.labels[:, None])
-    distance = (of.boxes[:, :, None] - to.boxes[:, None]).abs().amax(-1)  # (B, D, D)
+    close = (ours.scores[..., None] - theirs.scores[:, None]).abs() < _TIE
+    same = close & (ours.labels[..., None] == theirs.labels[:, None])
+    distance = (ours.boxes[:, :, None] - theirs.boxes[:, None]).abs().amax(-1)  # (B, D, D)
     distance = distance.masked_fill(~same, float("inf")).amin(-1)
-    at_the_end = of.scores < to.scores[:, -1:] + _TIE
+    at_the_end = ours.scores < theirs.scores[:, -1:] + _TIE
     return distance.masked_fill(at_the_end & distance.isinf(), 0.0).max().item()

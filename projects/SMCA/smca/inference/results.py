@@ -1,4 +1,4 @@
-"""Detections in COCO's form for results."""
+"""Detections in COCO's format for results."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class CocoResults:
-    """Collects ``{"image_id", "category_id", "bbox": [x, y, w, h], "score", "file_name"}``, and
-    ``"frame"`` in videos.
+    """Collects ``{"image_id", "category_id", "bbox": [x, y, w, h], "score", "file_name"}`` of each
+    detection, and its ``"frame"`` in a video.
 
-    Where all inputs are images of one of the config's datasets, the ids are those of its annotation
-    file. Else ``image_id`` is the number of the frame in the order they come, from 1, and
-    ``category_id`` the contiguous index of the class plus 1.
+    If all inputs are images of one of the config's datasets, the ids are those of its annotation
+    file. Otherwise ``image_id`` counts the frames from 1, and ``category_id`` is the contiguous
+    index of the class plus 1.
     """
 
     def __init__(self, cfg: CfgNode, class_names: Sequence[str], paths: Sequence[str]):
         """
         Args:
-            cfg: whose datasets may know the inputs.
-            class_names: of the model.
-            paths: of all inputs; none where some are no images.
+            cfg: config whose datasets may have the inputs.
+            class_names: class names of the model.
+            paths: paths of all inputs; empty if some inputs are videos or cameras.
         """
         dataset = _dataset_of(cfg, class_names, paths)
         self._image_ids = _ids_by_path(dataset) if dataset else {}
@@ -67,13 +67,13 @@ class CocoResults:
 def _dataset_of(
     cfg: CfgNode, class_names: Sequence[str], paths: Sequence[str]
 ) -> CocoDataset | None:
-    """The dataset that has all these images, and the model's classes."""
+    """The dataset that has all these images and the model's classes, if there is one."""
     wanted = {os.path.realpath(path) for path in paths}
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
         try:
             json_file, image_root = dataset_files(cfg, name)
             root = os.path.join(os.path.realpath(image_root), "")
-            # Annotation files may be large: read only where it is likely.
+            # Annotation files may be large, so that only likely ones are read.
             if not wanted or not all(path.startswith(root) for path in wanted):
                 continue
             dataset = load_coco(name, json_file, image_root)

@@ -2,8 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-
-from smca.analysis.operations import Operations
+from operations import Operations
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
