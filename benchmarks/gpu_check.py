@@ -10,7 +10,7 @@ facts: device, driver, versions, and the peaks of matrix products and copies.
 right: the attention and its gradients against float64, and the kernels it runs on; the logits of
   every model in half precision; what a training step waits for; how memory grows; GPU tests.
 train: images a second, memory and the share of each part, by batch, precision and model.
-levers: what may be faster, beside what the project does.
+ablation: means that may be faster, beside the project's defaults.
 infer: images a second by batch and precision, compiled, and with CUDA graphs.
 feed: images a second that loader processes deliver, and how many processes the training needs.
 learn: the quickstart's model with and without mixed precision: its AP and its time.
@@ -56,7 +56,7 @@ SHARES = {
     "facts": 22,
     "right": 105,
     "train": 115,
-    "levers": 70,
+    "ablation": 70,
     "infer": 40,
     "feed": 18,
     "learn": 90,

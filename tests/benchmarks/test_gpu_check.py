@@ -101,7 +101,7 @@ def test_all_stages_tiny_on_a_cpu(program, tmp_path):
             for timing in (value for value in row.values() if isinstance(value, dict)):
                 assert 0 < timing["low"] <= timing["median"] <= timing["high"]
                 timed.add(stage["stage"])
-    assert timed == {"train", "levers", "infer"}
+    assert timed == {"train", "ablation", "infer"}
     assert "--tiny --device cpu" in run["command"] and run["tiny"] is True
     assert "1 threads" in run["machine"] and torch.__version__ in run["software"]
     assert re.match("[0-9a-f]{10}|unknown", run["commit"])

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What each means of being fast brings: steps and inference with it and without, in turns.
+"""Measure each means of being fast: steps and inference with it and without it, in turns.
 
-A lever that is "taken" is the default, and is taken away for comparison; another is put in. Ratios
-below 1 say that it pays. Peak memory is that of a process each above its resting model. Attention
-dropout is as in model.py. KEY VALUE pairs after the flags change the config.
+A means that is "taken" belongs to the project's defaults and is taken away for comparison; the
+others are added. A ratio below 1 says that the means pays. Peak memory is that of a process each
+above its resting model. Attention dropout is as in model.py. KEY VALUE pairs after the flags change
+the config.
 
 Examples:
-    python benchmarks/levers.py --config smca_single_scale_R50_50ep
-    python benchmarks/levers.py --config smca_R50_50ep --levers "all blocks recomputed"
+    python benchmarks/ablation.py --config smca_single_scale_R50_50ep
+    python benchmarks/ablation.py --config smca_R50_50ep --ablations "all blocks recomputed"
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ METHODS = {"inference": "infer", "training": "train"}
 
 
 @dataclass(frozen=True)
-class Lever:
-    """A means of being fast, as what is done instead of the project's default.
+class Ablation:
+    """A means of being fast that is taken away from the project's defaults or added to them.
 
     Attributes:
-        taken: the default has it, and what follows takes it away; else that puts it in.
-        works: the kinds of work it is for.
+        taken: whether the defaults have it, so that ``opts`` and ``patch`` take it away.
+        works: the kinds of work that it changes.
         opts: KEY VALUE pairs of the config.
-        patch: a context that the detector is built and works in.
+        patch: a context in which the detector is built and works.
     """
 
     taken: bool
@@ -141,30 +142,34 @@ def inference(function: Callable) -> Callable[[], AbstractContextManager]:
     return lambda: mock.patch.object(Workload, "infer", function)
 
 
-LEVERS = {
-    "frozen batch norm inside convolutions": Lever(taken=True, patch=norm_apart),
-    "backbone with channels last": Lever(
+ABLATIONS = {
+    "frozen batch norm inside convolutions": Ablation(taken=True, patch=norm_apart),
+    "backbone with channels last": Ablation(
         taken=True,
         patch=lambda: mock.patch.object(torch, "channels_last", torch.contiguous_format),
     ),
-    "no mask where nothing is padded": Lever(taken=True, patch=always_masked),
-    "heads of all layers at once": Lever(taken=True, works=("training",), patch=heads_one_by_one),
-    "losses of all layers at once": Lever(taken=True, works=("training",), patch=losses_one_by_one),
-    "fused optimizer": Lever(
+    "no mask where nothing is padded": Ablation(taken=True, patch=always_masked),
+    "heads of all layers at once": Ablation(
+        taken=True, works=("training",), patch=heads_one_by_one
+    ),
+    "losses of all layers at once": Ablation(
+        taken=True, works=("training",), patch=losses_one_by_one
+    ),
+    "fused optimizer": Ablation(
         taken=True, works=("training",), patch=lambda: mock.patch.object(solver, "_FUSED", ())
     ),
-    "no attention dropout": Lever(
+    "no attention dropout": Ablation(
         taken=True, works=("training",), opts=("MODEL.SMCA.ATTENTION_DROPOUT", 0.1)
     ),
-    "inference without autograd": Lever(
+    "inference without autograd": Ablation(
         taken=True, works=("inference",), patch=inference(Workload.infer.__wrapped__)
     ),
-    "heads of the last layer alone": Lever(taken=True, works=("inference",), patch=all_layers),
-    "torch.inference_mode": Lever(
+    "heads of the last layer alone": Ablation(taken=True, works=("inference",), patch=all_layers),
+    "torch.inference_mode": Ablation(
         taken=False, works=("inference",), patch=inference(torch.inference_mode()(Workload.infer))
     ),
-    "positions kept by size": Lever(taken=False, patch=positions_kept),
-    "foreach clipping": Lever(
+    "positions kept by size": Ablation(taken=False, patch=positions_kept),
+    "foreach clipping": Ablation(
         taken=False,
         works=("training",),
         patch=lambda: mock.patch.object(
@@ -173,38 +178,38 @@ LEVERS = {
             functools.partial(nn.utils.clip_grad_norm_, foreach=True),
         ),
     ),
-    "no dropout": Lever(taken=False, works=("training",), opts=("MODEL.SMCA.DROPOUT", 0.0)),
-    "multi blocks recomputed": Lever(
+    "no dropout": Ablation(taken=False, works=("training",), opts=("MODEL.SMCA.DROPOUT", 0.0)),
+    "multi blocks recomputed": Ablation(
         taken=False, works=("training",), opts=("MODEL.SMCA.ENCODER.RECOMPUTE", "multi")
     ),
-    "all blocks recomputed": Lever(
+    "all blocks recomputed": Ablation(
         taken=False, works=("training",), opts=("MODEL.SMCA.ENCODER.RECOMPUTE", "all")
     ),
-    "compiled": Lever(taken=False, opts=("MODEL.SMCA.COMPILE", True)),
-    "freed memory kept": Lever(taken=False, patch=freed_memory_kept),
+    "compiled": Ablation(taken=False, opts=("MODEL.SMCA.COMPILE", True)),
+    "freed memory kept": Ablation(taken=False, patch=freed_memory_kept),
 }
-# What nothing is changed in.
-DEFAULT = Lever(taken=True)
+# Changes nothing.
+DEFAULT = Ablation(taken=True)
 
 
 class Worker:
-    """A detector at one kind of work, with what a lever says instead of the default."""
+    """A detector at one kind of work, with an ablation."""
 
-    def __init__(self, cfg: CfgNode, setting: Setting, lever: Lever, work: str):
-        self.lever, self.method = lever, METHODS[work]
+    def __init__(self, cfg: CfgNode, setting: Setting, ablation: Ablation, work: str):
+        self.ablation, self.method = ablation, METHODS[work]
         cfg = cfg.clone()
-        cfg.merge_from_list(list(lever.opts))
-        with lever.patch():
+        cfg.merge_from_list(list(ablation.opts))
+        with ablation.patch():
             self.workload = Workload(cfg, setting)
 
     def __call__(self) -> object:
-        with self.lever.patch():
+        with self.ablation.patch():
             return getattr(self.workload, self.method)()
 
 
 def prepare(cfg: CfgNode, setting: Setting, name: str | None, work: str) -> Callable[[], object]:
     """A fresh process's work: one that the same detector has done before at a small size."""
-    worker = Worker(cfg, setting, LEVERS.get(name, DEFAULT), work)
+    worker = Worker(cfg, setting, ABLATIONS.get(name, DEFAULT), work)
     worker.workload.see((64, 64), 1)
     worker()
     worker.workload.see(setting.size, setting.batch)
@@ -212,20 +217,20 @@ def prepare(cfg: CfgNode, setting: Setting, name: str | None, work: str) -> Call
 
 
 def measure(cfg: CfgNode, setting: Setting, name: str, args: argparse.Namespace) -> list[Row]:
-    """A row for each kind of work that a lever is for."""
-    lever, rows = LEVERS[name], []
-    ours, other = ("with", "without") if lever.taken else ("without", "with")
-    for work in lever.works:
+    """A row for each kind of work that an ablation changes."""
+    ablation, rows = ABLATIONS[name], []
+    ours, other = ("with", "without") if ablation.taken else ("without", "with")
+    for work in ablation.works:
         functions = {
             ours: Worker(cfg, setting, DEFAULT, work),
-            other: Worker(cfg, setting, lever, work),
+            other: Worker(cfg, setting, ablation, work),
         }
         times = interleave(
             functions, device=torch.device(setting.device), rounds=args.rounds, warm_up=1
         )
         row = {
-            "lever": name,
-            "taken": "yes" if lever.taken else "no",
+            "ablation": name,
+            "taken": "yes" if ablation.taken else "no",
             "work": work,
             "seconds_with": summary(times["with"]),
             "seconds_without": summary(times["without"]),
@@ -249,9 +254,9 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="smca_single_scale_R50_50ep", help="name or file")
-    parser.add_argument("--levers", nargs="+", choices=LEVERS, default=list(LEVERS))
+    parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     add_setting(parser)
-    add_arguments(parser, "levers", rounds=5)
+    add_arguments(parser, "ablation", rounds=5)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"
     )
@@ -264,10 +269,10 @@ def main() -> int:
     setting = Setting(tuple(args.size), args.batch, args.precision, str(device))
     cfg = read(args.config, args)
     rows = []
-    for name in args.levers:
+    for name in args.ablations:
         print(name, file=sys.stderr, flush=True)
         rows += measure(cfg, setting, name, args)
-        write("levers", rows, args.output, show=name == args.levers[-1])
+        write("ablation", rows, args.output, show=name == args.ablations[-1])
     return 0
 
 

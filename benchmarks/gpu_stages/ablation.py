@@ -1,4 +1,4 @@
-"""What may be faster on a GPU than what the project does: each beside it, in turns."""
+"""Means that may be faster on a GPU than the project's defaults: each beside them, in turns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from ablation import ABLATIONS, DEFAULT, Ablation, Worker
 from co_attention import Case, CoAttention
-from levers import DEFAULT, LEVERS, Lever, Worker
 from measuring import Row, interleave, ratio, summary
 from torch import Tensor
 from workload import Setting, Workload
@@ -72,24 +72,24 @@ def co_attention_in_float32() -> Iterator[None]:
 
 # Each against the default, in training steps of SMCA.
 STEPS = {
-    "co-attention in float32": Lever(taken=False, patch=co_attention_in_float32),
-    "channels last": Lever(
+    "co-attention in float32": Ablation(taken=False, patch=co_attention_in_float32),
+    "channels last": Ablation(
         taken=True, patch=lambda: mock.patch.object(backbone, "CHANNELS_LAST", ())
     ),
-    "values of their own width": Lever(
+    "values of their own width": Ablation(
         taken=False, patch=lambda: mock.patch.object(attention, "attend", own_width)
     ),
-    "two bfloat16 numbers for a float32": Lever(
+    "two bfloat16 numbers for a float32": Ablation(
         taken=False, patch=lambda: mock.patch.dict(spatial_prior.PARTS, {torch.bfloat16: 2})
     ),
-    "cuDNN attention": Lever(taken=False, patch=lambda: cudnn(True)),
-    "compiled blocks": LEVERS["compiled"],
-    "fused AdamW": LEVERS["fused optimizer"],
-    "frozen batch norm inside convolutions": LEVERS["frozen batch norm inside convolutions"],
-    "L1 costs by plain operations": Lever(
+    "cuDNN attention": Ablation(taken=False, patch=lambda: cudnn(True)),
+    "compiled blocks": ABLATIONS["compiled"],
+    "fused AdamW": ABLATIONS["fused optimizer"],
+    "frozen batch norm inside convolutions": ABLATIONS["frozen batch norm inside convolutions"],
+    "L1 costs by plain operations": Ablation(
         taken=False, patch=lambda: mock.patch.object(torch, "cdist", pairwise_distance)
     ),
-    "foreach clipping": LEVERS["foreach clipping"],
+    "foreach clipping": ABLATIONS["foreach clipping"],
 }
 
 
@@ -132,22 +132,22 @@ def run(check: Check) -> None:
 
 
 def compare(check: Check, names: Sequence[str], batch: int, number: str) -> None:
-    """Training steps with each of some levers and without it."""
+    """Training steps with and without each of some means."""
     setting = check.setting(batch, number)
     usual = functools.cache(lambda: Worker(check.config(MAIN), setting, DEFAULT, "training"))
     for name in names:
         work = functools.partial(steps, check, STEPS[name], usual, setting)
-        check.attempt("levers", work, lever=name, batch=setting.batch, precision=number)
+        check.attempt("ablation", work, ablation=name, batch=setting.batch, precision=number)
 
 
-def steps(check: Check, lever: Lever, default: Callable[[], Worker], setting: Setting) -> Row:
-    """A training step with a lever and without it."""
-    usual, other = default(), Worker(check.config(MAIN), setting, lever, "training")
-    both = ("with", "without") if lever.taken else ("without", "with")
+def steps(check: Check, ablation: Ablation, default: Callable[[], Worker], setting: Setting) -> Row:
+    """A training step with and without a means."""
+    usual, other = default(), Worker(check.config(MAIN), setting, ablation, "training")
+    both = ("with", "without") if ablation.taken else ("without", "with")
     functions = dict(zip(both, (usual, other), strict=True))
     times = interleave(functions, device=check.device, rounds=check.pick(5, 1))
     return {
-        "taken": lever.taken,
+        "taken": ablation.taken,
         "seconds with": summary(times["with"]),
         "seconds without": summary(times["without"]),
         "with / without": ratio(times, "with", "without"),

@@ -1,10 +1,10 @@
-"""The levers benchmark on a tiny detector."""
+"""The ablation benchmark on a tiny detector."""
 
 import json
 import sys
 from pathlib import Path
 
-import levers as program
+import ablation as program
 import pytest
 import torch
 
@@ -16,10 +16,10 @@ def run(config_file, monkeypatch, tmp_path):
     """``run("--flag", ...)`` runs the program here on a tiny detector and returns its rows."""
 
     def run(*flags):
-        output = tmp_path / "levers.json"
+        output = tmp_path / "ablation.json"
         files = ("--config", config_file(), "--output", output)
         common = ("--device", "cpu", "--threads", 1, "--rounds", 1, "--size", 64, 96)
-        monkeypatch.setattr(sys, "argv", list(map(str, ["levers.py", *files, *common, *flags])))
+        monkeypatch.setattr(sys, "argv", list(map(str, ["ablation.py", *files, *common, *flags])))
         assert program.main() == 0
         return json.loads(output.read_text())["rows"]
 
@@ -29,20 +29,20 @@ def run(config_file, monkeypatch, tmp_path):
 @pytest.fixture
 def quick():
     """All but the one that takes a minute to compile."""
-    return [name for name in program.LEVERS if name != "compiled"]
+    return [name for name in program.ABLATIONS if name != "compiled"]
 
 
-def test_each_lever_is_measured_at_each_of_its_works(quick, run):
-    rows = run("--no-memory", "--levers", *quick)
-    expected = [(name, work) for name in quick for work in program.LEVERS[name].works]
-    assert [(row["lever"], row["work"]) for row in rows] == expected
+def test_each_ablation_is_measured_at_each_of_its_works(quick, run):
+    rows = run("--no-memory", "--ablations", *quick)
+    expected = [(name, work) for name in quick for work in program.ABLATIONS[name].works]
+    assert [(row["ablation"], row["work"]) for row in rows] == expected
     for row in rows:
         seconds = row["seconds_with"]["median"] / row["seconds_without"]["median"]
         assert row["time_with_over_without"] == pytest.approx(seconds)
-        assert row["taken"] == ("yes" if program.LEVERS[row["lever"]].taken else "no")
+        assert row["taken"] == ("yes" if program.ABLATIONS[row["ablation"]].taken else "no")
 
 
-def test_levers_change_no_result(quick, tiny_config):
+def test_ablations_change_no_result(quick, tiny_config):
     """But those that change what is dropped."""
     setting = program.Setting(size=(64, 96), batch=2, precision="fp32", device="cpu")
     # Batch norm would see other images with each step.
@@ -51,10 +51,10 @@ def test_levers_change_no_result(quick, tiny_config):
         worker = program.Worker(cfg, setting, program.DEFAULT, work)
         expected = worker()
         for name in quick:
-            lever = program.LEVERS[name]
-            if work not in lever.works or "dropout" in name:
+            ablation = program.ABLATIONS[name]
+            if work not in ablation.works or "dropout" in name:
                 continue
-            found = program.Worker(cfg, setting, lever, work)()
+            found = program.Worker(cfg, setting, ablation, work)()
             if work == "training":
                 found, expected_here = sum(found.values()), sum(expected.values())
                 assert found == pytest.approx(expected_here, rel=1e-4), name
@@ -65,7 +65,7 @@ def test_levers_change_no_result(quick, tiny_config):
 
 @pytest.mark.slow
 def test_memory_is_measured(run):
-    (row,) = run("--levers", "all blocks recomputed", "--size", 256, 320)
+    (row,) = run("--ablations", "all blocks recomputed", "--size", 256, 320)
     assert row["mib_with"] > 0 and row["mib_without"] > 0
     ratio = row["mib_with"] / row["mib_without"]
     assert row["memory_with_over_without"] == pytest.approx(ratio)
