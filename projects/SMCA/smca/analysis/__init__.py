@@ -1,1 +1,1 @@
-"""What models cost, what runs have written, the config's reference; and the published tables."""
+"""The costs of models, the metrics of runs, the published tables and the config's reference."""

@@ -1,12 +1,11 @@
-"""Parameters, multiply-adds and activations of a model's parts.
+"""Counting the parameters, multiply-adds and activations of a model's parts.
 
-Multiply-adds and activations (the outputs of convolutions and matrix products) are counted by
-fvcore, on a trace of one evaluation. fvcore counts no fused attention; that is added here: both of
-its products, queries times keys and weights times values, over the channels the attention is
-defined with. Left out is what the fused kernel carries along instead of adding a matrix to the
-logits, the channels of Gaussians and those that fill a head up; they are counted by themselves.
-As fvcore has it, sums, products and softmaxes of single elements count nothing, normalisations
-with statistics five times their size, bilinear interpolation four times.
+fvcore counts multiply-adds and activations (the outputs of convolutions and matrix products) on a
+trace of one evaluation. It does not know fused attention. Here both products of the attention
+count, queries times keys and weights times values, over the channels that define the attention.
+The fused kernel has further channels, for Gaussians and to fill up the heads; they are counted by
+themselves. fvcore does not count elementwise sums, products and softmaxes. It counts
+normalisations with statistics as five times their size, and bilinear interpolation as four times.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ATTENTION = "aten::scaled_dot_product_attention"
 
 @dataclass(frozen=True)
 class Count:
-    """What one part has; see the module for what is counted."""
+    """The counts of one part of a model, as the module's docstring defines them."""
 
     trainable: int
     parameters: int
@@ -37,13 +36,13 @@ class Count:
 
 @dataclass(frozen=True)
 class ModelCounts:
-    """What a model has.
+    """The counts of a model.
 
     Attributes:
-        parts: by name, each before its own parts; "" is the whole model.
-        operators: multiply-adds of the whole model by kind of operation, the greatest first.
-        carried: multiply-adds of the fused attention's further channels, which are not in
-            ``parts``.
+        parts: counts by the name of the part, each before its own parts; "" is the whole model.
+        operators: multiply-adds of the whole model by kind of operation, the largest first.
+        carried: multiply-adds of the fused attention's further channels, which ``parts`` does not
+            include.
     """
 
     parts: dict[str, Count]
@@ -52,7 +51,7 @@ class ModelCounts:
 
 
 class _Inference(nn.Module):
-    """What fvcore traces: a module, of tensors."""
+    """A module for fvcore to trace, which maps images to tensors."""
 
     def __init__(self, subject: Subject):
         super().__init__()
@@ -79,7 +78,7 @@ class _AttentionProducts:
 
 
 def _unextended(value: torch._C.Value) -> torch._C.Value:
-    """A query or value of the fused kernel, without the channels that were appended to it."""
+    """A query or value of the fused kernel before channels were appended to it."""
     node = value.node()
     if node.kind() == "aten::cat":
         return next(node.inputsAt(0).node().inputs())
@@ -87,7 +86,7 @@ def _unextended(value: torch._C.Value) -> torch._C.Value:
 
 
 def count_parameters(model: nn.Module) -> Count:
-    """The parameters of ``model``, and how many of them are trained."""
+    """Count the parameters of a model, and those that are trained."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return Count(
         trainable=sum(size for size, trained in sizes if trained),
@@ -99,13 +98,13 @@ def count_parameters(model: nn.Module) -> Count:
 def count_model(
     subject: Subject, *, size: tuple[int, int], batch: int = 1, activations: bool = True
 ) -> ModelCounts:
-    """Count one evaluation of ``batch`` images of ``size`` (h, w), part by part.
+    """Count one evaluation of a model, part by part.
 
     Args:
-        subject: on any device but "meta": a trace runs the model.
-        size: rows and columns of pixels.
-        batch: images.
-        activations: count them too, in a second trace.
+        subject: the model, on any device but "meta", because a trace runs the model.
+        size: (h, w) of the images in pixels.
+        batch: number of images.
+        activations: whether to count activations too, in a second trace.
     """
     subject.model.eval()
     traced = _Inference(subject)
@@ -132,6 +131,6 @@ def count_model(
 
 
 def _by_module(analysis: FlopCountAnalysis | ActivationCountAnalysis) -> dict[str, int]:
-    # What it does not count is said in this module; a part may well be idle.
+    # This module's docstring names the operations that do not count, and parts may be idle.
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return analysis.tracer_warnings("none").by_module()

@@ -1,4 +1,4 @@
-"""The detector to be analysed, whichever host builds it."""
+"""Detectors to analyse, built by either host."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..config import get_cfg, load_cfg
 from ..modeling.detector import Detector, build_detector
 from ..training import SetCriterion, Targets
 
-# Objects of each made-up training image.
+# Objects in each made-up training image.
 NUM_OBJECTS = 8
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A detector and the two things it does.
+    """A detector with its inference and its loss as functions of images.
 
     Attributes:
-        model: has the parameters; whoever measures chooses training or evaluation mode.
-        infer: maps images (B, 3, H, W) to the tensors that are its result.
-        loss: maps images (B, 3, H, W) to the loss of made-up objects, in training mode.
+        model: module with the parameters; its user chooses training or evaluation mode.
+        infer: maps images (B, 3, H, W) to the tensors of the result.
+        loss: maps images (B, 3, H, W) to the loss for made-up objects, in training mode.
     """
 
     model: nn.Module
@@ -34,13 +34,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Host:
-    """Where configs are read and models are built; its functions are found by name, to be sent
-    to other processes.
+    """The functions of a host that read configs and build models.
+
+    They can be imported by name, so that other processes can be sent them.
 
     Attributes:
         name: "native" or "detectron2".
         read: maps a config file and KEY VALUE options to a config.
-        build: maps a config and a device ("meta" for parameters without numbers) to a subject.
+        build: maps a config and a device to a subject. On "meta" parameters have no values.
     """
 
     name: str
@@ -49,15 +50,15 @@ class Host:
 
 
 def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The config of a file, with changes."""
+    """Read the config of a file, with changes."""
     return load_cfg(get_cfg(), config_file, opts)
 
 
 def build(cfg: CfgNode, device: str) -> Subject:
-    """The project's own detector.
+    """Build one of the project's own detectors.
 
     Raises:
-        ConfigError: a value that cannot work, or a model that only Detectron2 builds.
+        ConfigError: a value cannot work, or only Detectron2 builds the model.
     """
     with torch.device(device):
         detector = build_detector(uncompiled(cfg))
@@ -65,7 +66,7 @@ def build(cfg: CfgNode, device: str) -> Subject:
 
 
 def uncompiled(cfg: CfgNode) -> CfgNode:
-    """The config of the same model in plain operations, which alone can be traced."""
+    """The config of the same model without compiling, because compiled code cannot be traced."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SMCA.COMPILE = False
@@ -73,12 +74,12 @@ def uncompiled(cfg: CfgNode) -> CfgNode:
 
 
 def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:
-    """The subject of a detector that was built by either host."""
+    """The subject of a detector of either host."""
     criterion = SetCriterion(**SetCriterion.from_config(cfg))
 
     def forward(images: Tensor):
-        # Numbers, where a trace would see tensors. The forward pass of the class itself, because
-        # Detectron2's meta-architecture has another around it.
+        # In a trace the sides are tensors. Detectron2's meta-architecture overrides the forward
+        # pass of the class.
         size = tuple(int(side) for side in images.shape[-2:])
         return Detector.forward(detector, images, [size] * len(images))
 
@@ -101,7 +102,7 @@ def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:
 
 
 def made_up_boxes(height: int, width: int) -> Tensor:
-    """(NUM_OBJECTS, 4) xyxy, along the diagonal of an image."""
+    """Boxes along the diagonal of an image, (NUM_OBJECTS, 4) xyxy in pixels."""
     start = torch.arange(NUM_OBJECTS)[:, None] / (NUM_OBJECTS + 1)
     corners = torch.cat((start, start, start + 0.1, start + 0.1), dim=1)
     return corners * torch.tensor([width, height, width, height])

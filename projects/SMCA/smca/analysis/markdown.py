@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A table whose first ``left`` columns are flush left, as text is, and the others right.
+    """A table whose first ``left`` columns are flush left, and the others flush right.
 
-    What stands in a cell is shown, and neither ends it nor becomes HTML.
+    Cells show their text as it is: "|" does not end a cell, and "<" does not begin HTML.
     """
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     lines = [[_shown(cell) for cell in line] for line in (head, rule, *rows)]

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, measured in a process of its own."""
+"""Peak memory of a task, measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from fvcore.common.config import CfgNode
 
 from .host import Host
 
-# Loads what kernels need before memory is looked at.
+# Size of an image that makes kernels load before memory is measured.
 _WARM_UP = (64, 64)
 
 
 def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> int | None:
-    """Bytes that a piece of work needs at its peak, beyond what its process rests with.
+    """Measure how many bytes a task needs at its peak, beyond those that its preparation keeps.
 
-    Where CUDA is used it is what tensors take there; else the growth of the process, which the
-    allocator lets vary by a tenth or so.
+    With CUDA these are the bytes of tensors on the device. Otherwise it is the growth of the
+    process, which varies by a tenth or so with the allocator.
 
     Args:
-        prepare: a function that can be found by name. A fresh process calls it; it returns the
-            work. Whatever it has made by then is at rest.
-        args: for ``prepare``.
+        prepare: a function that can be imported by its name. A new process calls it, and it
+            returns the task.
+        args: arguments of ``prepare``.
 
     Returns:
-        None where memory did not suffice and the system ended the process.
+        the bytes, or None if memory did not suffice.
     """
-    # What this process has freed may be what that one needs.
+    # The new process may need the memory that this one has freed.
     torch.cuda.empty_cache()
     spawn = multiprocessing.get_context("spawn")
     threads = torch.get_num_threads()
@@ -50,15 +50,18 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> 
 def peak_memory_of_pass(
     host: Host, cfg: CfgNode, *, size: tuple[int, int], batch: int = 1, training: bool
 ) -> int | None:
-    """Bytes that a forward pass needs beyond the resting model; see :func:`peak_memory`.
+    """Measure the peak memory of a pass of a model beyond the model itself, in bytes.
 
     Args:
-        host: builds the model.
-        cfg: its config; MODEL.DEVICE says where. On a CPU MODEL.SMCA.ATTENTION_DROPOUT counts as
+        host: the host that builds the model.
+        cfg: config of the model, on MODEL.DEVICE. On a CPU MODEL.SMCA.ATTENTION_DROPOUT counts as
             0, because no attention kernel of a CPU is fused with it.
         size: (h, w) of the images in pixels.
-        batch: images.
-        training: with gradients and the backward pass, without an optimizer.
+        batch: number of images.
+        training: forward and backward instead of an evaluation, without an optimizer.
+
+    Returns:
+        see :func:`peak_memory`.
     """
     return peak_memory(_prepare_pass, host, cfg, size, batch, training)
 
@@ -83,15 +86,15 @@ def _prepare_pass(
 
 def _measure(prepare: Callable[..., Callable[[], object]], args: tuple, threads: int) -> int:
     torch.set_num_threads(threads)
-    work = prepare(*args)
+    task = prepare(*args)
     peak = _cuda_peak if torch.cuda.is_initialized() else _process_peak
     resting = peak(reset=True)
-    work()
+    task()
     return peak() - resting
 
 
 def _cuda_peak(*, reset: bool = False) -> int:
-    """Bytes at the peak so far; with ``reset`` what is in use, where the peak starts from now."""
+    """The bytes of tensors at the peak so far; with ``reset`` the peak starts anew."""
     devices = range(torch.cuda.device_count())
     if reset:
         for device in devices:
@@ -100,13 +103,13 @@ def _cuda_peak(*, reset: bool = False) -> int:
 
 
 def _process_peak(*, reset: bool = False) -> int:
-    """The same of the process."""
+    """The bytes of the process at the peak so far; with ``reset`` the peak starts anew."""
     process = Path("/proc/self")
     if reset:
-        # Where this may not be done, growth counts from the peak so far.
+        # Without permission to do so, growth counts from the peak so far.
         with contextlib.suppress(OSError):
             (process / "clear_refs").write_text("5")
-    # On Linux a process inherits its parent's ru_maxrss, but not this.
+    # On Linux a process inherits its parent's ru_maxrss, but not its VmHWM.
     status = process / "status"
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024

@@ -1,4 +1,4 @@
-"""The counts of one model as a table of plain text."""
+"""The counts of one model as a table in plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HEADER = ("part", "trainable", "parameters", "multiply-adds", "activations")
 
 
 def parts_table(counts: ModelCounts, depth: int) -> str:
-    """The parts of a model that have or do something, indented, down to ``depth`` names."""
+    """A table of a model's parts that have parameters or compute, down to ``depth`` names."""
     rows = [_HEADER]
     for name, count in counts.parts.items():
         level = name.count(".") + 1 if name else 0

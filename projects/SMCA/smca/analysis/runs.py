@@ -1,11 +1,10 @@
-"""What runs have written, a table of it, and what SMCA's authors published of theirs."""
+"""Metrics that runs have written or SMCA's authors have published, and a table of them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import reprlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,18 +16,17 @@ from ..config import flatten, read_yaml
 from ..evaluation.scoring import AP_NAMES
 from .markdown import markdown_table
 
-_LAST = 2**53  # iterations that a float can count
 Series = tuple[list[int], list[float]]
 
 
 def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Series]:
-    """Iterations and finite values of each quantity in a Detectron2-style ``metrics.json``.
+    """The iterations and finite values of each quantity in a Detectron2-style ``metrics.json``.
 
-    The file holds one JSON object a line; not every line has every quantity. Where a resumed run
-    repeats an iteration the later line counts. A last line cut short is passed over.
+    The file holds one JSON object per line, and not every line has every quantity. If a resumed run
+    repeats an iteration, the later line counts. A last line that is cut short is passed over.
 
     Raises:
-        ValueError: another line is not a JSON object; names file and line.
+        ValueError: another line is not a JSON object with an iteration.
     """
     series: dict[str, dict[int, float]] = {}
     lines = Path(metrics_json).read_bytes().splitlines()
@@ -38,17 +36,16 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Series]:
         try:
             entry = json.loads(line)
             iteration = entry.pop("iteration")
-            if type(iteration) is not int or not 0 <= iteration < _LAST:
-                raise ValueError(f"its iteration is {reprlib.repr(iteration)}")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if type(iteration) is not int or iteration < 0:
+                raise ValueError(f"its iteration is {iteration!r}")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break
             raise ValueError(
                 f"{metrics_json}, line {number} is not a JSON object with an iteration: {error}"
             ) from error
         for key, value in entry.items():
-            # Larger integers than floats there are among JSON's.
-            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            if type(value) in (int, float) and math.isfinite(value):
                 series.setdefault(key, {})[iteration] = value
     return {
         key: tuple(map(list, zip(*sorted(values.items()), strict=True)))
@@ -58,15 +55,15 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Series]:
 
 @dataclass(frozen=True)
 class History:
-    """What is known of a run.
+    """The metrics of a run.
 
     Attributes:
-        name: what it is called.
-        metrics: of :func:`read_metrics`.
-        epochs_per_iteration: the batch as a fraction of the training images, for metrics that have
-            no ``epoch``; None: not known.
-        published: it is its authors' own, not one of this code.
-        same_loss: its total loss is the sum that the authors' logs have.
+        name: name of the run.
+        metrics: the result of :func:`read_metrics`.
+        epochs_per_iteration: the batch as a fraction of the training images, for metrics without
+            ``epoch``; None if it is not known.
+        published: whether SMCA's authors published the run.
+        same_loss: whether its total loss is the same sum as in the authors' logs.
     """
 
     name: str
@@ -77,7 +74,7 @@ class History:
 
     @property
     def iterations(self) -> int:
-        """Iterations done."""
+        """The number of iterations done."""
         last = max((iterations[-1] for iterations, _ in self.metrics.values()), default=-1)
         trained, _ = self.metrics.get("total_loss", ([], []))
         # A host may give the last evaluation the number of the iteration after the last.
@@ -88,10 +85,10 @@ class History:
         return "epoch" in self.metrics or self.epochs_per_iteration is not None
 
     def curve(self, key: str, over: str) -> tuple[np.ndarray, np.ndarray]:
-        """A quantity, and where it was measured: the iterations or epochs done by then.
+        """The places and values of a quantity; places are iterations or epochs done.
 
         Args:
-            key: a key of ``metrics``; without it the curve is empty.
+            key: a key of ``metrics``. The curve is empty if the metrics do not have it.
             over: "iteration" or "epoch".
         """
         iterations, values = self.metrics.get(key, ([], []))
@@ -99,7 +96,7 @@ class History:
         return self.place(done, over), np.array(values, dtype=float)
 
     def place(self, done: np.ndarray | float, over: str) -> np.ndarray | float:
-        """``done`` iterations as what ``over`` counts."""
+        """``done`` iterations, as iterations or epochs."""
         if over == "iteration":
             return done
         if "epoch" in self.metrics:
@@ -108,24 +105,24 @@ class History:
         return done * (self.epochs_per_iteration or 0.0)
 
     def data_share(self, over: str) -> tuple[np.ndarray, np.ndarray]:
-        """Percentage of the time in which training waits for data."""
+        """The places and percentages of the time in which training waits for data."""
         places, waiting = self.curve("data_time", over)
         whole, seconds = self.curve("time", over)
-        _, of_waiting, of_whole = np.intersect1d(places, whole, return_indices=True)
-        return places[of_waiting], 100 * waiting[of_waiting] / seconds[of_whole]
+        common, first, second = np.intersect1d(places, whole, return_indices=True)
+        return common, 100 * waiting[first] / seconds[second]
 
     def lr_drops(self, over: str) -> np.ndarray:
-        """Where a learning rate that had been constant falls by a tenth or more."""
+        """The places at which a constant learning rate falls by a tenth or more."""
         places, rates = self.curve("lr", over)
         before, last, rate = rates[:-2], rates[1:-1], rates[2:]
         return places[1:-1][np.isclose(before, last) & (rate < 0.9 * last)]
 
 
 def common_axis(histories: Sequence[History]) -> str:
-    """`epoch` where the epochs of all are known, `iteration` where those of none are.
+    """ "epoch" if the epochs of all runs are known, "iteration" if those of none are.
 
     Raises:
-        ValueError: some are known.
+        ValueError: only some are known.
     """
     begun = [history for history in histories if history.metrics]
     unknown = [history.name for history in begun if not history.has_epochs]
@@ -138,15 +135,15 @@ def common_axis(histories: Sequence[History]) -> str:
 
 
 def read_runs(folders: Sequence[str | os.PathLike], images: int | None = None) -> list[History]:
-    """What the runs in ``folders`` have written, each named by what tells its path from others.
+    """Read the runs in ``folders``. Their paths below a common folder are their names.
 
     Args:
-        folders: with a `metrics.json` each, and a `config.yaml`.
-        images: training images, for runs whose metrics have no epochs.
+        folders: folders with `metrics.json` and `config.yaml`.
+        images: number of training images, for runs whose metrics have no epochs.
 
     Raises:
         FileNotFoundError: there is no `metrics.json`.
-        ValueError: a file that cannot be read as what it should be, or has no batch to count by.
+        ValueError: a file cannot be read, or lacks the batch that epochs are counted by.
     """
     paths = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
@@ -156,9 +153,9 @@ def read_runs(folders: Sequence[str | os.PathLike], images: int | None = None) -
 def _read_run(folder: Path, name: str, images: int | None) -> History:
     metrics = read_metrics(folder / "metrics.json")
     config_file = folder / "config.yaml"
-    # Of whatever version of the code.
+    # The config may be of another version of the code.
     config = flatten(read_yaml(config_file)) if config_file.exists() else {}
-    # Of several datasets the first counts, as it does for `model_best.pth`.
+    # The first of several datasets counts, as it does for `model_best.pth`.
     tests = config.get("DATASETS.TEST", ())
     first = tests[0] if isinstance(tests, list) and tests else None
     metrics = {key.removeprefix(f"{first}/"): series for key, series in metrics.items()}
@@ -177,12 +174,12 @@ def _published() -> dict:
 
 
 def published_names() -> list[str]:
-    """The runs whose AP and loss by epoch SMCA's authors published."""
+    """The names of the runs whose AP and loss by epoch SMCA's authors published."""
     return list(_published()["runs"])
 
 
 def published_runs(names: Sequence[str]) -> list[History]:
-    """Those runs of :func:`published_names`, an iteration standing for an epoch."""
+    """Published runs by their names, with an iteration for each epoch."""
     runs = _published()["runs"]
     epochs = {name: list(range(len(runs[name]["AP"]))) for name in names}
     return [
@@ -201,7 +198,7 @@ def published_runs(names: Sequence[str]) -> list[History]:
 
 
 def runs_table(histories: Sequence[History]) -> str:
-    """Length, last AP, best AP and speed of each run, as Markdown; what is not known is empty.
+    """A Markdown table of the length, last AP, best AP and speed of each run, as far as known.
 
     Raises:
         ValueError: see :func:`common_axis`.
@@ -212,7 +209,7 @@ def runs_table(histories: Sequence[History]) -> str:
 
 
 def in_words(place: float) -> str:
-    """Iterations or epochs, these with a decimal where it says something."""
+    """Iterations or epochs as text, with a decimal unless it is 0."""
     return f"{place:,.1f}".removesuffix(".0")
 
 

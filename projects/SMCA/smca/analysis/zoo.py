@@ -1,8 +1,7 @@
-"""The model zoo: every config beside the row of the published table it repeats, as Markdown."""
+"""The model zoo as Markdown: each config beside the published row that it repeats."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -16,7 +15,7 @@ from .counting import count_model, count_parameters
 from .host import Host
 from .markdown import markdown_table
 
-# Of the image that multiply-adds are counted at: rows and columns of pixels.
+# Height and width of the image for which multiply-adds are counted.
 SIZE = (800, 1066)
 _AP = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 
@@ -26,8 +25,8 @@ class Row:
     """A row of a published table.
 
     Attributes:
-        printed: what the paper prints, by column; what it does not print is missing.
-        config: path in configs/ without ".yaml"; None: the system is not built yet.
+        printed: the paper's entries by column, without those that it does not print.
+        config: path in configs/ without ".yaml"; None if the system is not built yet.
         note: name of a remark, or None.
     """
 
@@ -46,7 +45,7 @@ class Table:
 
 
 def published() -> tuple[list[Table], dict[str, str]]:
-    """The published tables, and the remarks on their rows by name."""
+    """Read the published tables, and the remarks on their rows by name."""
     text = resources.files(__package__).joinpath("published.yaml").read_text()
     *tables, remarks = yaml.safe_load(text)
     return [
@@ -67,7 +66,7 @@ def _row(cells: dict) -> Row:
 
 @dataclass(frozen=True)
 class Model:
-    """What a config's model has here; None where it cannot be built or is not counted."""
+    """A config with the counts of its model; None if it cannot be built or is not counted."""
 
     cfg: CfgNode
     parameters: int | None
@@ -81,13 +80,13 @@ def count_zoo(
     flops: bool = True,
     progress: Callable[[str], None] = lambda config: None,
 ) -> dict[str, Model]:
-    """Count the models of all configs below ``folder``, equal ones once.
+    """Count the models of all configs below ``folder``, equal models once.
 
     Args:
-        host: builds them; models of Detectron2's own remain uncounted in the native one.
-        folder: configs/.
-        flops: count multiply-adds too, which takes minutes.
-        progress: is called with each config's name.
+        host: the host that builds the models. The native one leaves out Detectron2's own models.
+        folder: folder of the configs.
+        flops: whether to count multiply-adds too, which takes minutes.
+        progress: called with the name of each config.
     """
     counted: dict[str, tuple[int | None, int | None]] = {}
     models = {}
@@ -113,11 +112,8 @@ def _count(host: Host, cfg: CfgNode, flops: bool) -> tuple[int, int | None]:
 
 def train_command(name: str, cfg: CfgNode) -> str:
     """The command that trains a config on 8 GPUs."""
-    command = ["python", "train_net.py", "--config-file", f"configs/{name}.yaml"]
-    if not is_own_model(cfg):
-        command += ["--engine", "detectron2"]
-    command += ["--num-gpus", "8"]
-    return shlex.join(command)
+    engine = "" if is_own_model(cfg) else " --engine detectron2"
+    return f"python train_net.py --config-file configs/{name}.yaml{engine} --num-gpus 8"
 
 
 def model_zoo(
@@ -127,7 +123,7 @@ def model_zoo(
     flops: bool = True,
     progress: Callable[[str], None] = lambda config: None,
 ) -> str:
-    """The whole document; for the arguments see :func:`count_zoo`."""
+    """The whole document; see :func:`count_zoo` for the arguments."""
     models = count_zoo(host, folder, flops=flops, progress=progress)
     tables, notes = published()
     parts = [_INTRODUCTION]
