@@ -18,7 +18,7 @@ def inspection(boxes=BOXES, scores=SCORES, names=("circle", "square", "triangle"
         class_names=names,
         boxes=torch.tensor(boxes, dtype=torch.float32),
         scores=torch.tensor(scores),
-        records=(),
+        record=None,
     )
 
 

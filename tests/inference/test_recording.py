@@ -49,7 +49,7 @@ def detector(tiny_config):
 
 
 def run(model, layers):
-    """The records of two padded images, and the arguments of each layer's co-attention."""
+    """The record of two padded images, and the arguments of each layer's co-attention."""
     torch.manual_seed(1)
     images = torch.zeros(2, 3, *(max(sides) for sides in zip(*SIZES, strict=True)))
     for image, (h, w) in zip(images, SIZES, strict=True):
@@ -58,10 +58,10 @@ def run(model, layers):
     for number, layer in enumerate(model.decoder.layers):
         attention = layer.co_attention
         attention.register_forward_pre_hook(lambda module, got, n=number: seen.update({n: got}))
-    predictions, records = record_co_attention(
+    predictions, record = record_co_attention(
         model, images, SIZES, layers=layers, output_sizes=OUTPUT_SIZES
     )
-    return predictions, records, seen
+    return predictions, record, seen
 
 
 def pixel(cells, stride, image):
@@ -77,11 +77,11 @@ def cells(pixels, stride, image):
 @pytest.mark.parametrize("kind", SMCA)
 def test_gaussians_are_those_that_modulate(kind, detector):
     model = detector(*SMCA[kind])
-    _, records, seen = run(model, layers=(0, -1))
-    assert [record.layer for record in records] == [0, 1]
+    _, record, seen = run(model, layers=(0, -1))
+    assert [view.layer for view in record.views(0)] == [0, 1]
     for image in range(2):
         for query in (0, 4, 9):
-            for view in (record.view(query, image) for record in records):
+            for view in record.views(query, image):
                 memory, prior = seen[view.layer][2:]
                 scale = (
                     0 if prior.selection is None else int(prior.selection[image, query].argmax())
@@ -105,11 +105,11 @@ def test_gaussians_are_those_that_modulate(kind, detector):
 @pytest.mark.parametrize("kind", ["independent", "Conditional DETR", "DETR"])
 def test_the_shared_center_is_where_boxes_start_from(kind, detector):
     model = detector(*(SMCA | OTHERS)[kind])
-    _, [record], _ = run(model, layers=(-1,))
+    _, record, _ = run(model, layers=(-1,))
     position = model.decoder.query_embed.weight
     reference = model.decoder.initial_reference(position)
     for image, (height, width) in enumerate(OUTPUT_SIZES):
-        view = record.view(3, image)
+        [view] = record.views(3, image)
         if kind == "DETR":
             assert view.shared_center is None
             continue
@@ -122,9 +122,9 @@ def test_the_shared_center_is_where_boxes_start_from(kind, detector):
 @pytest.mark.parametrize("kind", [*SMCA, *OTHERS])
 def test_maps_have_every_key_at_its_place(kind, detector):
     model = detector(*(SMCA | OTHERS)[kind])
-    _, records, seen = run(model, layers=(0, 1))
+    _, record, seen = run(model, layers=(0, 1))
     for image, query in ((0, 2), (1, 7)):
-        for view in (record.view(query, image) for record in records):
+        for view in record.views(query, image):
             arguments = seen[view.layer]
             memory, prior = arguments[2:]
             with torch.no_grad():
@@ -150,9 +150,9 @@ def test_maps_have_every_key_at_its_place(kind, detector):
 def test_on_one_scale_the_largest_weight_is_that_of_its_key(detector):
     """In particular the map of an image that is no multiple of the stride is not stretched."""
     model = detector(*SMCA["one scale"])
-    _, records, seen = run(model, layers=(-1,))
+    _, record, seen = run(model, layers=(-1,))
     for image in range(2):
-        view = records[0].view(5, image)
+        [view] = record.views(5, image)
         [weights] = model.decoder.layers[-1].co_attention.weights(*seen[1])
         rows, columns = view.maps.shape[1:]
         for head, key in enumerate(weights[image, :, 5].argmax(-1).tolist()):

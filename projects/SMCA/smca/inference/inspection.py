@@ -25,14 +25,14 @@ class Inspection:
         class_names: names of the K classes.
         boxes: (N, 4) xyxy in pixels of ``image``.
         scores: (N, K).
-        records: a record per decoder layer, in pixels of ``image``.
+        record: the co-attention, in pixels of ``image``.
     """
 
     image: np.ndarray
     class_names: Sequence[str]
     boxes: Tensor
     scores: Tensor
-    records: Sequence[CoAttentionRecord]
+    record: CoAttentionRecord
 
     def best(
         self,
@@ -92,7 +92,7 @@ class Inspection:
 
     def views(self, found: Detection) -> list[AttentionView]:
         """Where the query of a detection looks in each recorded layer."""
-        return [record.view(found.query) for record in self.records]
+        return self.record.views(found.query)
 
     def _detection(self, query: int, label: int | Tensor, **more: float) -> Detection:
         return Detection(
@@ -130,7 +130,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
         )
     batch, sizes, (original,) = predictor.inputs([image])
     height, width = original.shape[:2]
-    predictions, records = record_co_attention(
+    predictions, record = record_co_attention(
         predictor.detector,
         batch,
         sizes,
@@ -146,5 +146,5 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
         class_names=predictor.class_names,
         boxes=boxes * torch.tensor([width, height, width, height]),
         scores=logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid(),
-        records=records,
+        record=record,
     )
