@@ -10,6 +10,7 @@ import time
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 _LOOKS_EVERY = 1.0  # seconds
@@ -38,6 +39,15 @@ def gather(part: T) -> list[T]:
     parts = [part] * world_size() if rank() == 0 else None
     dist.gather_object(part, parts)
     return parts or []
+
+
+def mean_over_workers(values: Tensor) -> Tensor:
+    """Return the mean of ``values`` over the workers, without a gradient."""
+    if world_size() == 1:
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 def shared_seed(seed: int) -> int:

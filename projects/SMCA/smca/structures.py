@@ -1,4 +1,4 @@
-"""What the parts of the project hand to each other."""
+"""The data that parts of the project hand to each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as the detector gets it.
+    """An image as the detector gets it, with its objects.
 
     Attributes:
         image: (3, h, w) uint8, channels in the order of INPUT.FORMAT.
@@ -41,10 +41,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the detector says of a batch: B images, N queries, K class columns.
+    """The detector's output for a batch: B images, N queries, K logits a query.
 
     Attributes:
-        logits: (layers, B, N, K); in evaluation layers is 1, the last.
+        logits: (layers, B, N, K), of all decoder layers, in evaluation of the last one only.
         boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.
         centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
             the unpadded image; None where boxes start from no place (DETR).
@@ -57,7 +57,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of one image, best first; or of a batch, (B, D, ...) then.
+    """The detections of one image, best first; or of a batch, with shapes (B, D, ...).
 
     Attributes:
         boxes: (D, 4) xyxy in pixels, not clipped to the image.

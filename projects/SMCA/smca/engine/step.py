@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from ..checkpoints import SafeCheckpointing
-from ..distributed import synchronize
+from ..distributed import mean_over_workers, synchronize
 from ..errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class TrainingStep:
             losses = compute_losses()
         stacked = torch.stack(list(losses.values()))
         # The copy waits for the forward pass alone; meanwhile the backward pass is queued.
-        values = _mean_over_workers(stacked.detach()).to("cpu", non_blocking=True)
+        values = mean_over_workers(stacked).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied:
             copied.record(torch.cuda.current_stream(self.device))
@@ -127,14 +127,6 @@ class TrainingStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return dict(zip(losses, values.tolist(), strict=True))
-
-
-def _mean_over_workers(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        values = values.clone()
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values
 
 
 def _gather(image_ids: Sequence[int]) -> list[int]:

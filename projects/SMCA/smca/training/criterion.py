@@ -1,21 +1,21 @@
 """The set loss of all decoder layers in one call (paper, section 4.1).
 
-Shapes: Y decoder layers, B images, N queries, K class columns, P matched pairs.
+Shapes: Y decoder layers, B images, N queries, K logits a query, P matched pairs.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import mean_over_workers, world_size
 from ..structures import Predictions
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
 
 class SetCriterion:
-    """Matches predictions to objects and weighs classification, L1 and GIoU losses."""
+    """Matches predictions to objects and computes weighted class, L1 and GIoU losses."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class SetCriterion:
         """
         Args:
             matcher: assigns queries to objects.
-            class_weight, l1_weight, giou_weight: of the three losses.
-            alpha, gamma: of the sigmoid focal loss.
-            softmax: cross-entropy with a last no-object column instead (DETR as published).
-            no_object_weight: of that column.
+            class_weight, l1_weight, giou_weight: weights of the three losses.
+            alpha, gamma: parameters of the sigmoid focal loss.
+            softmax: cross-entropy instead, whose last logit is for no object (DETR as published).
+            no_object_weight: weight of no object in the cross-entropy.
             auxiliary: supervise every layer, not only the last.
         """
         self.matcher = matcher
@@ -63,7 +63,7 @@ class SetCriterion:
         }
 
     def __call__(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
-        """Weighted losses, ready to be summed.
+        """Compute the weighted losses, ready to be summed.
 
         Returns:
             ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
@@ -90,10 +90,9 @@ class SetCriterion:
 
     @staticmethod
     def _num_boxes(targets: Targets, device: torch.device) -> Tensor:
-        """Number of objects, at least 1, averaged over the workers."""
-        count = _mean_over_workers(torch.full((), float(sum(targets.counts)), device=device))
-        # Of all together, as of one worker that has the whole batch.
-        return count.clamp(min=1 / _num_workers())
+        """Number of objects, averaged over the workers; at least 1 for all of them together."""
+        count = mean_over_workers(torch.full((), float(sum(targets.counts)), device=device))
+        return count.clamp(min=1 / world_size())
 
     def _class_loss(
         self, logits: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
@@ -106,14 +105,14 @@ class SetCriterion:
             matched = (*found, labels)
             loss[matched] = _focal(-logits[matched], self.alpha, self.gamma)
             return loss.flatten(1).sum(1) / num_boxes
-        columns = logits.shape[-1]
-        wanted = logits.new_full(logits.shape[:3], columns - 1, dtype=torch.int64)
+        num_logits = logits.shape[-1]
+        wanted = logits.new_full(logits.shape[:3], num_logits - 1, dtype=torch.int64)
         wanted[found] = labels
-        weight = logits.new_ones(columns)
+        weight = logits.new_ones(num_logits)
         weight[-1:] = self.no_object_weight  # fills; [-1] has a GPU wait for a copy of the number
         loss = F.cross_entropy(logits.movedim(-1, 1), wanted, weight, reduction="none")
-        # Nothing is learned where no-object weighs nothing and no image has an object.
-        total = _mean_over_workers(weight[wanted].flatten(1).sum(1))
+        # Zero where no object has no weight and no image has an object; nothing is learned then.
+        total = mean_over_workers(weight[wanted].flatten(1).sum(1))
         total = total.clamp(min=torch.finfo(weight.dtype).tiny)
         return loss.flatten(1).sum(1) / total
 
@@ -133,22 +132,10 @@ class SetCriterion:
         }
 
 
-def _num_workers() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _mean_over_workers(values: Tensor) -> Tensor:
-    """``values`` without a gradient, which are changed; averaged over the workers."""
-    if _num_workers() > 1:
-        dist.all_reduce(values)
-        values = values / _num_workers()
-    return values
-
-
 def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
-    """Focal loss of logits that are to be low; of those to be high, it is that of ``-logits``.
+    """Compute the focal loss of logits that should be low. For high ones pass ``-logits``.
 
-    Equal to torchvision's, without the dense targets that it weighs both cases by. The power is
-    taken in logarithms, whose gradient is finite where the probability is zero, too.
+    It equals torchvision's, but needs no dense targets. The power is taken in logarithms, whose
+    gradient is finite even where the probability is zero.
     """
     return weight * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)

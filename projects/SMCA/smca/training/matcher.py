@@ -1,6 +1,6 @@
 """Hungarian matching of predictions and objects (paper, sections 3.2 and 4.1).
 
-Shapes: Y decoder layers, B images, N queries, K class columns, M objects of the fullest image.
+Shapes: Y decoder layers, B images, N queries, K logits a query, M objects of the fullest image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..structures import Predictions
 
 logger = logging.getLogger(__name__)
 
-# In fractions of the image: of a square a thousandth of a pixel wide, in 1,000 pixels.
+# In fractions of the image: a square a thousandth of a pixel wide, in an image 1,000 pixels wide.
 _LEAST_AREA = 1e-12
 
 
@@ -48,33 +48,33 @@ class Targets:
     ) -> Targets:
         """
         Args:
-            labels: (n,) int64 an image, on the host.
-            boxes: (n, 4) float32 xyxy in pixels, an image, on the host.
-            sizes: (h, w) an image, in the same pixels.
-            device: where the targets are needed.
+            labels: (n,) int64 of each image, on the host.
+            boxes: (n, 4) float32 xyxy in pixels of each image, on the host.
+            sizes: (h, w) of each image, in the same pixels.
+            device: where to put the targets.
         """
         scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
         padded = pad_sequence(list(boxes), batch_first=True) / scales[:, None]
         return cls(
-            labels=_sent(pad_sequence(list(labels), batch_first=True), device),
-            boxes=_sent(box_convert(padded, "xyxy", "cxcywh"), device),
+            labels=_to_device(pad_sequence(list(labels), batch_first=True), device),
+            boxes=_to_device(box_convert(padded, "xyxy", "cxcywh"), device),
             counts=tuple(len(image) for image in labels),
         )
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on ``device``, without waiting for what the device does."""
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a tensor from the host to ``device`` without waiting for the device."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of cxcywh boxes (..., 4) that broadcast against each other: (...).
+    """Compute the generalised IoU (...) of cxcywh boxes (..., 4) that broadcast against each other.
 
-    Coordinate by coordinate: several times faster than torchvision's on pairs of four numbers, and
-    nothing in it waits for the device, as torchvision's elementwise loss does. Boxes that have no
-    area have finite values and gradients, too.
+    It goes coordinate by coordinate, which is several times faster than torchvision's pairwise
+    function, and never waits for the device, as torchvision's loss does. Boxes without area have
+    finite values and gradients, too.
     """
     left, top, right, bottom = _edges(boxes)
     other_left, other_top, other_right, other_bottom = _edges(others)
@@ -98,7 +98,7 @@ def _edges(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Matches:
-    """Which query found which object: P pairs over all layers and images.
+    """The pairs of queries and objects, P over all layers and images.
 
     Attributes:
         layer, image, query, target: (P,) indices on the device of the predictions.
@@ -111,7 +111,7 @@ class Matches:
 
 
 class HungarianMatcher:
-    """Assigns to each object the query that fits it best, one to one, in every layer."""
+    """Assigns a query of its own to each object, at the least total cost, in every layer."""
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class HungarianMatcher:
         """
         Args:
             class_cost, l1_cost, giou_cost: weights of the three costs.
-            alpha, gamma: of the focal class cost.
-            softmax: class cost -p of a softmax instead (DETR as published).
+            alpha, gamma: parameters of the focal class cost.
+            softmax: the class cost is -p of a softmax instead (DETR as published).
         """
         self.class_cost = class_cost
         self.l1_cost = l1_cost
@@ -149,20 +149,20 @@ class HungarianMatcher:
             "softmax": smca.LOSS.CLASSIFICATION == "softmax",
         }
 
-    def _class_cost(self, logits: Tensor, columns: Tensor) -> Tensor:
-        """(..., M): what the classes ``columns`` (..., M) cost queries with logits (..., K)."""
+    def _class_cost(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """The costs (..., M) of ``classes`` (..., M) for queries with logits (..., K)."""
         if self.softmax:
-            return -logits.softmax(-1).gather(-1, columns)
-        p = logits.gather(-1, columns).sigmoid()
+            return -logits.softmax(-1).gather(-1, classes)
+        p = logits.gather(-1, classes).sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return positive - negative
 
     def costs(self, predictions: Predictions, targets: Targets) -> Tensor:
-        """(Y, B, N, M): what it costs to give each object to each query."""
+        """The costs (Y, B, N, M) of giving each object to each query."""
         layers, _, num_queries = predictions.logits.shape[:3]
-        columns = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
-        class_cost = self._class_cost(predictions.logits, columns)
+        classes = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
+        class_cost = self._class_cost(predictions.logits, classes)
         l1_cost = torch.cdist(predictions.boxes, targets.boxes[None], p=1)
         giou = generalized_iou(predictions.boxes[..., None, :], targets.boxes[:, None])
         return self.class_cost * class_cost + self.l1_cost * l1_cost - self.giou_cost * giou
@@ -191,4 +191,4 @@ class HungarianMatcher:
         layer, image = np.repeat(groups, [len(queries) for queries, _ in found], axis=0).T
         query, target = np.concatenate(found, axis=1)
         indices = torch.from_numpy(np.stack([layer, image, query, target]))
-        return Matches(*_sent(indices, device))
+        return Matches(*_to_device(indices, device))
