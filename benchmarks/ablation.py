@@ -32,8 +32,8 @@ from workload import Setting, Workload
 
 from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
-from smca.modeling import backbone, heads, neck
-from smca.modeling.decoder import Decoder
+from smca.modeling import heads, neck, norms, resnet_blocks
+from smca.modeling.parts import Decoder
 from smca.training import SetCriterion, solver
 
 METHODS = {"inference": "infer", "training": "train"}
@@ -57,11 +57,11 @@ class Ablation:
 
 
 def norm_apart() -> AbstractContextManager:
-    def forward(self: backbone.ConvNorm, x: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self: resnet_blocks.ConvNorm, x: Tensor, valid: Tensor | None) -> Tensor:
         x = nn.Conv2d.forward(self, x)
-        return self.norm(x, valid) if isinstance(self.norm, backbone.GroupNorm) else self.norm(x)
+        return self.norm(x, valid) if isinstance(self.norm, norms.GroupNorm) else self.norm(x)
 
-    return mock.patch.object(backbone.ConvNorm, "forward", forward)
+    return mock.patch.object(resnet_blocks.ConvNorm, "forward", forward)
 
 
 def always_masked() -> AbstractContextManager:

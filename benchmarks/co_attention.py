@@ -14,7 +14,7 @@ from roofline import precision
 from torch import Tensor
 
 from smca.modeling import attention
-from smca.modeling.spatial_prior import Gaussians, Grid
+from smca.modeling.gaussians import Gaussians, Grid
 from smca.structures import Size
 
 HEADS, CHANNELS = 8, 32

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smca.modeling import attention
 from smca.modeling.attention import PADDING, LogitBias, attend
-from smca.modeling.spatial_prior import Gaussians, Grid
+from smca.modeling.gaussians import Gaussians, Grid
 
 # How the public implementations attend in training, with its probability of dropping a weight.
 UNFUSED_RECIPE, RECIPE_DROPOUT = "unfused, dropout", 0.1

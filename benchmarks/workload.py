@@ -15,9 +15,9 @@ from torch import Tensor
 
 from smca.analysis.host import NUM_OBJECTS, made_up_boxes
 from smca.engine.step import TrainingStep
-from smca.modeling.backbone import BasicBlock, Bottleneck
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
 from smca.modeling.heads import detect
+from smca.modeling.resnet_blocks import BasicBlock, Bottleneck
 from smca.structures import Detections, Size
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer

@@ -21,7 +21,7 @@ from smca.errors import ExportError
 from smca.inference import export_check
 from smca.inference.export import FORMATS, PixelDetector, export, metadata
 from smca.inference.predictor import Predictor
-from smca.modeling.backbone import BasicStem
+from smca.modeling.resnet_blocks import BasicStem
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples/run_exported.py"

@@ -17,11 +17,11 @@ from torch import Tensor
 from workload import Setting, Workload
 
 from smca.engine import step
-from smca.modeling import attention, backbone, spatial_prior
+from smca.modeling import attention, backbone, gaussians
 from smca.modeling.attention import Attention, attend
+from smca.modeling.gaussians import Grid
 from smca.modeling.layers import full_precision
 from smca.modeling.smca_decoder import ModulatedCoAttention
-from smca.modeling.spatial_prior import Grid
 
 from .check import Check
 from .flex import flex_attend
@@ -80,7 +80,7 @@ STEPS = {
         taken=False, patch=lambda: mock.patch.object(attention, "attend", own_width)
     ),
     "two bfloat16 numbers for a float32": Ablation(
-        taken=False, patch=lambda: mock.patch.dict(spatial_prior.PARTS, {torch.bfloat16: 2})
+        taken=False, patch=lambda: mock.patch.dict(gaussians.PARTS, {torch.bfloat16: 2})
     ),
     "cuDNN attention": Ablation(taken=False, patch=lambda: cudnn(True)),
     "compiled blocks": ABLATIONS["compiled"],
@@ -183,7 +183,7 @@ def ways(check: Check, case: Case) -> Iterator[Row]:
         return attend(query.float(), key.float(), value.float(), **options).to(halves)
 
     def fewer_parts() -> object:
-        with mock.patch.dict(spatial_prior.PARTS, {torch.bfloat16: 2}):
+        with mock.patch.dict(gaussians.PARTS, {torch.bfloat16: 2}):
             return fused()
 
     works = {

@@ -21,7 +21,7 @@ model.decoder.num_queries = 25
 model.decoder.ffn_dim = 256
 model.decoder.dropout = 0.0
 model.decoder.attention_dropout = 0.0
-model.heads.num_columns = 3
+model.heads.num_logits = 3
 model.max_detections = 100
 
 # In $DETECTRON2_DATASETS/shapes (default: datasets/shapes), and drawn where that does not exist.

@@ -183,7 +183,7 @@ def test_same_batches(name, data, shapes):
     opts += ["DATASETS.TRAIN", ("train",), "DATASETS.TEST", ("val",), "MODEL.SMCA.NUM_CLASSES", 3]
     opts += ["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0]
     load_cfg(cfg, str(ROOT / "configs" / f"{name}.yaml"), opts)
-    changes = [*data, "dataloader.train.total_batch_size=4", "model.heads.num_columns=3"]
+    changes = [*data, "dataloader.train.total_batch_size=4", "model.heads.num_logits=3"]
     lazy = read(str(FOLDER / f"{name}.py"), changes)
     ours, theirs = (LazyTrainer.of(lazy), trainer_config(lazy)), (Trainer, cfg)
     register_datasets(cfg)
@@ -246,7 +246,7 @@ def test_same_training_and_either_goes_on_with_the_others_run(d2_config, tiny, t
 def test_the_program(d2_config, data, train_net, tmp_path):
     out = tmp_path / "out"
     lazy = ["--config-file", FOLDER / "quickstart.py"]
-    changes = [*TINY, *data, "model.heads.num_columns=0"]
+    changes = [*TINY, *data, "model.heads.num_logits=0"]
     train_net(*lazy, *changes, f"train.output_dir={out}", script=PROGRAM)
     parts = go_back(out, tmp_path / "parts")
     train_net(*lazy, "--resume", *changes, f"train.output_dir={parts}", script=PROGRAM)
@@ -257,7 +257,7 @@ def test_the_program(d2_config, data, train_net, tmp_path):
     # The run's own file is a LazyConfig, in which all has been filled in.
     config = out / "config.yaml"
     before = config.read_bytes()
-    assert LazyConfig.load(str(config)).model.heads.num_columns == 3
+    assert LazyConfig.load(str(config)).model.heads.num_logits == 3
     results = out / "inference" / "coco_instances_results.json"
     written = results.read_bytes()
     results.unlink()
@@ -294,7 +294,7 @@ def test_changes_that_cannot_work(changes, message, tmp_path):
 
 
 def test_classes_that_are_not_the_datas(tiny, tmp_path):
-    trainer, cfg = tiny(tmp_path / "out", "model.heads.num_columns=5")
+    trainer, cfg = tiny(tmp_path / "out", "model.heads.num_logits=5")
     with pytest.raises(DatasetError, match="NUM_CLASSES is 5, but dataset 'val' has 3 classes"):
         trainer(cfg)
 

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 
 import smca.d2  # noqa: E402
 from smca.config import ConfigError, load_cfg  # noqa: E402
-from smca.modeling import build_detector  # noqa: E402
+from smca.modeling import Encoder, build_detector  # noqa: E402
 from smca.modeling.detector import pad_images  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_a_part_of_another_project_by_name():
     if "OneBlockEncoder" not in smca.d2.SMCA_ENCODER_REGISTRY:
 
         @smca.d2.SMCA_ENCODER_REGISTRY.register()
-        class OneBlockEncoder(nn.Module):
+        class OneBlockEncoder(Encoder):
             def __init__(self, *, dim):
                 super().__init__()
                 self.linear = nn.Linear(dim, dim)

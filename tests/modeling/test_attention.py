@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from smca.modeling.attention import attend, attention_weights
-from smca.modeling.spatial_prior import PARTS, Gaussians, Grid
+from smca.modeling.gaussians import PARTS, Gaussians, Grid
 
 B, N, H, D = 2, 300, 8, 32
 SHAPE = (50, 84)
@@ -35,8 +35,8 @@ def log_gaussian(center, matrix, rate, shape):
 
 def random_gaussians(shape, *, oriented=False, largest=2.0, heads=H, queries=N):
     """Gaussians of one map, and their precision matrices of at most ``largest ** 2``."""
-    extent = torch.tensor([shape[1], shape[0]])
-    center = torch.rand(B, queries, heads, 2) * extent
+    size = torch.tensor([shape[1], shape[0]])
+    center = torch.rand(B, queries, heads, 2) * size
     lower = torch.rand(B, queries, heads, 2, 2).tril() * largest
     lower = lower * 0.5**0.5 if oriented else lower * torch.eye(2)
     matrix = lower @ lower.mT

@@ -11,7 +11,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from smca.checkpoints import read_checkpoint
 from smca.config import ConfigError
 from smca.modeling import ResNet
-from smca.modeling.backbone import ConvNorm
+from smca.modeling.resnet_blocks import ConvNorm
 
 
 @pytest.mark.parametrize(("depth", "dilated"), [(18, False), (50, False), (50, True)])

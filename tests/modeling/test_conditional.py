@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from smca.modeling.conditional import ConditionalDecoder
-from smca.modeling.memory import Memory, extents
+from smca.modeling.memory import Memory, valid_map_sizes
 
 N, C, H = 5, 32, 4
 D = C // H
@@ -19,7 +19,7 @@ def make_memory(batch=1):
         positions=torch.randn(1, 12, C),
         shapes=((3, 4),),
         strides=(32,),
-        extent=extents([(96, 128)] * batch, (32,), "cpu"),
+        valid_sizes=valid_map_sizes([(96, 128)] * batch, (32,), "cpu"),
         padding=None,
     )
 
@@ -127,7 +127,7 @@ def test_weights_are_those_the_kernel_uses():
     decoder, memory = make_decoder(), make_memory(batch=2)
     attention = decoder.layers[1].co_attention
     target, position, spatial = torch.randn(3, 2, N, C)
-    arguments = (target, position, memory, lambda _: spatial)
+    arguments = (target, position, memory, spatial)
     [weights] = attention.weights(*arguments)
     value = attention.split_heads(attention.v_proj(memory.tokens))
     out = attention.out_proj(attention.merge_heads(weights @ value))

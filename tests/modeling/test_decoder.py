@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from smca.modeling.memory import Memory, extents
+from smca.modeling.memory import Memory, valid_map_sizes
 from smca.modeling.smca_decoder import ModulatedCoAttention, SMCADecoder
 from smca.modeling.spatial_prior import Places, SpatialPrior
 
@@ -29,7 +29,7 @@ def make_memory(padded: bool) -> Memory:
         positions=torch.randn(1, length, C),
         shapes=SHAPES,
         strides=STRIDES,
-        extent=extents(SIZES, STRIDES, "cpu"),
+        valid_sizes=valid_map_sizes(SIZES, STRIDES, "cpu"),
         padding=padding,
     )
 
@@ -50,7 +50,7 @@ def plain_co_attention(attention, prior_module, query, observed, reference, memo
             start = 0
             for s, ((rows, columns), stride) in enumerate(zip(SHAPES, STRIDES, strict=True)):
                 stop = start + rows * columns
-                tokens, placed = (
+                tokens, with_pos = (
                     x[b if len(x) > 1 else 0, start:stop]
                     for x in (memory.tokens, memory.tokens + memory.positions)
                 )
@@ -59,7 +59,7 @@ def plain_co_attention(attention, prior_module, query, observed, reference, memo
                 k_proj, v_proj = attention.k_proj, attention.v_proj
                 if isinstance(k_proj, torch.nn.ModuleList):
                     k_proj, v_proj = k_proj[s], v_proj[s]
-                k = k_proj(placed).view(-1, heads, C // heads)
+                k = k_proj(with_pos).view(-1, heads, C // heads)
                 v = v_proj(tokens).view(-1, heads, C // heads)
                 h_image, w_image = SIZES[b]
                 for h in range(heads):
@@ -109,10 +109,13 @@ def test_co_attention(kind, per_head, selection, key_sets, padded, tolerance):
     )
     if prior.scales is not None:
         torch.nn.init.normal_(prior.scales.weight, std=0.1)
-    query, observed, reference = torch.randn(B, N, C), torch.randn(B, N, C), torch.randn(B, N, 2)
+    query, target, position = torch.randn(3, B, N, C)
+    reference = torch.randn(B, N, 2)
     with torch.no_grad():
-        found = prior(observed, Places.of(reference, memory, oriented=kind == "oriented"))
+        places = Places.of(reference, memory, oriented=kind == "oriented")
+        found = prior(target, position, places)
         out = attention(query, torch.zeros_like(query), memory, found)
+        observed = prior.norm(target + position)
         expected = plain_co_attention(attention, prior, query, observed, reference, memory)
     assert_close(out, expected, **tolerance)
 
@@ -120,9 +123,9 @@ def test_co_attention(kind, per_head, selection, key_sets, padded, tolerance):
 def test_gaussians_all_start_with_the_same_width():
     for kind in ("single", "independent", "oriented"):
         prior = SpatialPrior(dim=C, num_heads=H, num_scales=2, kind=kind)
-        observed, reference = torch.randn(B, N, C), torch.zeros(B, N, 2)
-        memory = make_memory(False)
-        found = prior(observed, Places.of(reference, memory, oriented=kind == "oriented"))
+        target, position = torch.randn(2, B, N, C)
+        places = Places.of(torch.zeros(B, N, 2), make_memory(False), oriented=kind == "oriented")
+        found = prior(target, position, places)
         precision = found.gaussians.precision
         assert_close(precision, torch.tensor([1.0, 1.0, 0.0]).expand_as(precision))
 
@@ -132,7 +135,7 @@ def test_weights_are_those_the_kernel_uses():
     memory = make_memory(True)
     attention = ModulatedCoAttention(dim=C, num_heads=H)
     places = Places.of(torch.randn(B, N, 2), memory, oriented=False)
-    prior = SpatialPrior(dim=C, num_heads=H, num_scales=2)(torch.randn(B, N, C), places)
+    prior = SpatialPrior(dim=C, num_heads=H, num_scales=2)(*torch.randn(2, B, N, C), places)
     query = torch.randn(B, N, C)
     nowhere = torch.zeros_like(query)
     _, _, value = attention.project(query, nowhere, memory)

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from smca.modeling import build_detector
 from smca.modeling.deformable import DeformableDecoder, DeformableEncoder, cell_middles
-from smca.modeling.deformable_attention import DeformableAttention, valid_extent
-from smca.modeling.memory import Memory, extents, valid_cells
+from smca.modeling.deformable_attention import DeformableAttention
+from smca.modeling.memory import Memory, valid_cells, valid_map_sizes
 
 B, N, C, H, K = 2, 5, 16, 4, 3
 STRIDES, SIZES = (16, 32), ((96, 70), (65, 144))
@@ -37,7 +37,7 @@ def make_memory(sizes=SIZES, strides=STRIDES, shapes=SHAPES, dim=C, dtype=None) 
         positions=torch.randn(len(sizes), length, dim, dtype=dtype),
         shapes=tuple(shapes),
         strides=tuple(strides),
-        extent=extents(sizes, strides, "cpu"),
+        valid_sizes=valid_map_sizes(sizes, strides, "cpu"),
         padding=padding if padding.any() else None,
     )
 
@@ -45,13 +45,13 @@ def make_memory(sizes=SIZES, strides=STRIDES, shapes=SHAPES, dim=C, dtype=None) 
 def alone(memory: Memory, image: int) -> Memory:
     """One image of a batch, cut out of its padding."""
     inside = ~memory.padding[image]
-    extent = memory.extent[image : image + 1]
+    valid_sizes = memory.valid_sizes[image : image + 1]
     return replace(
         memory,
         tokens=memory.tokens[image, inside][None],
         positions=memory.positions[image, inside][None],
-        shapes=tuple((int(h), int(w)) for w, h in extent[0].ceil()),
-        extent=extent,
+        shapes=tuple((int(h), int(w)) for w, h in valid_sizes[0].ceil()),
+        valid_sizes=valid_sizes,
         padding=None,
     )
 
@@ -114,7 +114,7 @@ def test_attention_and_its_gradients_are_those_of_plain_indexing(numbers):
         tensor.requires_grad_()
     inputs += attention.parameters()
 
-    found = attention(query, memory, reference, valid_extent(memory))
+    found = attention(query, memory, reference, memory.map_sizes)
     expected = plain_attention(attention, query, reference, memory)
     assert_close(found, expected)
     direction = torch.randn_like(found)
@@ -136,7 +136,7 @@ def test_heads_start_looking_around_in_a_square():
 
 def test_middles_are_fractions_of_each_image():
     memory = make_memory()
-    middles = cell_middles(memory.shapes, valid_extent(memory))
+    middles = cell_middles(memory.shapes, memory.map_sizes)
     assert middles.shape == (B, sum(memory.lengths), 2)
     # The first image is 6 x 5 cells of 16 pixels and 3 x 3 of 32, in maps of 9 and 5 columns.
     assert_close(middles[0, 9 + 2], torch.tensor([2.5 / 5, 1.5 / 6]))
@@ -151,9 +151,9 @@ def test_encoder_and_decoder_are_their_equations(tolerance):
     encoder = randomised(DeformableEncoder(num_layers=1, **SMALL)).eval()
     decoder = randomised(DeformableDecoder(num_layers=1, num_queries=N, **SMALL)).eval()
     with torch.no_grad():
-        block, middles = encoder.blocks[0], cell_middles(memory.shapes, valid_extent(memory))
-        placed = memory.tokens + memory.positions
-        x = block.norm1(memory.tokens + plain_attention(block.attention, placed, middles, memory))
+        block, middles = encoder.blocks[0], cell_middles(memory.shapes, memory.map_sizes)
+        with_pos = memory.tokens + memory.positions
+        x = block.norm1(memory.tokens + plain_attention(block.attention, with_pos, middles, memory))
         x = block.norm2(x + block.ffn(x))
         inside = ~memory.padding
         assert_close(encoder(memory).tokens[inside], x[inside], **tolerance)
@@ -200,7 +200,7 @@ def test_without_refinement_all_layers_look_around_the_same_points():
     for place in looked:
         assert_close(place, reference.sigmoid())
     assert not decoder.refines
-    assert decoder.head_options == {"zero_boxes": True, "size_bias": -2.0}
+    assert decoder.head_options == {"zero_boxes": True, "size_bias": -2.0, "num_sets": 1}
 
 
 def record_references(decoder) -> list:
@@ -247,7 +247,7 @@ def test_places_are_float32_under_autocast(monkeypatch):
     attention = DeformableAttention(dim=C, num_heads=H, num_scales=len(SHAPES), num_points=K)
     randomised(attention)
     memory = make_memory()
-    arguments = torch.randn(B, N, C), memory, torch.rand(B, N, 2), valid_extent(memory)
+    arguments = torch.randn(B, N, C), memory, torch.rand(B, N, 2), memory.map_sizes
     grids, original = [], F.grid_sample
 
     def spy(maps, grid, **options):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from smca.modeling.depthwise import BidirectionalMixer, DepthwiseEncoder
-from smca.modeling.memory import Memory, extents
+from smca.modeling.memory import Memory, valid_map_sizes
 
 B, C = 2, 8
 SIZES = ((120, 160), (117, 150))
@@ -23,7 +23,7 @@ def make_memory():
         positions=torch.randn(1, sum(LENGTHS), C),
         shapes=SHAPES,
         strides=(8, 16, 32, 64),
-        extent=extents(SIZES, (8, 16, 32, 64), "cpu"),
+        valid_sizes=valid_map_sizes(SIZES, (8, 16, 32, 64), "cpu"),
         padding=padding,
     )
 
@@ -59,7 +59,7 @@ def test_the_decoder_gets_the_finest_scale_halved():
     encoder = DepthwiseEncoder(num_layers=1, num_scales=4, dim=C, ffn_dim=16, dropout=0)
     encoded = encoder(memory)
     assert encoded.shapes == (SHAPES[1], *SHAPES[1:]) and encoded.strides == (16, 16, 32, 64)
-    torch.testing.assert_close(encoded.extent, extents(SIZES, encoded.strides, "cpu"))
+    torch.testing.assert_close(encoded.valid_sizes, valid_map_sizes(SIZES, encoded.strides, "cpu"))
     first, second, *_ = encoded.positions.split(encoded.lengths, dim=1)
     assert_close(first, second)
     assert_close(second, memory.positions.split(LENGTHS, dim=1)[1])

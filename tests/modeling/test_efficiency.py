@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from smca.analysis.host import detector_subject
 from smca.inference.recording import record_co_attention
 from smca.modeling import build_detector
-from smca.modeling.memory import Memory, extents
+from smca.modeling.memory import Memory, valid_map_sizes
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 FUSED = ("MODEL.SMCA.ATTENTION_DROPOUT", 0.0)
@@ -47,7 +47,7 @@ def kept_and_largest(decoder: nn.Module, rows: int) -> tuple[int, int]:
         positions=torch.randn(1, rows * 25, channels),
         shapes=(shape,),
         strides=(16,),
-        extent=extents([(rows * 16, 400)], (16,), "cpu"),
+        valid_sizes=valid_map_sizes([(rows * 16, 400)], (16,), "cpu"),
         padding=None,
     )
     kept = {}

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from smca.modeling.encoder import IntraMultiEncoder
-from smca.modeling.memory import Memory, extents
+from smca.modeling.memory import Memory, valid_map_sizes
 from smca.modeling.neck import Neck
 from smca.modeling.position_encoding import sine_positions
 
@@ -35,13 +35,13 @@ def torch_attention(ours, scales):
 def plain_block(block, memory):
     """A block whose weights all scales share, by torch's attention."""
     attention = torch_attention(block.attention, S)
-    x, placed = memory.tokens, memory.tokens + memory.positions
+    x, with_pos = memory.tokens, memory.tokens + memory.positions
     if block.attention.kind == "multi":
-        out = attention[0](placed, placed, x, key_padding_mask=memory.padding)[0]
+        out = attention[0](with_pos, with_pos, x, key_padding_mask=memory.padding)[0]
     else:
         parts = zip(
             attention,
-            placed.split(memory.lengths, 1),
+            with_pos.split(memory.lengths, 1),
             x.split(memory.lengths, 1),
             memory.padding.split(memory.lengths, 1),
             strict=True,
@@ -70,7 +70,7 @@ def make_memory():
         positions=torch.randn(B, masks.shape[1], C),
         shapes=SHAPES,
         strides=STRIDES,
-        extent=extents(SIZES, STRIDES, "cpu"),
+        valid_sizes=valid_map_sizes(SIZES, STRIDES, "cpu"),
         padding=masks,
     )
 
@@ -104,14 +104,14 @@ def test_a_multi_block_without_sharing_projects_each_scale_by_itself(tolerance):
         blocks=["multi"], num_scales=S, dim=C, num_heads=H, ffn_dim=48, share_attention=False
     ).eval()
     attention = encoder.blocks[0].attention
-    placed = memory.tokens + memory.positions
+    with_pos = memory.tokens + memory.positions
 
     def project(layers, x):
         scales = zip(layers, x.split(memory.lengths, 1), strict=True)
         x = torch.cat([layer(tokens) for layer, tokens in scales], 1)
         return x.unflatten(-1, (H, -1)).transpose(1, 2)
 
-    query, key = project(attention.q_proj, placed), project(attention.k_proj, placed)
+    query, key = project(attention.q_proj, with_pos), project(attention.k_proj, with_pos)
     logits = query @ key.mT / (C // H) ** 0.5
     weights = logits.masked_fill(memory.padding[:, None, None], -torch.inf).softmax(-1)
     out = (weights @ project(attention.v_proj, memory.tokens)).transpose(1, 2).flatten(2)

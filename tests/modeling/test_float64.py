@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from smca.modeling import build_detector
 from smca.modeling.decoder import DETRDecoder
 from smca.modeling.heads import DetectionHeads
-from smca.modeling.memory import Memory, extents
+from smca.modeling.memory import Memory, valid_map_sizes
 from smca.modeling.smca_decoder import SMCADecoder
 
 B, N, C, H, FFN = 2, 5, 16, 2, 12
@@ -41,7 +41,7 @@ def make_memory():
         positions=torch.randn(*padding.shape, C),
         shapes=SHAPES,
         strides=STRIDES,
-        extent=extents(SIZES, STRIDES, torch.device("cpu")),
+        valid_sizes=valid_map_sizes(SIZES, STRIDES, torch.device("cpu")),
         padding=padding,
     )
 
@@ -163,7 +163,7 @@ def test_decoders_are_their_equations(kind, per_head):
 
 
 def test_heads_are_their_equations():
-    heads = randomised(DetectionHeads(dim=C, num_columns=3))
+    heads = randomised(DetectionHeads(dim=C, num_logits=3))
     hidden, reference = torch.randn(2, B, N, C), torch.randn(B, N, 2)
     with torch.no_grad():
         found, bare = heads(hidden, reference), heads(hidden, None)

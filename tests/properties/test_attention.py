@@ -12,10 +12,11 @@ from smca.modeling.conditional import ConditionalDecoder
 from smca.modeling.decoder import DETRDecoder
 from smca.modeling.deformable import DeformableDecoder, DeformableEncoder
 from smca.modeling.encoder import IntraMultiEncoder
-from smca.modeling.memory import Memory, extents, valid_cells
+from smca.modeling.gaussians import Gaussians, Grid
+from smca.modeling.memory import Memory, valid_cells, valid_map_sizes
 from smca.modeling.position_encoding import sine_positions
 from smca.modeling.smca_decoder import SMCADecoder
-from smca.modeling.spatial_prior import Gaussians, Grid, Places, SpatialPrior
+from smca.modeling.spatial_prior import Places, SpatialPrior
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fixed", "single", "independent", "oriented")
@@ -43,7 +44,7 @@ def drawn_memory(sizes, dtype=torch.float32):
         positions=torch.randn(*padding.shape, C, dtype=dtype),
         shapes=tuple(shapes),
         strides=STRIDES,
-        extent=extents(sizes, STRIDES, torch.device("cpu"), dtype),
+        valid_sizes=valid_map_sizes(sizes, STRIDES, torch.device("cpu"), dtype),
         padding=padding,
     )
 
@@ -154,10 +155,10 @@ def drawn_gaussians(kind, shape, power, *, on_a_key=False):
 
     Returns it and its precision matrix (2, 2) in float64.
     """
-    extent = torch.tensor([shape[1], shape[0]])
-    center = (torch.rand(2) * 3 - 1) * extent
+    size = torch.tensor([shape[1], shape[0]])
+    center = (torch.rand(2) * 3 - 1) * size
     if on_a_key:
-        center = (torch.rand(2) * extent).floor()
+        center = (torch.rand(2) * size).floor()
     scales = torch.randn(3) * 10**power
     x, y, slant = {
         "fixed": (1.0, 1.0, 0.0),
@@ -267,7 +268,7 @@ def test_gradients_of_modulated_attention_are_those_of_finite_differences(
 
     def attended(observed, reference, query, key):
         places = Places.of(reference, memory, oriented=kind == "oriented")
-        found, start = prior(observed, places), 0
+        found, start = prior(observed, torch.zeros_like(observed), places), 0
         outs = []
         for bias in found.biases:
             scale = slice(start, start + bias.key.shape[2])
@@ -295,7 +296,7 @@ def test_gradients_of_deformable_attention_are_those_of_finite_differences(numbe
     reference = torch.rand(batch, N, numbers) * 0.7 + 0.1
 
     def read(tokens, target, reference):
-        prior = reference, memory.extent.ceil()
+        prior = reference, memory.map_sizes
         return attention(target, 0.0, memory.with_tokens(tokens), prior).sum(-1)
 
     checked(read, tokens, target, reference)

@@ -44,8 +44,8 @@ model = L(SMCA)(
         num_scales=3,
         dim=256,
     ),
-    # One column a class; 0: as many as the data has.
-    heads=L(DetectionHeads)(dim="${..neck.dim}", num_columns=80),
+    # One logit a class; 0: as many as the data has classes.
+    heads=L(DetectionHeads)(dim="${..neck.dim}", num_logits=80),
     criterion=L(SetCriterion)(
         matcher=L(HungarianMatcher)(
             class_cost=2.0, l1_cost=5.0, giou_cost=2.0, alpha="${..alpha}", gamma="${..gamma}"

@@ -78,10 +78,9 @@ def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:
     criterion = SetCriterion(**SetCriterion.from_config(cfg))
 
     def forward(images: Tensor):
-        # In a trace the sides are tensors. Detectron2's meta-architecture overrides the forward
-        # pass of the class.
+        # In a trace the sides are tensors.
         size = tuple(int(side) for side in images.shape[-2:])
-        return Detector.forward(detector, images, [size] * len(images))
+        return detector.predict(images, [size] * len(images))
 
     def infer(images: Tensor) -> tuple[Tensor, ...]:
         predictions = forward(images)

@@ -39,7 +39,7 @@ PLACES = {
     "MODEL.EMA.ENABLED": "train.ema.enabled",
     "MODEL.EMA.DECAY": "train.ema.decay",
     "MODEL.RESNETS.DEPTH": "model.backbone.depth",
-    "MODEL.SMCA.NUM_CLASSES": "model.heads.num_columns",
+    "MODEL.SMCA.NUM_CLASSES": "model.heads.num_logits",
     "INPUT.FORMAT": "dataloader.train.mapper.image_format",
     "DATASETS.COCO_FORMAT": "dataloader.coco_format",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",
@@ -125,12 +125,12 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
         elif key in ("DATASETS.TRAIN", "DATASETS.TEST"):
             value = (value,)
         elif key == "MODEL.SMCA.NUM_CLASSES":
-            value = max(0, value - _no_object_columns(lazy))
+            value = max(0, value - _no_object_logits(lazy))
         changes += [key, value]
     return load_cfg(cfg, opts=changes)
 
 
-def _no_object_columns(lazy: DictConfig) -> int:
+def _no_object_logits(lazy: DictConfig) -> int:
     return int(OmegaConf.select(lazy, "model.criterion.softmax", default=False))
 
 
@@ -204,6 +204,6 @@ def _main(cfg: CfgNode, args: argparse.Namespace) -> None:
     lazy = read(args.config_file, args.opts)
     # The start has chosen a device that exists and counted the classes of the data.
     lazy.train.device = cfg.MODEL.DEVICE
-    if OmegaConf.select(lazy, "model.heads.num_columns") == 0:
-        lazy.model.heads.num_columns = cfg.MODEL.SMCA.NUM_CLASSES + _no_object_columns(lazy)
+    if OmegaConf.select(lazy, "model.heads.num_logits") == 0:
+        lazy.model.heads.num_logits = cfg.MODEL.SMCA.NUM_CLASSES + _no_object_logits(lazy)
     train_or_evaluate(cfg, args, trainer=LazyTrainer.of(lazy), config=lazy)

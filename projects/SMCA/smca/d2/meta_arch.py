@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import validate_model
 from ..modeling.detector import Detector, detector_parts, pad_images
 from ..modeling.heads import detect
+from ..modeling.parts import Backbone
+from ..structures import Size
 from ..training import SetCriterion, Targets
 
 _RESNET_MAPS = {"stem", "res2", "res3", "res4", "res5"}
@@ -29,27 +32,21 @@ class SMCA(Detector):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        neck: nn.Module,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        heads: nn.Module,
         criterion: SetCriterion,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         max_detections: int = 300,
+        **parts: Any,
     ):
         """
         Args:
-            backbone, neck, encoder, decoder, heads: see :class:`Detector`.
             criterion: the training loss.
             pixel_mean, pixel_std: of the three channels, in the order of the images, for pixels in
                 0..255.
-            max_detections: at most so many an image.
+            max_detections: the most that an image can have.
+            parts: see :class:`Detector`; the backbone may be any of Detectron2's.
         """
-        super().__init__(
-            backbone=backbone, neck=neck, encoder=encoder, decoder=decoder, heads=heads
-        )
+        super().__init__(**parts)
         self.criterion = criterion
         self.max_detections = max_detections
         for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -98,7 +95,7 @@ class SMCA(Detector):
             ``scores`` and ``pred_classes``, best first.
         """
         images, sizes = self.preprocess(batched_inputs)
-        predictions = super().forward(images, sizes)
+        predictions = self.predict(images, sizes)
         if self.training:
             instances = [image["instances"] for image in batched_inputs]
             targets = Targets.from_images(
@@ -129,6 +126,11 @@ class SMCA(Detector):
             }
             for size, image in zip(output_sizes, detections, strict=True)
         ]
+
+    def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
+        if isinstance(self.backbone, Backbone):
+            return super().features(images, sizes)
+        return self.backbone(images)  # Detectron2's own backbones do not take sizes.
 
     def preprocess(self, batched_inputs: Sequence[dict]) -> tuple[Tensor, list[tuple[int, int]]]:
         """The images, normalised and padded (B, 3, H, W), and each one's (h, w)."""

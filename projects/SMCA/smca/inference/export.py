@@ -89,8 +89,7 @@ class PixelDetector(nn.Module):
             images = images.flip(1)
         images = (images - self.pixel_mean) / self.pixel_std
         size = images.shape[-2], images.shape[-1]
-        # Detectron2's meta-architecture overrides the forward pass of the class.
-        predictions = Detector.forward(self.detector, images, [size])
+        predictions = self.detector.predict(images, [size])
         found = detect_batch(
             predictions, [size], max_detections=self.max_detections, softmax=self.softmax
         )

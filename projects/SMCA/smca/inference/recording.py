@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling.detector import Detector
+from ..modeling.gaussians import Gaussians
 from ..modeling.memory import Memory
-from ..modeling.spatial_prior import Gaussians, Prior
+from ..modeling.spatial_prior import Prior
 from ..structures import Predictions, Size
 from ..visualization.attention.views import AttentionView
 
@@ -75,7 +76,7 @@ class CoAttentionRecord:
 
 def has_co_attention_maps(detector: Detector) -> bool:
     """Whether the decoder attends to whole maps; Deformable DETR's samples a few points."""
-    return hasattr(detector.decoder.layers[-1].co_attention, "weights")
+    return detector.decoder.has_attention_maps
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
 Shapes: B images, N queries, L keys, H heads, d channels a head, C = H * d, E extra channels.
 
-A bias on the attention logits that is an inner product of something of the query and something of
-the key costs nothing when both are appended to the channels: any fused kernel then computes it
-exactly, and no (N, L) matrix exists. SMCA's log G and the padding mask both are of that form.
+Some biases on the attention logits are inner products of a vector of the query and a vector of the
+key. Appended to the channels of queries and keys they cost nothing: any fused kernel computes them
+exactly, and no (N, L) matrix exists. SMCA's log G and the padding mask both have this form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .layers import full_precision, linear, per_scale
 
 # CUDA's fused kernels want the channels of a head in multiples of this; a CPU's take any number.
 _CHANNEL_MULTIPLE = 8
-# Of a padded key's bias both factors, but for a sign: far beyond any logit, and float16 holds them.
+# The bias of a padded key is minus the square of this: far beyond any logit. Float16 holds it.
 PADDING = 6e4
 
 
@@ -39,10 +39,13 @@ class LogitBias:
 
 
 def padding_biases(padding: Tensor | None) -> list[LogitBias]:
-    """The bias that leaves padded keys, ``padding`` (B, L) bool, no weight; none without any.
+    """Make the bias that gives padded keys no weight; without padding there is none.
 
-    Where all keys of an image are padding their weights sum to one nevertheless; the detector has
-    none such, as every image has a cell of every map.
+    Where all keys of an image are padding, their weights sum to one nevertheless. This does not
+    happen in the detector, as every image has a cell of every map.
+
+    Args:
+        padding: (B, L) bool, True where a key is padding.
     """
     if padding is None:
         return []
@@ -52,12 +55,12 @@ def padding_biases(padding: Tensor | None) -> list[LogitBias]:
 
 
 def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tuple[Tensor, Tensor]:
-    """Scaled queries and keys with the biases' channels, filled up to what the kernel wants."""
+    """Scale queries, append the biases' channels, and fill up to a multiple for the kernel."""
     query = query * query.shape[-1] ** -0.5
     queries, keys = [query], [key]
     for bias in biases:
-        # In float16 the gradient of padding's keys overflows; it stays in their own channel, which
-        # nothing reads.
+        # In float16 the gradient of padding's keys overflows, but only in a channel of its own
+        # that nothing reads.
         queries.append(bias.query.to(query.dtype).expand(*query.shape[:-1], -1))
         keys.append(bias.key.to(key.dtype).expand(*key.shape[:-1], -1))
     fill = -sum(part.shape[-1] for part in queries) % _CHANNEL_MULTIPLE
@@ -97,9 +100,9 @@ def attend(
 
 
 def attention_weights(query: Tensor, key: Tensor, *, biases: Sequence[LogitBias] = ()) -> Tensor:
-    """The weights (B, H, N, L) that :func:`attend` uses, for pictures of a few queries."""
+    """Compute the weights (B, H, N, L) that :func:`attend` uses, for pictures of a few queries."""
     query, key = _with_biases(query, key, biases)
-    dtype = torch.promote_types(query.dtype, torch.float32)  # what kernels sum in
+    dtype = torch.promote_types(query.dtype, torch.float32)  # kernels sum in it
     with full_precision(query.device):
         return (query.to(dtype) @ key.to(dtype).transpose(-2, -1)).softmax(dim=-1)
 
@@ -122,9 +125,10 @@ class Attention(nn.Module):
             dim: C.
             num_heads: H.
             dropout: probability of dropping an attention weight in training.
-            query_sets, key_sets: sets of weights of the query and output projections, and of the
-                key and value projections: 1, or one a scale.
-            gain: of the first three's Xavier-uniform start, by default that of one (3C, C) matrix.
+            query_sets: sets of weights of the query and output projections: 1, or one a scale.
+            key_sets: the same for the key and value projections.
+            gain: of the Xavier-uniform start of queries, keys and values; by default that of one
+                (3C, C) matrix.
         """
         super().__init__()
         self.num_heads = num_heads

@@ -1,19 +1,22 @@
-"""DETR's decoder, which the others of the family are made from.
+"""DETR's decoder, which the other decoders of the family build upon.
+
+Co-attention is the paper's word for cross-attention: queries attend to the image.
 
 Shapes: B images, N queries, L keys, C channels, H heads, d = C / H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention, attention_weights, padding_biases
-from .layers import FFN, compute_dtype, full_precision
+from .layers import FFN, ResidualBlock, apply_per_scale, compute_dtype, full_precision
 from .memory import Memory
+from .parts import Decoder
 from .registry import SMCA_DECODER_REGISTRY
 
 
@@ -28,88 +31,115 @@ class QuerySelfAttention(Attention):
         Returns:
             (B, N, C).
         """
-        placed = target + position
-        placed = placed.to(compute_dtype(placed))  # once for queries and keys
-        return super().forward(placed, placed, target)
+        with_pos = target + position
+        with_pos = with_pos.to(compute_dtype(with_pos))  # once for queries and keys
+        return super().forward(with_pos, with_pos, target)
 
 
 class CoAttention(Attention):
     """Queries attend to all tokens of the image (Eqs. 1, 2)."""
 
-    def project(self, target: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, ...]:
-        """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
+    def project(
+        self, target: Tensor, position: Tensor, memory: Memory, places: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, N, d), keys and values (B, H, L, d)."""
         return (
             self.split_heads(self.q_proj(target + position)),
-            self.split_heads(self.k_proj(memory.keys())),
-            self.split_heads(self.v_proj(memory.tokens)),
+            self.split_heads(apply_per_scale(self.k_proj, memory.keys(), memory.lengths)),
+            self.split_heads(apply_per_scale(self.v_proj, memory.tokens, memory.lengths)),
         )
 
-    def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: object) -> Tensor:
+    def forward(
+        self, target: Tensor, position: Tensor, memory: Memory, places: Any = None
+    ) -> Tensor:
         """
         Args:
             target, position: (B, N, C), content and query embedding.
             memory: the encoded image.
-            prior: what the decoder gives its layers; DETR's gives nothing.
+            places: where to look, as the layer says; here nowhere in particular.
 
         Returns:
             (B, N, C).
         """
-        query, key, value = self.project(target, position, memory)
+        query, key, value = self.project(target, position, memory, places)
         out = self.attend(query, key, value, padding_biases(memory.padding))
         return self.out_proj(self.merge_heads(out))
 
     def weights(
-        self, target: Tensor, position: Tensor, memory: Memory, prior: object
+        self, target: Tensor, position: Tensor, memory: Memory, places: Any = None
     ) -> list[Tensor]:
         """The attention weights on each scale, (B, H, N, L_s), for pictures."""
-        query, key, _ = self.project(target, position, memory)
+        query, key, _ = self.project(target, position, memory, places)
         weights = attention_weights(query, key, biases=padding_biases(memory.padding))
         return list(weights.split(memory.lengths, dim=-1))
 
 
-class DecoderLayer(nn.Module):
-    """Post-norm layer: self-attention among queries, co-attention, FFN."""
+class DecoderLayer(ResidualBlock):
+    """Self-attention among queries, co-attention, FFN."""
 
     def __init__(
         self,
         *,
-        dim: int,
-        ffn_dim: int,
-        dropout: float,
         self_attention: nn.Module,
         co_attention: nn.Module,
+        ffn: nn.Module,
+        dim: int,
+        dropout: float,
+        pre_norm: bool = False,
     ):
         """
         Args:
-            dim: C.
-            ffn_dim: hidden width of the FFN.
-            dropout: after attention, inside and after the FFN.
             self_attention: maps content and query embedding (B, N, C) to (B, N, C).
-            co_attention: maps these, a memory and the decoder's prior to (B, N, C).
+            co_attention: maps these, a memory and the decoder's places to (B, N, C).
+            ffn: maps (B, N, C) to (B, N, C).
+            dim: C.
+            dropout, pre_norm: see :class:`ResidualBlock`.
         """
-        super().__init__()
+        super().__init__(dropout=dropout, pre_norm=pre_norm)
         self.self_attention = self_attention
         self.norm1 = nn.LayerNorm(dim)
         self.co_attention = co_attention
         self.norm2 = nn.LayerNorm(dim)
-        self.ffn = FFN(dim, ffn_dim, dropout)
+        self.ffn = ffn
         self.norm3 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: object) -> Tensor:
-        attended = self.self_attention(target, position)
-        target = self.norm1(target + self.dropout(attended))
-        attended = self.co_attention(target, position, memory, prior)
-        target = self.norm2(target + self.dropout(attended))
-        return self.norm3(target + self.dropout(self.ffn(target)))
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Any) -> Tensor:
+        """
+        Args:
+            target, position: (B, N, C), content and query embedding.
+            memory: the encoded image.
+            places: what the decoder made once for all layers, passed on to the co-attention. A
+                layer that predicts something from it passes that on instead.
+
+        Returns:
+            the new content (B, N, C).
+        """
+        target = self.attend_to_queries(target, position)
+        return self.attend_to_image(target, position, memory, places)
+
+    def attend_to_queries(self, target: Tensor, position: Tensor) -> Tensor:
+        """Run the self-attention."""
+        return self.residual(target, lambda x: self.self_attention(x, position), self.norm1)
+
+    def attend_to_image(
+        self, target: Tensor, position: Tensor, memory: Memory, places: Any
+    ) -> Tensor:
+        """Run the co-attention and the FFN."""
+
+        def look(x: Tensor) -> Tensor:
+            return self.co_attention(x, position, memory, places)
+
+        return self.residual(self.residual(target, look, self.norm2), self.ffn, self.norm3)
 
 
-class Decoder(nn.Module):
+class QueryDecoder(Decoder):
     """Learned queries, which layer by layer attend to each other and to the image.
 
-    What a decoder of the family adds stands in :meth:`initial_reference`, :meth:`places` and
-    :meth:`prior`.
+    A decoder of the family overrides :meth:`initial_reference` and :meth:`places`, and its layers
+    use the places.
     """
+
+    has_attention_maps = True
 
     def __init__(self, *, num_queries: int, dim: int, layers: Sequence[DecoderLayer]):
         """
@@ -137,55 +167,42 @@ class Decoder(nn.Module):
         }
 
     def initial_reference(self, position: Tensor) -> Tensor | None:
-        """Where each query looks first, from its embedding (B, N, C): (B, N, 2) logits x, y."""
-        raise NotImplementedError
+        """Predict where queries look first and boxes start, from the query embeddings (B, N, C).
 
-    def places(self, reference: Tensor | None, memory: Memory) -> object:
-        """What the priors of all layers share, made once: places of references and keys.
+        Returns:
+            points x, y as logits (B, N, 2); here None: no place.
+        """
+        return None
+
+    def places(self, reference: Tensor | None, memory: Memory) -> Any:
+        """Compute once what all layers need to know of the places of references and keys.
 
         Args:
-            reference: (B, N, 2), of :meth:`initial_reference`.
+            reference: the result of :meth:`initial_reference`.
             memory: the encoded image.
         """
         return None
 
-    def prior(self, number: int, target: Tensor, position: Tensor, places: Any) -> object:
-        """What layer ``number`` gives its co-attention besides content and query embedding.
-
-        It runs in the precision of the weights, float32, whatever autocast says.
-
-        Args:
-            number: of the layer, from 0.
-            target, position: (B, N, C), the layer's input and the query embedding.
-            places: of :meth:`places`.
-        """
-        raise NotImplementedError
-
-    def forward(self, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        """
-        Returns:
-            the normed outputs of the layers (layers, B, N, C), in evaluation of the last one only,
-            and the initial references (B, N, 2) as logits, x before y, if there are any.
-        """
+    def forward(
+        self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed."""
         position = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
         target = torch.zeros_like(position)
         memory = memory.for_decoder()
-        # Places need it.
-        with full_precision(position.device):
+        with full_precision(position.device):  # places need it
             reference = self.initial_reference(position)
         places = self.places(reference, memory)
         hidden = []
-        for number, layer in enumerate(self.layers):
-            with full_precision(position.device):
-                prior = self.prior(number, target.to(position.dtype), position, places)
-            target = layer(target, position, memory, prior)
+        for layer in self.layers:
+            target = layer(target, position, memory, places)
             hidden.append(target)
         outputs = hidden if self.training else hidden[-1:]
         return self.norm(torch.stack(outputs)), reference
 
 
 @SMCA_DECODER_REGISTRY.register()
-class DETRDecoder(Decoder):
+class DETRDecoder(QueryDecoder):
     """Queries that look anywhere (DETR, arXiv 2005.12872)."""
 
     def __init__(
@@ -201,7 +218,7 @@ class DETRDecoder(Decoder):
     ):
         """
         Args:
-            num_layers: decoder layers.
+            num_layers: number of decoder layers.
             num_queries: N.
             dim: C.
             num_heads: H.
@@ -212,18 +229,12 @@ class DETRDecoder(Decoder):
         heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
         layers = [
             DecoderLayer(
-                dim=dim,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
                 self_attention=QuerySelfAttention(**heads),
                 co_attention=CoAttention(**heads),
+                ffn=FFN(dim, ffn_dim, dropout),
+                dim=dim,
+                dropout=dropout,
             )
             for _ in range(num_layers)
         ]
         super().__init__(num_queries=num_queries, dim=dim, layers=layers)
-
-    def initial_reference(self, position: Tensor) -> None:
-        """DETR's queries and boxes start from no place."""
-
-    def prior(self, *_) -> None:
-        """Nothing modulates DETR's co-attention."""

@@ -1,6 +1,7 @@
 """Deformable DETR's encoder and decoder (arXiv 2010.04159, sections 4 and A.4).
 
-Shapes: B images, N queries, L tokens of all scales, C channels, S scales.
+Shapes: B images, N queries, L tokens of all scales, C channels, S scales. ``map_sizes`` (B, S, 2)
+is :attr:`~smca.modeling.memory.Memory.map_sizes`.
 """
 
 from __future__ import annotations
@@ -14,63 +15,52 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..structures import Size
 from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention
-from .deformable_attention import DeformableAttention, valid_extent
+from .deformable_attention import DeformableAttention
+from .encoder import EncoderBlock
 from .layers import FFN, full_precision, linear
 from .memory import Memory
+from .parts import Decoder, Encoder
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 
-def cell_middles(shapes: Sequence[Size], extent: Tensor) -> Tensor:
+def cell_middles(shapes: Sequence[Size], map_sizes: Tensor) -> Tensor:
     """The middles x, y of all cells as fractions of each image; beyond 1 where padding is.
 
     Args:
         shapes: (rows, columns) of each scale's map.
-        extent: (B, S, 2) valid columns and rows.
+        map_sizes: (B, S, 2).
 
     Returns:
         (B, L, 2).
     """
     middles = []
-    for (rows, columns), valid in zip(shapes, extent.unbind(1), strict=True):
-        y = torch.arange(rows, device=extent.device) + 0.5
-        x = torch.arange(columns, device=extent.device) + 0.5
+    for (rows, columns), valid in zip(shapes, map_sizes.unbind(1), strict=True):
+        y = torch.arange(rows, device=map_sizes.device) + 0.5
+        x = torch.arange(columns, device=map_sizes.device) + 0.5
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (rows, columns, 2)
         middles.append(grid.flatten(0, 1) / valid[:, None])
     return torch.cat(middles, dim=1)
 
 
-class DeformableEncoderBlock(nn.Module):
-    """Post-norm block: deformable self-attention over all scales and FFN."""
+class DeformableSelfAttention(DeformableAttention):
+    """Tokens read a few places of all scales around their own."""
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        num_scales: int,
-        num_points: int,
-        ffn_dim: int,
-        dropout: float,
-    ):
-        super().__init__()
-        self.attention = DeformableAttention(
-            dim=dim, num_heads=num_heads, num_scales=num_scales, num_points=num_points
-        )
-        self.norm1 = nn.LayerNorm(dim)
-        self.ffn = FFN(dim, ffn_dim, dropout)
-        self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+    def forward(self, memory: Memory, middles: Tensor, map_sizes: Tensor) -> Tensor:
+        """
+        Args:
+            memory: the tokens.
+            middles: (B, L, 2), see :func:`cell_middles`.
+            map_sizes: (B, S, 2).
 
-    def forward(self, memory: Memory, middles: Tensor, extent: Tensor) -> Memory:
-        placed = memory.tokens + memory.positions
-        attended = self.attention(placed, memory, middles, extent)
-        tokens = self.norm1(memory.tokens + self.dropout(attended))
-        return memory.with_tokens(self.norm2(tokens + self.dropout(self.ffn(tokens))))
+        Returns:
+            (B, L, C).
+        """
+        return super().forward(memory.keys(), memory, middles, map_sizes)
 
 
 @SMCA_ENCODER_REGISTRY.register()
-class DeformableEncoder(nn.Module):
-    """Every token reads a few places of all scales around its own place."""
+class DeformableEncoder(Encoder):
+    """Blocks of deformable self-attention."""
 
     def __init__(
         self,
@@ -85,7 +75,7 @@ class DeformableEncoder(nn.Module):
     ):
         """
         Args:
-            num_layers: blocks.
+            num_layers: number of blocks.
             num_scales: S.
             dim: C.
             num_heads: H.
@@ -95,12 +85,12 @@ class DeformableEncoder(nn.Module):
         """
         super().__init__()
         self.blocks = nn.ModuleList(
-            DeformableEncoderBlock(
+            EncoderBlock(
+                mixer=DeformableSelfAttention(
+                    dim=dim, num_heads=num_heads, num_scales=num_scales, num_points=num_points
+                ),
+                ffn=FFN(dim, ffn_dim, dropout),
                 dim=dim,
-                num_heads=num_heads,
-                num_scales=num_scales,
-                num_points=num_points,
-                ffn_dim=ffn_dim,
                 dropout=dropout,
             )
             for _ in range(num_layers)
@@ -120,10 +110,10 @@ class DeformableEncoder(nn.Module):
         }
 
     def forward(self, memory: Memory) -> Memory:
-        extent = valid_extent(memory)
-        middles = cell_middles(memory.shapes, extent)
+        map_sizes = memory.map_sizes
+        middles = cell_middles(memory.shapes, map_sizes)
         for block in self.blocks:
-            memory = block(memory, middles, extent)
+            memory = block(memory, middles, map_sizes)
         return memory
 
 
@@ -131,28 +121,28 @@ class DeformableCoAttention(DeformableAttention):
     """Queries read a few places of the image around their references."""
 
     def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, prior: tuple[Tensor, Tensor]
+        self, target: Tensor, position: Tensor, memory: Memory, places: tuple[Tensor, Tensor]
     ) -> Tensor:
         """
         Args:
             target, position: (B, N, C), content and query embedding.
             memory: the encoded image.
-            prior: reference (B, N, 2 or 4) and extent (B, S, 2), see :class:`DeformableAttention`.
+            places: the references (B, N, 2 or 4), see :class:`DeformableAttention`, and map_sizes
+                (B, S, 2).
 
         Returns:
             (B, N, C).
         """
-        return super().forward(target + position, memory, *prior)
+        return super().forward(target + position, memory, *places)
 
 
 @SMCA_DECODER_REGISTRY.register()
-class DeformableDecoder(nn.Module):
+class DeformableDecoder(Decoder):
     """Learned queries that read a few places around a point, or around the box found so far.
 
     Attributes:
-        refines: whether each layer corrects the boxes of the one before (iterative bounding box
+        refines: each layer corrects the boxes of the one before (iterative bounding box
             refinement); :meth:`forward` then needs the box heads.
-        head_options: arguments the detection heads need beside their sizes.
     """
 
     def __init__(
@@ -171,35 +161,30 @@ class DeformableDecoder(nn.Module):
     ):
         """
         Args:
-            num_layers: decoder layers.
-            num_queries: N.
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout: see
+                :class:`~smca.modeling.decoder.DETRDecoder`.
             num_scales: S.
-            dim: C.
-            num_heads: H.
-            ffn_dim: hidden width of the FFN.
             num_points: places that each head reads of each scale.
-            dropout: after attention, inside and after the FFN.
             attention_dropout: on the weights of self-attention.
             refine: see ``refines``.
         """
         super().__init__()
         self.refines = refine
-        self.head_options = {"zero_boxes": True, "size_bias": -2.0}
-        if refine:
-            self.head_options["num_sets"] = num_layers
+        num_sets = num_layers if refine else 1
+        self.head_options = {"zero_boxes": True, "size_bias": -2.0, "num_sets": num_sets}
         self.query_embed = nn.Embedding(num_queries, 2 * dim)  # positions, then targets
         self.sampling_reference = linear(dim, 2)
         self.layers = nn.ModuleList(
             DecoderLayer(
-                dim=dim,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
                 self_attention=QuerySelfAttention(
                     dim=dim, num_heads=num_heads, dropout=attention_dropout
                 ),
                 co_attention=DeformableCoAttention(
                     dim=dim, num_heads=num_heads, num_scales=num_scales, num_points=num_points
                 ),
+                ffn=FFN(dim, ffn_dim, dropout),
+                dim=dim,
+                dropout=dropout,
             )
             for _ in range(num_layers)
         )
@@ -222,22 +207,17 @@ class DeformableDecoder(nn.Module):
     def forward(
         self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            memory: the encoded image.
-            box_offsets: needed when the decoder refines: the box head of a layer, from its output
-                (B, N, C) and number to logits (B, N, 4) that are added to its reference.
+        """See :meth:`~smca.modeling.parts.Decoder.forward`.
 
         Returns:
-            the outputs of the layers (layers, B, N, C), in evaluation of the last one only, and
-            their references as logits: (B, N, 2) points of all layers; with refinement
-            (layers, B, N, 4) boxes of each, the first one's points filled up with zeros.
+            without refinement points x, y (B, N, 2) that all layers start from; with it boxes
+            (layers, B, N, 4), the first layer's points filled up with zeros.
         """
         embeddings = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
         position, target = embeddings.chunk(2, -1)
         with full_precision(position.device):  # places need it
             reference = self.sampling_reference(position)
-        extent = valid_extent(memory)
+        map_sizes = memory.map_sizes
         hidden: list[Tensor] = []
         references: list[Tensor] = []
         for number, layer in enumerate(self.layers):
@@ -245,7 +225,7 @@ class DeformableDecoder(nn.Module):
                 assert box_offsets is not None
                 # Gradients stay within a layer: the next one starts from a given box.
                 reference = (references[-1] + box_offsets(target, number - 1)).detach()
-            target = layer(target, position, memory, (reference.sigmoid(), extent))
+            target = layer(target, position, memory, (reference.sigmoid(), map_sizes))
             references.append(F.pad(reference, (0, 4 - reference.shape[-1])))
             hidden.append(target)
         if not self.training:

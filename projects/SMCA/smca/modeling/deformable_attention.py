@@ -2,8 +2,9 @@
 
 Shapes: B images, N queries, L tokens of all scales, C channels, H heads, S scales, K points.
 
-Each query of each head reads K places of each scale, bilinearly, and sums them with weights of its
-own. Places are counted in cells of a map: the middle of the first cell is (0.5, 0.5), x before y.
+Each query of each head reads K places of each scale bilinearly and sums them with weights that it
+predicts. Places are counted in cells of a map: the middle of the first cell is (0.5, 0.5), x before
+y. ``map_sizes`` (B, S, 2) is :attr:`~smca.modeling.memory.Memory.map_sizes`.
 """
 
 from __future__ import annotations
@@ -20,38 +21,33 @@ from .layers import full_precision, linear
 from .memory import Memory
 
 
-def valid_extent(memory: Memory) -> Tensor:
-    """Columns and rows of each scale's map that belong to each image: (B, S, 2) float32."""
-    return memory.extent.ceil()
+def sampling_points(reference: Tensor, offsets: Tensor, map_sizes: Tensor) -> Tensor:
+    """Find where queries look, in cells.
 
-
-def sampling_points(reference: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
-    """Where queries look, in cells.
-
-    Around a point, offsets are in cells of each scale; around a box, K of them reach from its
-    middle to its side.
+    Around a point, offsets are in cells of each scale. Around a box, an offset of K reaches from
+    its middle to its side.
 
     Args:
         reference: (B, N, 2) points x, y or (B, N, 4) boxes cxcywh, as fractions of each image.
         offsets: (B, N, H, S, K, 2).
-        extent: (B, S, 2), of :func:`valid_extent`.
+        map_sizes: (B, S, 2).
 
     Returns:
         (B, N, H, S, K, 2).
     """
     reference = reference[:, :, None, None, None]
-    extent = extent[:, None, None, :, None]
+    map_sizes = map_sizes[:, None, None, :, None]
     middle, size = reference[..., :2], reference[..., 2:]
     if reference.shape[-1] == 4:
-        offsets = offsets * size * (0.5 / offsets.shape[-2]) * extent
-    return middle * extent + offsets
+        offsets = offsets * size * (0.5 / offsets.shape[-2]) * map_sizes
+    return middle * map_sizes + offsets
 
 
 def sample(value: Tensor, shapes: Sequence[Size], points: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of values at points; outside the maps they are zero.
+    """Sum values at points by weights. Outside the maps values are zero.
 
     Args:
-        value: (B, L, C), H heads side by side.
+        value: (B, L, C), the channels of the heads side by side.
         shapes: (rows, columns) of each scale's map.
         points: (B, N, H, S, K, 2), in cells.
         weights: (B, N, H, S, K).
@@ -75,7 +71,7 @@ def sample(value: Tensor, shapes: Sequence[Size], points: Tensor, weights: Tenso
 
 
 class DeformableAttention(nn.Module):
-    """Queries read a few places of each scale around a reference; they choose places and weights.
+    """Queries choose a few places of each scale around a reference, and how much each counts.
 
     Time and memory grow with N * S * K, not with N * L.
     """
@@ -98,7 +94,7 @@ class DeformableAttention(nn.Module):
         self._start_as_a_star()
 
     def _start_as_a_star(self) -> None:
-        """Every head looks its own way, each of its points one step further, all as important."""
+        """Have each head look in its own direction, each point one step further, all alike."""
         heads, scales, points = self.layout
         angles = torch.arange(heads) * (2 * math.pi / heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
@@ -110,13 +106,15 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
 
-    def forward(self, query: Tensor, memory: Memory, reference: Tensor, extent: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, memory: Memory, reference: Tensor, map_sizes: Tensor
+    ) -> Tensor:
         """
         Args:
             query: (B, N, C), positions added.
-            memory: whose tokens are read.
+            memory: the tokens to read.
             reference: (B, N, 2) points x, y or (B, N, 4) boxes cxcywh, as fractions of each image.
-            extent: (B, S, 2), :func:`valid_extent` of it.
+            map_sizes: (B, S, 2).
 
         Returns:
             (B, N, C).
@@ -130,6 +128,6 @@ class DeformableAttention(nn.Module):
             offsets = self.sampling_offsets(query).unflatten(-1, (*self.layout, 2))
             logits = self.attention_weights(query).unflatten(-1, self.layout)
             weights = logits.flatten(-2).softmax(dim=-1).view_as(logits)  # over S * K
-            points = sampling_points(reference, offsets, extent)
+            points = sampling_points(reference, offsets, map_sizes)
             out = sample(value.to(points.dtype), memory.shapes, points, weights)
         return self.output_proj(out.to(value.dtype))

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .encoder import EncoderBlock
 from .layers import FFN, linear
 from .memory import Memory
+from .parts import Encoder
 from .registry import SMCA_ENCODER_REGISTRY
 
 
@@ -36,8 +38,8 @@ class BidirectionalMixer(nn.Module):
         self.project_out = linear(dim, dim)
 
     def forward(self, memory: Memory) -> Tensor:
-        """Mixed tokens (B, L, C). Padding is not masked."""
-        maps = memory.maps(self.project_in(memory.tokens + memory.positions))
+        """Mixed tokens (B, L, C). Padding is not left out."""
+        maps = memory.maps(self.project_in(memory.keys()))
         maps = [conv(x) for conv, x in zip(self.within, maps, strict=True)]
         mixed = list(maps)
         for s, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
@@ -50,31 +52,9 @@ class BidirectionalMixer(nn.Module):
         return self.project_out(tokens)
 
 
-class DepthwiseBlock(nn.Module):
-    """Post-norm block: bidirectional mixing and FFN."""
-
-    def __init__(
-        self, *, dim: int, num_scales: int, kernel_size: int, ffn_dim: int, dropout: float
-    ):
-        super().__init__()
-        self.mixer = BidirectionalMixer(dim=dim, num_scales=num_scales, kernel_size=kernel_size)
-        self.norm1 = nn.LayerNorm(dim)
-        self.ffn = FFN(dim, ffn_dim, dropout)
-        self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, memory: Memory) -> Memory:
-        tokens = self.norm1(memory.tokens + self.dropout(self.mixer(memory)))
-        return memory.with_tokens(self.norm2(tokens + self.dropout(self.ffn(tokens))))
-
-
 @SMCA_ENCODER_REGISTRY.register()
-class DepthwiseEncoder(nn.Module):
-    """Blocks of bidirectional mixing; then the finest scale is halved for the decoder.
-
-    Attributes:
-        halves: each scale must have half the cells of the one before.
-    """
+class DepthwiseEncoder(Encoder):
+    """Blocks of bidirectional mixing; then the finest scale is halved for the decoder."""
 
     halves = True
 
@@ -90,20 +70,20 @@ class DepthwiseEncoder(nn.Module):
     ):
         """
         Args:
-            num_layers: blocks.
-            num_scales: S, at least 2, each of twice the stride of the one before.
+            num_layers: number of blocks.
+            num_scales: S, at least 2.
             dim: C.
             ffn_dim: hidden width of the FFN.
-            kernel_size: of the depthwise convolutions, odd.
+            kernel_size: size of the depthwise convolutions, odd.
             dropout: after mixing, inside and after the FFN.
         """
         super().__init__()
         self.blocks = nn.ModuleList(
-            DepthwiseBlock(
+            EncoderBlock(
+                mixer=BidirectionalMixer(dim=dim, num_scales=num_scales, kernel_size=kernel_size),
+                mixer_name="mixer",
+                ffn=FFN(dim, ffn_dim, dropout),
                 dim=dim,
-                num_scales=num_scales,
-                kernel_size=kernel_size,
-                ffn_dim=ffn_dim,
                 dropout=dropout,
             )
             for _ in range(num_layers)
@@ -130,7 +110,7 @@ class DepthwiseEncoder(nn.Module):
     def forward(self, memory: Memory) -> Memory:
         """
         Returns:
-            S scales, of which the first is the finest one halved: it has the shape, positions and
+            S scales. The first is the finest one halved, with the shape, the positions and the
             padding of the second.
         """
         for block in self.blocks:
@@ -148,6 +128,6 @@ class DepthwiseEncoder(nn.Module):
             positions=halve(memory.positions),
             shapes=memory.shapes[1:2] + memory.shapes[1:],
             strides=memory.strides[1:2] + memory.strides[1:],
-            extent=torch.cat((memory.extent[:, 1:2], memory.extent[:, 1:]), dim=1),
+            valid_sizes=torch.cat((memory.valid_sizes[:, 1:2], memory.valid_sizes[:, 1:]), dim=1),
             padding=None if memory.padding is None else halve(memory.padding),
         )

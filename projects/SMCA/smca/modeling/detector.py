@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -15,6 +16,7 @@ from ..structures import Predictions, Size
 from .backbone import ResNet
 from .heads import DetectionHeads
 from .neck import Neck
+from .parts import Backbone, Decoder, Encoder
 from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY, build_from_registry
 
 
@@ -24,22 +26,13 @@ class Detector(nn.Module):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        neck: nn.Module,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        heads: nn.Module,
+        backbone: Backbone,
+        neck: Neck,
+        encoder: Encoder,
+        decoder: Decoder,
+        heads: DetectionHeads,
     ):
-        """
-        Args:
-            backbone: maps images (B, 3, H, W) to a dict of named maps. When it has a true attribute
-                ``accepts_sizes`` it is called with the images' sizes as well.
-            neck: maps these and the images' sizes to a :class:`~smca.modeling.memory.Memory`.
-            encoder: maps a memory to a memory.
-            decoder: maps a memory to hidden states (layers, B, N, C) and references. When it has
-                a true attribute ``refines`` it is called with ``heads.box_offsets`` as well.
-            heads: maps these two to :class:`Predictions`.
-        """
+        """See :mod:`smca.modeling.parts` for what backbone, encoder and decoder have to be."""
         super().__init__()
         self.backbone = backbone
         self.neck = neck
@@ -48,34 +41,37 @@ class Detector(nn.Module):
         self.heads = heads
 
     def forward(self, images: Tensor, sizes: Sequence[Size]) -> Predictions:
-        """
+        """Run :meth:`predict`. A host may have another ``forward`` around it."""
+        return self.predict(images, sizes)
+
+    def predict(self, images: Tensor, sizes: Sequence[Size]) -> Predictions:
+        """Predict classes and boxes.
+
         Args:
             images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
             sizes: (h, w) of each image in pixels, without its padding, or one for all of them.
         """
+        memory = self.encoder(self.neck(self.features(images, sizes), sizes))
+        return self.heads(*self.decoder(memory, self.heads.box_offsets))
+
+    def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
+        """The backbone's maps of images as :meth:`predict` takes them, by name."""
         padded = any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
-        if padded and getattr(self.backbone, "accepts_sizes", False):
-            features = self.backbone(images, sizes)
-        else:
-            features = self.backbone(images)
-        memory = self.encoder(self.neck(features, sizes))
-        if getattr(self.decoder, "refines", False):
-            return self.heads(*self.decoder(memory, self.heads.box_offsets))
-        return self.heads(*self.decoder(memory))
+        return self.backbone(images, sizes if padded else None)
 
 
 def detector_parts(
-    cfg: CfgNode, backbone: nn.Module, strides: dict[str, int], channels: dict[str, int]
-) -> dict[str, nn.Module]:
-    """The constructor arguments of :class:`Detector`, around any backbone.
+    cfg: CfgNode, backbone: nn.Module, strides: Mapping[str, int], channels: Mapping[str, int]
+) -> dict[str, Any]:
+    """Build the parts around a backbone: the constructor arguments of :class:`Detector`.
 
     Args:
         cfg: the configuration.
-        backbone: what :class:`Detector` takes.
-        strides, channels: of the maps it returns, by name.
+        backbone: is returned with the others.
+        strides, channels: pixels a cell and channels of the maps it returns, by name.
 
     Raises:
-        ConfigError: a value that cannot work, or a map the backbone does not return.
+        ConfigError: a value that cannot work, or a map that the backbone does not return.
     """
     validate_model(cfg)
     smca = cfg.MODEL.SMCA
@@ -91,13 +87,13 @@ def detector_parts(
             "fine to coarse"
         )
     softmax = smca.LOSS.CLASSIFICATION == "softmax"
-    encoder = build_from_registry(
+    encoder: Encoder = build_from_registry(
         SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
     )
-    decoder = build_from_registry(
+    decoder: Decoder = build_from_registry(
         SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
     )
-    if getattr(encoder, "halves", False) and any(2 * a != b for a, b in pairwise(used)):
+    if encoder.halves and any(2 * a != b for a, b in pairwise(used)):
         raise ConfigError(
             f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; each must be twice "
             f"the one before with MODEL.SMCA.ENCODER.NAME {smca.ENCODER.NAME}"
@@ -119,18 +115,18 @@ def detector_parts(
         "decoder": decoder,
         "heads": DetectionHeads(
             dim=smca.HIDDEN_DIM,
-            num_columns=smca.NUM_CLASSES + softmax,
+            num_logits=smca.NUM_CLASSES + softmax,
             prior_probability=None if softmax else 0.01,
-            **getattr(decoder, "head_options", {}),
+            **decoder.head_options,
         ),
     }
 
 
 def compile_layers(*parts: nn.Module) -> None:
-    """Have torch compile the modules in the lists of ``parts`` when they first run.
+    """Have torch compile the blocks and layers of ``parts`` when they first run.
 
-    One by one, because layers that are alike share what is compiled; for sizes that vary, because
-    images do.
+    They are compiled one by one, because layers that are alike share the result, and for sizes
+    that vary, because images do.
     """
     for part in parts:
         for layers in part.children():
@@ -140,7 +136,7 @@ def compile_layers(*parts: nn.Module) -> None:
 
 
 def build_detector(cfg: CfgNode) -> Detector:
-    """The detector of a configuration, with the project's own ResNet.
+    """Build the detector of a configuration, with the project's own ResNet.
 
     Raises:
         ConfigError: a value that cannot work, named.

@@ -1,4 +1,7 @@
-"""Encoder of intra-scale and multi-scale self-attention blocks (section 3.3, Table 3)."""
+"""The encoder's block, and the paper's encoder of intra-scale and multi-scale self-attention.
+
+Shapes: B images, L tokens of all scales, C channels, S scales.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,60 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, padding_biases
-from .layers import FFN, apply_per_scale, compute_dtype, per_scale
+from .layers import FFN, ResidualBlock, apply_per_scale, compute_dtype, per_scale
 from .memory import Memory
+from .parts import Encoder
 from .registry import SMCA_ENCODER_REGISTRY
 
 
+class EncoderBlock(ResidualBlock):
+    """Mixes tokens, then runs an FFN on each."""
+
+    def __init__(
+        self,
+        *,
+        mixer: nn.Module,
+        ffn: nn.Module,
+        dim: int,
+        dropout: float,
+        mixer_name: str = "attention",
+        pre_norm: bool = False,
+    ):
+        """
+        Args:
+            mixer: maps a memory, and what :meth:`forward` gets besides, to tokens (B, L, C).
+            ffn: one for all scales or one a scale, see :func:`~smca.modeling.layers.per_scale`.
+            dim: C.
+            mixer_name: the mixer's attribute, by which checkpoints name its parameters.
+            dropout, pre_norm: see :class:`ResidualBlock`.
+        """
+        super().__init__(dropout=dropout, pre_norm=pre_norm)
+        self.mixer_name = mixer_name
+        self.add_module(mixer_name, mixer)
+        self.norm1 = nn.LayerNorm(dim)
+        self.ffn = ffn
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, memory: Memory, *places: Tensor) -> Memory:
+        """
+        Args:
+            memory: the tokens.
+            places: further arguments of the mixer, the same for all blocks.
+        """
+        mixer = getattr(self, self.mixer_name)
+
+        def mix(tokens: Tensor) -> Tensor:
+            return mixer(memory.with_tokens(tokens), *places)
+
+        def feed_forward(tokens: Tensor) -> Tensor:
+            return apply_per_scale(self.ffn, tokens, memory.lengths)
+
+        tokens = self.residual(memory.tokens, mix, self.norm1)
+        return memory.with_tokens(self.residual(tokens, feed_forward, self.norm2))
+
+
 class ScaleSelfAttention(Attention):
-    """Self-attention inside each scale ("intra") or over the tokens of all ("multi")."""
+    """Self-attention inside each scale ("intra") or over the tokens of all scales ("multi")."""
 
     def __init__(self, *, kind: str, **options):
         super().__init__(**options)
@@ -25,12 +75,12 @@ class ScaleSelfAttention(Attention):
         """Attended tokens (B, L, C)."""
         lengths = memory.lengths
         keys = memory.keys()
-        placed = keys.to(compute_dtype(keys))  # once for both
+        with_pos = keys.to(compute_dtype(keys))  # once for queries and keys
         query, key, value = (
             self.split_heads(apply_per_scale(projection, tokens, lengths))
             for projection, tokens in (
-                (self.q_proj, placed),
-                (self.k_proj, placed),
+                (self.q_proj, with_pos),
+                (self.k_proj, with_pos),
                 (self.v_proj, memory.tokens),
             )
         )
@@ -48,44 +98,12 @@ class ScaleSelfAttention(Attention):
         return apply_per_scale(self.out_proj, self.merge_heads(out), lengths)
 
 
-class EncoderBlock(nn.Module):
-    """Post-norm block: self-attention and FFN, each with dropout, residual and norm."""
-
-    def __init__(
-        self,
-        *,
-        kind: str,
-        dim: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
-        attention_dropout: float,
-        attention_sets: int,
-        ffn_sets: int,
-    ):
-        super().__init__()
-        self.attention = ScaleSelfAttention(
-            kind=kind,
-            dim=dim,
-            num_heads=num_heads,
-            dropout=attention_dropout,
-            query_sets=attention_sets,
-            key_sets=attention_sets,
-        )
-        self.norm1 = nn.LayerNorm(dim)
-        self.ffn = per_scale(lambda: FFN(dim, ffn_dim, dropout), ffn_sets)
-        self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, memory: Memory) -> Memory:
-        tokens = self.norm1(memory.tokens + self.dropout(self.attention(memory)))
-        out = apply_per_scale(self.ffn, tokens, memory.lengths)
-        return memory.with_tokens(self.norm2(tokens + self.dropout(out)))
-
-
 @SMCA_ENCODER_REGISTRY.register()
-class IntraMultiEncoder(nn.Module):
-    """Blocks of intra-scale and multi-scale attention in any order; one scale alone is DETR's."""
+class IntraMultiEncoder(Encoder):
+    """Blocks of intra-scale and multi-scale attention in any order (section 3.3, Table 3).
+
+    With one scale it is DETR's encoder.
+    """
 
     def __init__(
         self,
@@ -103,30 +121,34 @@ class IntraMultiEncoder(nn.Module):
     ):
         """
         Args:
-            blocks: "intra" or "multi", one entry a block.
+            blocks: the kind of each block, "intra" or "multi".
             num_scales: S.
             dim: C.
             num_heads: H.
             ffn_dim: hidden width of the FFN.
             dropout: after attention, inside and after the FFN.
             attention_dropout: on attention weights.
-            share_attention, share_ffn: one set of weights for all scales, or (multi blocks too)
-                one a scale.
-            recompute: "none", "multi" or "all": blocks of which training keeps no activations,
+            share_attention, share_ffn: all scales share one set of weights, also in multi blocks;
+                else each scale has its own.
+            recompute: "none", "multi" or "all": training keeps no activations of these blocks,
                 but computes them again in the backward pass.
         """
         super().__init__()
+        attention_sets = 1 if share_attention else num_scales
         self.recomputed = [recompute in ("all", kind) for kind in blocks]
         self.blocks = nn.ModuleList(
             EncoderBlock(
-                kind=kind,
+                mixer=ScaleSelfAttention(
+                    kind=kind,
+                    dim=dim,
+                    num_heads=num_heads,
+                    dropout=attention_dropout,
+                    query_sets=attention_sets,
+                    key_sets=attention_sets,
+                ),
+                ffn=per_scale(lambda: FFN(dim, ffn_dim, dropout), 1 if share_ffn else num_scales),
                 dim=dim,
-                num_heads=num_heads,
-                ffn_dim=ffn_dim,
                 dropout=dropout,
-                attention_dropout=attention_dropout,
-                attention_sets=1 if share_attention else num_scales,
-                ffn_sets=1 if share_ffn else num_scales,
             )
             for kind in blocks
         )
@@ -149,17 +171,16 @@ class IntraMultiEncoder(nn.Module):
 
     def forward(self, memory: Memory) -> Memory:
         for block, recomputed in zip(self.blocks, self.recomputed, strict=True):
-            run = _recomputed if recomputed and self.training else EncoderBlock.__call__
-            memory = run(block, memory)
+            memory = _recomputed(block, memory) if recomputed and self.training else block(memory)
         return memory
 
 
 def _recomputed(block: nn.Module, memory: Memory) -> Memory:
-    """``block(memory)``, whose activations are computed again in the backward pass."""
+    """Return ``block(memory)``; the backward pass computes its activations again."""
 
     def tokens_of(tokens: Tensor) -> Tensor:
         return block(memory.with_tokens(tokens)).tokens
 
-    # Tokens, not their memory: torch keeps the random state, and so the dropout masks, of the
-    # devices of the tensors that it is given.
+    # checkpoint gets tokens, not their memory: it keeps the random state, and so the dropout
+    # masks, of the devices of the tensors among its arguments.
     return memory.with_tokens(checkpoint(tokens_of, memory.tokens, use_reentrant=False))

@@ -19,15 +19,15 @@ from .memory import numbers_on
 class DetectionHeads(nn.Module):
     """Class and box heads, the same for all decoder layers or one set a layer.
 
-    They compute in the precision of their weights, float32, whatever autocast says: bfloat16's
-    numbers near the usual logit, -4.6, are 1/32 apart.
+    They compute in the precision of their weights, float32, whatever autocast says: near the usual
+    logit, -4.6, numbers of bfloat16 are 1/32 apart.
     """
 
     def __init__(
         self,
         *,
         dim: int,
-        num_columns: int,
+        num_logits: int,
         prior_probability: float | None = 0.01,
         zero_boxes: bool = False,
         size_bias: float = 0.0,
@@ -36,14 +36,15 @@ class DetectionHeads(nn.Module):
         """
         Args:
             dim: C.
-            num_columns: K; the number of classes, and one more for a softmax's no-object.
-            prior_probability: what sigmoid scores start at; None leaves the bias as it comes.
+            num_logits: K, a logit a class, and one more for no object where scores are a softmax.
+            prior_probability: sigmoid scores start at it; None leaves the bias as it comes.
             zero_boxes: boxes start at their references.
-            size_bias: what the logits of width and height start at, then (of the first set).
+            size_bias: with ``zero_boxes``, the logits of width and height start at it (in the
+                first set).
             num_sets: 1, or one set of heads a decoder layer.
         """
         super().__init__()
-        self.class_head = per_scale(lambda: nn.Linear(dim, num_columns), num_sets)
+        self.class_head = per_scale(lambda: nn.Linear(dim, num_logits), num_sets)
         self.box_head = per_scale(lambda: MLP(dim, dim, 4, 3), num_sets)
         if prior_probability is not None:
             bias = -math.log((1 - prior_probability) / prior_probability)
@@ -57,11 +58,16 @@ class DetectionHeads(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The type of the weights."""
         return next(self.parameters()).dtype
 
     def box_offsets(self, hidden: Tensor, layer: int) -> Tensor:
-        """Box logits (..., 4) of a decoder layer's output (..., C), less its reference."""
+        """Predict the box logits (..., 4) to add to the reference of decoder layer ``layer``.
+
+        Args:
+            hidden: (..., C), the layer's output.
+            layer: its number, from 0.
+        """
         heads = _sets(self.box_head)
         with full_precision(hidden.device):
             return heads[layer if len(heads) > 1 else 0](hidden.to(self.dtype))
@@ -69,9 +75,9 @@ class DetectionHeads(nn.Module):
     def forward(self, hidden: Tensor, reference: Tensor | None) -> Predictions:
         """
         Args:
-            hidden: (layers, B, N, C), of all layers or the last ones.
-            reference: (B, N, 2), initial centre x, y as logits, added to the boxes' (Eq. 12);
-                or the boxes that each layer started from, (layers, B, N, 4) logits; or None.
+            hidden: (layers, B, N, C), the outputs of all layers or the last ones.
+            reference: as logits, added to the boxes' (Eq. 12): initial centres x, y (B, N, 2), or
+                the boxes that each layer started from (layers, B, N, 4); or None.
         """
         with full_precision(hidden.device):
             hidden = hidden.to(self.dtype)
@@ -89,7 +95,7 @@ def _sets(heads: nn.Module) -> list[Any]:
 
 
 def _apply(heads: nn.Module, hidden: Tensor) -> Tensor:
-    """``heads``, one for all layers or one a layer, on the outputs of the last layers."""
+    """Apply ``heads``, one for all layers or one a layer, to the outputs of the last layers."""
     if not isinstance(heads, nn.ModuleList):
         return heads(hidden)
     used = heads[-len(hidden) :]
@@ -103,7 +109,7 @@ def detect(
     max_detections: int,
     softmax: bool = False,
 ) -> list[Detections]:
-    """:func:`detect_batch`, an image each."""
+    """Return the detections of :func:`detect_batch`, image by image."""
     found = detect_batch(predictions, output_sizes, max_detections=max_detections, softmax=softmax)
     images = zip(found.boxes, found.scores, found.labels, strict=True)
     return [Detections(*image) for image in images]
@@ -116,14 +122,14 @@ def detect_batch(
     max_detections: int,
     softmax: bool = False,
 ) -> Detections:
-    """The best detections of each image, without non-maximum suppression (section 1.7).
+    """Return the best detections of each image, without non-maximum suppression.
 
     Args:
-        predictions: of which the last layer counts.
-        output_sizes: (h, w) to scale the boxes to, an image each, or one for all of them.
-        max_detections: at most so many an image.
-        softmax: the last column is no-object, and each query has one class; else every query and
-            class with its sigmoid score is a candidate.
+        predictions: only the last layer counts.
+        output_sizes: (h, w) of each image, or one for all of them, to scale the boxes to.
+        max_detections: the most an image can have.
+        softmax: scores are a softmax whose last logit is for no object, and each query has one
+            class; else every query and class is a candidate with its sigmoid score.
     """
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]
     num_queries = logits.shape[1]

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Autocast off. Where it is off anyway, an exported graph has no trace of this."""
+    """Turn autocast off. Where it is off already, an exported graph shows no trace of this."""
     if not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What products with ``x`` are computed in: autocast's type, where it is on."""
+    """Return the type that products with ``x`` are computed in: autocast's where it is on."""
     if not torch.is_autocast_enabled(x.device.type):
         return x.dtype
     return torch.get_autocast_dtype(x.device.type)
 
 
 def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Linear:
-    """A linear layer as the transformer starts: Xavier-uniform weight, zero bias."""
+    """Make a linear layer as the transformer starts: Xavier-uniform weight, zero bias."""
     layer = nn.Linear(in_features, out_features)
     nn.init.xavier_uniform_(layer.weight, gain=gain)
     nn.init.zeros_(layer.bias)
@@ -33,7 +33,7 @@ def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Line
 
 
 class MLP(nn.Sequential):
-    """``num_layers`` layers of ``make(in, out)``, linear ones, with ReLU between them."""
+    """``num_layers`` linear layers, made by ``make(in, out)``, with ReLU between them."""
 
     def __init__(
         self,
@@ -60,13 +60,36 @@ class FFN(nn.Sequential):
         )
 
 
+class ResidualBlock(nn.Module):
+    """The base of encoder blocks and decoder layers: parts with dropout, residual and norm."""
+
+    def __init__(self, *, dropout: float, pre_norm: bool):
+        """
+        Args:
+            dropout: after each part.
+            pre_norm: norm the input of each part, instead of its sum with the residual
+                (post-norm, as in DETR).
+        """
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def residual(
+        self, x: Tensor, part: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Add to ``x`` what ``part`` makes of it."""
+        if self.pre_norm:
+            return x + self.dropout(part(norm(x)))
+        return norm(x + self.dropout(part(x)))
+
+
 def per_scale(make: Callable[[], nn.Module], count: int) -> nn.Module:
     """``make()`` once for all scales (``count`` 1), or once a scale in a ``ModuleList``."""
     return make() if count == 1 else nn.ModuleList(make() for _ in range(count))
 
 
 def apply_per_scale(module: nn.Module, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Apply what :func:`per_scale` made to tokens (B, L, C) of scales with ``lengths`` tokens."""
+    """Apply the result of :func:`per_scale` to tokens (B, L, C), ``lengths`` tokens a scale."""
     if not isinstance(module, nn.ModuleList):
         return module(tokens)
     scales = tokens.split(lengths, dim=1)

@@ -1,6 +1,6 @@
 """The image as the transformer sees it: the tokens of all scales, and which of them are padding.
 
-Shapes: B images, L tokens of all scales together (fine to coarse, rows first), C channels.
+Shapes: B images, S scales, L tokens of all scales (fine to coarse, rows first), C channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .layers import compute_dtype
 def numbers_on(
     device: torch.device, numbers: Sequence, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A tensor of a few numbers on ``device``, without waiting for what the device does.
+    """Make a tensor of a few numbers on ``device`` without waiting for the device.
 
     Numbers that are symbols of a graph being captured, such as the sides of images, stay symbols.
     """
@@ -38,7 +38,7 @@ def valid_cells(size: Size, stride: int) -> Size:
 def valid_mask(
     sizes: Sequence[Size], stride: int, shape: Sequence[int], device: torch.device
 ) -> Tensor | None:
-    """Which cells of a map belong to the images and not to their padding.
+    """Mark the cells of a map that belong to the images and not to their padding.
 
     Counting cells instead of sampling the image's mask gives the same answer wherever the map's
     ``shape`` times ``stride`` is the padded image, and one that does not depend on the padding.
@@ -60,13 +60,13 @@ def valid_mask(
     return inside_rows[:, :, None] & inside_columns[:, None, :]
 
 
-def extents(
+def valid_map_sizes(
     sizes: Sequence[Size],
     strides: Sequence[int],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Columns and rows that images of ``sizes`` (h, w) pixels have of maps: (B, S, 2), fractional.
+    """Columns and rows of each map that each image covers, fractional: (B, S, 2).
 
     Args:
         sizes: (h, w) of each image in pixels, without padding.
@@ -77,44 +77,49 @@ def extents(
 
 @dataclass(frozen=True)
 class Memory:
-    """Tokens of all scales with what is needed to place them.
+    """Tokens of all scales and their places.
 
     Attributes:
         tokens: (B, L, C).
         positions: (B or 1, L, C), added to queries and keys.
         shapes: (rows, columns) of each scale's map.
         strides: pixels a cell, of each scale.
-        extent: (B or 1, S, 2), columns and rows of each scale's map that each image has,
+        valid_sizes: (B or 1, S, 2), columns and rows of each scale's map that each image covers,
             fractional.
         padding: (B, L), True where a token is padding; None when none is.
-        placed: (B, L, C), the tokens with their positions added, where they are kept.
+        with_pos: (B, L, C), the tokens with their positions added, where that sum is kept.
     """
 
     tokens: Tensor
     positions: Tensor
     shapes: tuple[Size, ...]
     strides: tuple[int, ...]
-    extent: Tensor
+    valid_sizes: Tensor
     padding: Tensor | None
-    placed: Tensor | None = None
+    with_pos: Tensor | None = None
 
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each scale; they sum to L."""
         return [rows * columns for rows, columns in self.shapes]
 
+    @property
+    def map_sizes(self) -> Tensor:
+        """``valid_sizes`` in whole cells, the last of which may lie partly in the padding."""
+        return self.valid_sizes.ceil()
+
     def with_tokens(self, tokens: Tensor) -> Memory:
         """The same places with other tokens (B, L, C)."""
-        return replace(self, tokens=tokens, placed=None)
+        return replace(self, tokens=tokens, with_pos=None)
 
     def keys(self) -> Tensor:
         """The tokens with their positions added (B, L, C)."""
-        return self.tokens + self.positions if self.placed is None else self.placed
+        return self.tokens + self.positions if self.with_pos is None else self.with_pos
 
     def for_decoder(self) -> Memory:
-        """The same for layers that all read it: placed once, and in autocast's type once."""
+        """The same for layers that all read it: what they would each compute is computed once."""
         dtype = compute_dtype(self.tokens)
-        return replace(self, tokens=self.tokens.to(dtype), placed=self.keys().to(dtype))
+        return replace(self, tokens=self.tokens.to(dtype), with_pos=self.keys().to(dtype))
 
     def maps(self, tokens: Tensor) -> list[Tensor]:
         """Tokens (B, L, C) as the map (B, C, rows, columns) of each scale."""

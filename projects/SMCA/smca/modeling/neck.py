@@ -1,4 +1,7 @@
-"""From backbone maps to tokens: projections to C channels, coarser scales, positions (1.2, 1.3)."""
+"""From backbone maps to tokens: projections to C channels, coarser scales, positions (3.3).
+
+Shapes: B images, S scales, L tokens of all scales, C channels.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import Size
-from .backbone import NORMS, zero_padding
-from .memory import Memory, extents, valid_cells, valid_mask
+from .memory import Memory, valid_cells, valid_map_sizes, valid_mask
+from .norms import NORMS
 from .position_encoding import sine_positions
+from .resnet_blocks import zero_padding
 
 
 class Neck(nn.Module):
-    """1x1 convolutions of the backbone's maps, 3x3 stride-2 ones of the last for coarser scales."""
+    """Projects the backbone's maps, and convolves the last one with stride 2 for coarser scales."""
 
     def __init__(
         self,
@@ -31,8 +35,8 @@ class Neck(nn.Module):
         Args:
             in_features: names of the backbone's maps, fine to coarse.
             in_channels, in_strides: their channels and strides.
-            num_scales: scales in all. The first beyond the backbone's maps is a convolution of
-                its last map, each later one a convolution of the scale before.
+            num_scales: S. The first scale beyond the backbone's maps is a 3x3 convolution of its
+                last map, each later one a convolution of the scale before.
             dim: C.
             norm: "GN" for a group norm after each convolution (Deformable DETR).
             position_offset: see :func:`~smca.modeling.position_encoding.sine_positions`.
@@ -64,7 +68,7 @@ class Neck(nn.Module):
             sizes: (h, w) of each image in pixels, without padding, or one for all of them.
         """
         tokens, positions, shapes, masks = [], [], [], []
-        dtype = next(self.parameters()).dtype  # places need it, whatever autocast says
+        dtype = next(self.parameters()).dtype  # places need float32, whatever autocast says
         source = features[self.in_features[0]]
         for scale, (projection, stride) in enumerate(
             zip(self.projections, self.strides, strict=True)
@@ -101,7 +105,7 @@ class Neck(nn.Module):
             positions=_cat_broadcast(positions),
             shapes=tuple(shapes),
             strides=tuple(self.strides),
-            extent=extents(sizes, self.strides, projected.device, dtype),
+            valid_sizes=valid_map_sizes(sizes, self.strides, projected.device, dtype),
             padding=_padding(masks, tokens),
         )
 

@@ -13,7 +13,7 @@ from .memory import numbers_on
 
 
 def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
-    """Sines and cosines, interleaved, of ``x`` (...) at many wavelengths: (..., channels)."""
+    """Interleave sines and cosines of ``x`` (...) at many wavelengths: (..., channels)."""
     frequency = (torch.arange(channels, device=x.device) // 2).to(x.dtype)
     angles = x[..., None] / temperature ** (2 * frequency / channels)
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
@@ -28,13 +28,13 @@ def sine_positions(
     offset: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Positions of a map's cells, in units of each image's own valid size times 2 pi.
+    """Encode the positions of a map's cells, as fractions of each image's size times 2 pi.
 
     Args:
-        cells: valid (rows, columns) of the map, an image each.
+        cells: (rows, columns) of the map that each image covers.
         shape: (rows, columns) of the map with its padding.
         channels: C; the first half encodes y, the second x.
-        device: where the positions are needed.
+        device: of the result.
         offset: where in a cell its position is, from 0 at its far side (DETR) to -1.
         dtype: of the result.
 

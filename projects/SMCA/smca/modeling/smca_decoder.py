@@ -12,23 +12,15 @@ import torch
 from torch import Tensor
 
 from .attention import attention_weights
-from .decoder import CoAttention, Decoder, DecoderLayer, QuerySelfAttention
-from .layers import apply_per_scale
+from .decoder import CoAttention, DecoderLayer, QueryDecoder, QuerySelfAttention
+from .layers import FFN, MLP, linear
 from .memory import Memory
 from .registry import SMCA_DECODER_REGISTRY
-from .spatial_prior import Places, Prior, SpatialPrior, center_mlp
+from .spatial_prior import Places, Prior, SpatialPrior
 
 
 class ModulatedCoAttention(CoAttention):
-    """Queries attend to each scale by itself, modulated by a prior; the scales are then summed."""
-
-    def project(self, target: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, ...]:
-        """Queries (B, H, N, d), and keys and values (B, H, L, d)."""
-        return (
-            self.split_heads(self.q_proj(target + position)),
-            self.split_heads(apply_per_scale(self.k_proj, memory.keys(), memory.lengths)),
-            self.split_heads(apply_per_scale(self.v_proj, memory.tokens, memory.lengths)),
-        )
+    """Queries attend to each scale separately, modulated by a prior; the results are summed."""
 
     def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: Prior) -> Tensor:
         """
@@ -64,8 +56,26 @@ class ModulatedCoAttention(CoAttention):
         ]
 
 
+class ModulatedLayer(DecoderLayer):
+    """A layer that predicts a prior from its input and modulates its co-attention with it."""
+
+    def __init__(self, *, prior: SpatialPrior, **options: Any):
+        """
+        Args:
+            prior: of this layer.
+            options: see :class:`DecoderLayer`.
+        """
+        super().__init__(**options)
+        self.prior = prior
+
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Places) -> Tensor:
+        # First of all: it is not compiled, and all that follows is one graph.
+        prior = self.prior(target, position, places)
+        return super().forward(target, position, memory, prior)
+
+
 @SMCA_DECODER_REGISTRY.register()
-class SMCADecoder(Decoder):
+class SMCADecoder(QueryDecoder):
     """Queries that look around a centre they predict."""
 
     def __init__(
@@ -96,30 +106,31 @@ class SMCADecoder(Decoder):
             center_layers: linear layers of the MLP that predicts the centre.
         """
         heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
-        layers = []
-        for number in range(num_layers):
-            layer = DecoderLayer(
-                dim=dim,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
+        layers = [
+            ModulatedLayer(
                 self_attention=QuerySelfAttention(**heads),
                 co_attention=ModulatedCoAttention(
                     **heads, key_sets=1 if share_key_value else num_scales
                 ),
-            )
-            layer.prior = SpatialPrior(
+                ffn=FFN(dim, ffn_dim, dropout),
+                prior=SpatialPrior(
+                    dim=dim,
+                    num_heads=num_heads,
+                    num_scales=num_scales,
+                    per_head=per_head,
+                    kind=scale_kind,
+                    beta=beta,
+                    scale_selection=scale_selection,
+                    centers=number == 0,
+                ),
                 dim=dim,
-                num_heads=num_heads,
-                num_scales=num_scales,
-                per_head=per_head,
-                kind=scale_kind,
-                beta=beta,
-                scale_selection=scale_selection,
-                centers=number == 0,
+                dropout=dropout,
             )
-            layers.append(layer)
+            for number in range(num_layers)
+        ]
         super().__init__(num_queries=num_queries, dim=dim, layers=layers)
-        self.center = center_mlp(dim, center_layers)
+        self.center = MLP(dim, dim, 2, center_layers, make=linear)
+        self.oriented = scale_kind == "oriented"
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -136,16 +147,10 @@ class SMCADecoder(Decoder):
         }
 
     def initial_reference(self, position: Tensor) -> Tensor:
-        """The centres, from what the first layer observes: its target is zero (Eq. 3)."""
-        first: Any = self.layers[0].prior
-        return self.center(first.norm(position))
+        """The centres, from what the first layer observes: its content is zero (Eq. 3)."""
+        first: Any = self.layers[0]
+        return self.center(first.prior.norm(position))
 
     def places(self, reference: Tensor, memory: Memory) -> Places:
-        """Where queries start and keys are."""
-        first: Any = self.layers[0].prior
-        return Places.of(reference, memory, oriented=first.kind == "oriented")
-
-    def prior(self, number: int, target: Tensor, position: Tensor, places: Places) -> Prior:
-        """The Gaussians of a layer's heads and scales (Eqs. 4-7)."""
-        prior: Any = self.layers[number].prior
-        return prior(prior.norm(target + position), places)
+        """Where queries start and where keys are."""
+        return Places.of(reference, memory, oriented=self.oriented)

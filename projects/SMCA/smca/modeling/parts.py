@@ -1,0 +1,92 @@
+"""The contracts of a detector's parts, for those who write a backbone, an encoder or a decoder.
+
+Shapes: B images, N queries, L tokens of all scales, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from ..structures import Size
+from .memory import Memory
+
+
+class Part(nn.Module):
+    """A part of the detector that a configuration can build."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the constructor's arguments. Nothing else in a part reads a configuration."""
+        return {}
+
+
+class Backbone(Part):
+    """Maps images to named maps.
+
+    Attributes:
+        strides: pixels a cell of each map it returns, by name.
+        channels: channels of each of these maps, by name.
+    """
+
+    strides: Mapping[str, int]
+    channels: Mapping[str, int]
+
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> Mapping[str, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
+            sizes: (h, w) of each image without its padding, or one for all of them; None when no
+                image is padded. With them a backbone can keep padding out of its maps; it may
+                ignore them.
+
+        Returns:
+            maps (B, channels, ceil(H / stride), ceil(W / stride)) by name.
+        """
+        raise NotImplementedError
+
+
+class Encoder(Part):
+    """Maps a memory to a memory.
+
+    Attributes:
+        halves: the encoder needs scales that each have twice the stride of the one before.
+    """
+
+    halves: bool = False
+
+    def forward(self, memory: Memory) -> Memory:
+        raise NotImplementedError
+
+
+class Decoder(Part):
+    """Maps a memory to what the detection heads read.
+
+    Attributes:
+        head_options: arguments that its :class:`~smca.modeling.heads.DetectionHeads` need besides
+            their sizes.
+        has_attention_maps: each of its ``layers`` has a ``co_attention`` with a method
+            ``weights``, which returns the weights of all keys, for pictures.
+    """
+
+    head_options: Mapping[str, Any] = {}
+    has_attention_maps: bool = False
+
+    def forward(
+        self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            memory: the encoded image.
+            box_offsets: :meth:`~smca.modeling.heads.DetectionHeads.box_offsets`, for a decoder
+                whose layers start from the boxes of the layer before; others ignore it.
+
+        Returns:
+            the outputs of the layers (layers, B, N, C), in evaluation of the last one only; and
+            where boxes start, as logits: points x, y (B, N, 2) for all layers, boxes cxcywh
+            (layers, B, N, 4) of each layer, or None.
+        """
+        raise NotImplementedError
