@@ -22,7 +22,7 @@ from .registry import SMCA_DECODER_REGISTRY
 
 @dataclass(frozen=True)
 class ReferencePoints:
-    """What all layers form their spatial queries from.
+    """The places from which all layers form their spatial queries.
 
     Attributes:
         sine: p_s, the sine embedding of the reference points (B, N, C).
@@ -42,13 +42,7 @@ class ConditionalSelfAttention(Attention):
         self.k_pos = linear(dim, dim)
 
     def forward(self, target: Tensor, position: Tensor) -> Tensor:
-        """
-        Args:
-            target, position: (B, N, C), content and query embedding.
-
-        Returns:
-            (B, N, C).
-        """
+        """Attended content (B, N, C)."""
         out = self.attend(
             self.split_heads(self.q_proj(target) + self.q_pos(position)),
             self.split_heads(self.k_proj(target) + self.k_pos(position)),
@@ -80,10 +74,7 @@ class ConditionalCoAttention(CoAttention):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, N, 2d), keys (B, H, L, 2d) and values (B, H, L, d).
 
-        Args:
-            target, position: (B, N, C), content and query embedding.
-            memory: the encoded image.
-            spatial: (B, N, C), the spatial query of :meth:`ConditionalLayer.spatial_query`.
+        ``spatial`` (B, N, C) is the result of :meth:`ConditionalLayer.spatial_query`.
         """
         query, key = self.q_proj(target), self.k_proj(memory.tokens)
         place = self.k_pos(memory.positions)

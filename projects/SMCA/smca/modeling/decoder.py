@@ -2,7 +2,8 @@
 
 Co-attention is the paper's word for cross-attention: queries attend to the image.
 
-Shapes: B images, N queries, L keys, C channels, H heads, d = C / H.
+Shapes: B images, N queries, L keys, C channels, H heads, d = C / H. Throughout, ``target``
+(B, N, C) is the content of the queries and ``position`` (B, N, C) their embedding.
 """
 
 from __future__ import annotations
@@ -24,13 +25,7 @@ class QuerySelfAttention(Attention):
     """Self-attention among queries."""
 
     def forward(self, target: Tensor, position: Tensor) -> Tensor:
-        """
-        Args:
-            target, position: (B, N, C), content and query embedding.
-
-        Returns:
-            (B, N, C).
-        """
+        """Attended content (B, N, C)."""
         with_pos = target + position
         with_pos = with_pos.to(compute_dtype(with_pos))  # once for queries and keys
         return super().forward(with_pos, with_pos, target)
@@ -54,12 +49,12 @@ class CoAttention(Attention):
     ) -> Tensor:
         """
         Args:
-            target, position: (B, N, C), content and query embedding.
+            target, position: see the module.
             memory: the encoded image.
-            places: where to look, as the layer says; here nowhere in particular.
+            places: what the layer says of where to look; here nothing.
 
         Returns:
-            (B, N, C).
+            attended content (B, N, C).
         """
         query, key, value = self.project(target, position, memory, places)
         out = self.attend(query, key, value, padding_biases(memory.padding))
@@ -89,8 +84,8 @@ class DecoderLayer(ResidualBlock):
     ):
         """
         Args:
-            self_attention: maps content and query embedding (B, N, C) to (B, N, C).
-            co_attention: maps these, a memory and the decoder's places to (B, N, C).
+            self_attention: maps target and position to (B, N, C).
+            co_attention: maps these, a memory and the places to (B, N, C).
             ffn: maps (B, N, C) to (B, N, C).
             dim: C.
             dropout, pre_norm: see :class:`ResidualBlock`.
@@ -106,10 +101,10 @@ class DecoderLayer(ResidualBlock):
     def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Any) -> Tensor:
         """
         Args:
-            target, position: (B, N, C), content and query embedding.
+            target, position: see the module.
             memory: the encoded image.
-            places: what the decoder made once for all layers, passed on to the co-attention. A
-                layer that predicts something from it passes that on instead.
+            places: the decoder's, the same for all layers. This layer passes them on to the
+                co-attention; one that predicts something from them passes that on instead.
 
         Returns:
             the new content (B, N, C).
@@ -175,7 +170,7 @@ class QueryDecoder(Decoder):
         return None
 
     def places(self, reference: Tensor | None, memory: Memory) -> Any:
-        """Compute once what all layers need to know of the places of references and keys.
+        """Compute, once for all layers, the places of references and keys.
 
         Args:
             reference: the result of :meth:`initial_reference`.

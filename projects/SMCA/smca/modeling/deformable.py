@@ -46,15 +46,7 @@ class DeformableSelfAttention(DeformableAttention):
     """Tokens read a few places of all scales around their own."""
 
     def forward(self, memory: Memory, middles: Tensor, map_sizes: Tensor) -> Tensor:
-        """
-        Args:
-            memory: the tokens.
-            middles: (B, L, 2), see :func:`cell_middles`.
-            map_sizes: (B, S, 2).
-
-        Returns:
-            (B, L, C).
-        """
+        """Attended tokens (B, L, C); ``middles`` (B, L, 2) are those of :func:`cell_middles`."""
         return super().forward(memory.keys(), memory, middles, map_sizes)
 
 
@@ -76,12 +68,9 @@ class DeformableEncoder(Encoder):
         """
         Args:
             num_layers: number of blocks.
-            num_scales: S.
-            dim: C.
-            num_heads: H.
-            ffn_dim: hidden width of the FFN.
+            num_scales, dim, num_heads, ffn_dim, dropout: see
+                :class:`~smca.modeling.encoder.IntraMultiEncoder`.
             num_points: places that each head reads of each scale.
-            dropout: after attention, inside and after the FFN.
         """
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -123,16 +112,7 @@ class DeformableCoAttention(DeformableAttention):
     def forward(
         self, target: Tensor, position: Tensor, memory: Memory, places: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """
-        Args:
-            target, position: (B, N, C), content and query embedding.
-            memory: the encoded image.
-            places: the references (B, N, 2 or 4), see :class:`DeformableAttention`, and map_sizes
-                (B, S, 2).
-
-        Returns:
-            (B, N, C).
-        """
+        """Attended content (B, N, C); ``places`` are references (B, N, 2 or 4) and map_sizes."""
         return super().forward(target + position, memory, *places)
 
 
@@ -161,11 +141,10 @@ class DeformableDecoder(Decoder):
     ):
         """
         Args:
-            num_layers, num_queries, dim, num_heads, ffn_dim, dropout: see
-                :class:`~smca.modeling.decoder.DETRDecoder`.
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout: see
+                :class:`~smca.modeling.decoder.DETRDecoder`; the last is for self-attention.
             num_scales: S.
             num_points: places that each head reads of each scale.
-            attention_dropout: on the weights of self-attention.
             refine: see ``refines``.
         """
         super().__init__()

@@ -72,10 +72,8 @@ class DepthwiseEncoder(Encoder):
         Args:
             num_layers: number of blocks.
             num_scales: S, at least 2.
-            dim: C.
-            ffn_dim: hidden width of the FFN.
+            dim, ffn_dim, dropout: see :class:`~smca.modeling.encoder.IntraMultiEncoder`.
             kernel_size: size of the depthwise convolutions, odd.
-            dropout: after mixing, inside and after the FFN.
         """
         super().__init__()
         self.blocks = nn.ModuleList(

@@ -32,7 +32,7 @@ class Detector(nn.Module):
         decoder: Decoder,
         heads: DetectionHeads,
     ):
-        """See :mod:`smca.modeling.parts` for what backbone, encoder and decoder have to be."""
+        """See :mod:`smca.modeling.parts` for the contracts of backbone, encoder and decoder."""
         super().__init__()
         self.backbone = backbone
         self.neck = neck

@@ -33,7 +33,7 @@ class EncoderBlock(ResidualBlock):
     ):
         """
         Args:
-            mixer: maps a memory, and what :meth:`forward` gets besides, to tokens (B, L, C).
+            mixer: maps a memory and the places of :meth:`forward` to tokens (B, L, C).
             ffn: one for all scales or one a scale, see :func:`~smca.modeling.layers.per_scale`.
             dim: C.
             mixer_name: the mixer's attribute, by which checkpoints name its parameters.

@@ -5,8 +5,8 @@ scale, E factors or channels.
 
 log G is a quadratic form in the key's position. It is therefore an inner product of a few factors
 of the query with x^2, y^2, xy, x, y and 1 of the key. Positions are counted from the middle of the
-map, which keeps the numbers small. The 1 changes no attention weight, but its gradient cancels what
-rounding leaves in the gradients of the others.
+map, which keeps the numbers small. The 1 changes no attention weight, but its gradient cancels
+the rounding errors in the gradients of the others.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class ResidualBlock(nn.Module):
     def residual(
         self, x: Tensor, part: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Add to ``x`` what ``part`` makes of it."""
+        """Run ``part`` on ``x`` and add the result to ``x``."""
         if self.pre_norm:
             return x + self.dropout(part(norm(x)))
         return norm(x + self.dropout(part(x)))

@@ -40,8 +40,8 @@ def valid_mask(
 ) -> Tensor | None:
     """Mark the cells of a map that belong to the images and not to their padding.
 
-    Counting cells instead of sampling the image's mask gives the same answer wherever the map's
-    ``shape`` times ``stride`` is the padded image, and one that does not depend on the padding.
+    Cells are counted, and not sampled from the image's mask. The result is the same wherever the
+    map's ``shape`` times ``stride`` is the padded image, and never depends on the padding.
 
     Args:
         sizes: (h, w) of each image in pixels, without padding.
@@ -117,7 +117,7 @@ class Memory:
         return self.tokens + self.positions if self.with_pos is None else self.with_pos
 
     def for_decoder(self) -> Memory:
-        """The same for layers that all read it: what they would each compute is computed once."""
+        """The same for layers that all read it: sums and casts are made once."""
         dtype = compute_dtype(self.tokens)
         return replace(self, tokens=self.tokens.to(dtype), with_pos=self.keys().to(dtype))
 

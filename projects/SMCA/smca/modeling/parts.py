@@ -63,7 +63,7 @@ class Encoder(Part):
 
 
 class Decoder(Part):
-    """Maps a memory to what the detection heads read.
+    """Maps a memory to the outputs of decoder layers, which the detection heads read.
 
     Attributes:
         head_options: arguments that its :class:`~smca.modeling.heads.DetectionHeads` need besides

@@ -52,25 +52,39 @@ def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
     return x if valid is None else x * valid
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (ResNet-18 and -34)."""
+class Block(nn.Module):
+    """The base of residual blocks."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str, **_: int):
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str):
         super().__init__()
         self.stride = stride
         self.shortcut = None
         if in_channels != out_channels or stride != 1:
             self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
-        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm)
-        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
+
+    def convolve(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
+        """The block's convolutions, before its input is added."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        out = F.relu_(self.conv1(zero_padding(x, valid_in), valid_out))
-        out = self.conv2(zero_padding(out, valid_out), valid_out)
+        out = self.convolve(x, valid_in, valid_out)
         return F.relu_(out + (x if self.shortcut is None else self.shortcut(x, valid_out)))
 
 
-class Bottleneck(nn.Module):
+class BasicBlock(Block):
+    """Two 3x3 convolutions (ResNet-18 and -34)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str, **_: int):
+        super().__init__(in_channels, out_channels, stride=stride, norm=norm)
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
+
+    def convolve(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
+        out = F.relu_(self.conv1(zero_padding(x, valid_in), valid_out))
+        return self.conv2(zero_padding(out, valid_out), valid_out)
+
+
+class Bottleneck(Block):
     """1x1, 3x3 (with the stride) and 1x1 convolutions (ResNet-50 and deeper)."""
 
     def __init__(
@@ -84,22 +98,17 @@ class Bottleneck(nn.Module):
         groups: int,
         dilation: int,
     ):
-        super().__init__()
-        self.stride = stride
-        self.shortcut = None
-        if in_channels != out_channels or stride != 1:
-            self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
+        super().__init__(in_channels, out_channels, stride=stride, norm=norm)
         self.conv1 = ConvNorm(in_channels, width, 1, norm=norm)
         self.conv2 = ConvNorm(
             width, width, 3, stride=stride, groups=groups, dilation=dilation, norm=norm
         )
         self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
 
-    def forward(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
+    def convolve(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
         out = F.relu_(self.conv1(x, valid_in))
         out = F.relu_(self.conv2(zero_padding(out, valid_in), valid_out))
-        out = self.conv3(out, valid_out)
-        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x, valid_out)))
+        return self.conv3(out, valid_out)
 
 
 class BasicStem(nn.Module):

@@ -23,15 +23,7 @@ class ModulatedCoAttention(CoAttention):
     """Queries attend to each scale separately, modulated by a prior; the results are summed."""
 
     def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: Prior) -> Tensor:
-        """
-        Args:
-            target, position: (B, N, C), content and query embedding.
-            memory: the encoded image.
-            prior: log G of each scale and how much each scale counts.
-
-        Returns:
-            (B, N, C).
-        """
+        """Attended content (B, N, C); ``prior`` has log G of each scale and how much it counts."""
         query, key, value = self.project(target, position, memory)
         scales = zip(
             key.split(memory.lengths, dim=2),
@@ -60,11 +52,7 @@ class ModulatedLayer(DecoderLayer):
     """A layer that predicts a prior from its input and modulates its co-attention with it."""
 
     def __init__(self, *, prior: SpatialPrior, **options: Any):
-        """
-        Args:
-            prior: of this layer.
-            options: see :class:`DecoderLayer`.
-        """
+        """See :class:`DecoderLayer` for the options."""
         super().__init__(**options)
         self.prior = prior
 
@@ -147,7 +135,7 @@ class SMCADecoder(QueryDecoder):
         }
 
     def initial_reference(self, position: Tensor) -> Tensor:
-        """The centres, from what the first layer observes: its content is zero (Eq. 3)."""
+        """The centres, from what the first layer observes: the embeddings alone (Eq. 3)."""
         first: Any = self.layers[0]
         return self.center(first.prior.norm(position))
 
