@@ -5,7 +5,7 @@ import torch
 from cuda_copies import copies_that_wait
 
 from smca.modeling import build_detector
-from smca.modeling.spatial_prior import PARTS
+from smca.modeling.gaussians import PARTS
 
 MODELS = {
     "multi scale": (),
