@@ -13,11 +13,13 @@ from smca.config import ConfigError
 from .record import DONE, FAILED, code_hash, read_runs
 
 PAGE = ROOT / "docs/PERFORMANCE.md"
+# How the tables name columns that a record names more briefly.
+TITLES = {"of": "kernels", "of Gaussians": "gradient error, Gaussians"}
 BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->\n"
 
 
 def tables(runs: Sequence[dict]) -> str:
-    """All that was measured, as Markdown: by stage, and of each the older runs first."""
+    """Return all measurements as Markdown, by stage, with older runs first."""
     stages = [(run, stage) for run in runs for stage in run["stages"]]
     newest = {stage["stage"]: stage for _, stage in stages}
     shown = [pair for pair in stages if pair[1]["rows"] or pair[1] is newest[pair[1]["stage"]]]
@@ -37,18 +39,21 @@ def tables(runs: Sequence[dict]) -> str:
 
 
 def _by_columns(rows: Sequence[dict]) -> list[str]:
-    """A table for each set of columns."""
+    """Return a table for each set of columns."""
     groups: dict[tuple[str, ...], list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row), []).append(row)
     return [
-        markdown_table(columns, [[_cell(name, row[name]) for name in columns] for row in group])
+        markdown_table(
+            [TITLES.get(name, name) for name in columns],
+            [[_cell(name, row[name]) for name in columns] for row in group],
+        )
         for columns, group in groups.items()
     ]
 
 
 def _worst(rows: Sequence[dict]) -> list[dict]:
-    """The many cases of the attention: a row for each precision, with the worst of its errors."""
+    """Merge the many cases of the attention to a row for each precision, with its worst errors."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         if "error" not in row:
@@ -72,13 +77,13 @@ def _worst(rows: Sequence[dict]) -> list[dict]:
 
 
 def _short(kernel: str) -> str:
-    """flash, efficient, cudnn or math, and whether it is that of the backward pass."""
+    """Return flash, efficient, cudnn or math, with "backward" for kernels of the backward pass."""
     name = kernel.removeprefix("_scaled_dot_product_").replace("_attention", "")
     return name.replace("_for_cpu", "").replace("_", " ")
 
 
 def _origin(run: dict, stage: dict) -> str:
-    """Where the numbers of a stage come from, and what came of it."""
+    """Return where the numbers of a stage come from, and how the stage ended."""
     how = stage["status"] if stage["status"] == DONE else f"**{stage['status']}**"
     took = f", {stage['seconds']:.0f} s" if "seconds" in stage else ""
     reason = f": {stage['reason']}" if stage["reason"] else ""
@@ -98,10 +103,10 @@ def _cell(name: str, value: object) -> str:
 
 
 def failures(stages: Sequence[dict]) -> list[str]:
-    """A line for each check that did not pass, and for each stage or measurement that failed."""
+    """Return a line for each check that did not pass, and each stage or measurement that failed."""
     found = []
     for stage in stages:
-        # What was not checked has not passed.
+        # A check that was not made has not passed.
         unchecked = stage["stage"] == "right" and stage["reason"]
         if stage["status"] == FAILED or unchecked:
             found.append(f"FAIL  {stage['stage']}: {stage['reason']}")
@@ -115,11 +120,11 @@ def failures(stages: Sequence[dict]) -> list[str]:
 
 
 def main(files: Sequence[Path], *, docs: bool) -> int:
-    """Print the tables of result files, oldest first; with ``docs`` put them into the page.
+    """Print the tables of result files, oldest first; with ``docs`` also put them into the page.
 
     Raises:
         FileNotFoundError: a file that is not there.
-        ConfigError: a file that is no GPU check's, or a page without the two marks.
+        ConfigError: a file that no GPU check wrote, or a page without the two marks.
     """
     runs = [run for path in files for run in read_runs(path)]
     text = tables(runs)
