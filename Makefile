@@ -1,5 +1,5 @@
-# `make quickstart` and `make test` do all of their own set-up.
-# An active virtual environment is used as it is; else .venv is made, seeing the system's packages.
+# `make quickstart` and `make test` install all that they need.
+# They use an active virtual environment as it is, or make .venv, which sees the system's packages.
 
 PYTHON ?= python3
 ifdef VIRTUAL_ENV
@@ -8,11 +8,11 @@ else
   ENV := .venv
 endif
 PY := $(ENV)/bin/python
-# In the environment, so that both go together; its name tells clones apart.
+# This mark lies in the environment, so that both are removed together; its name tells clones apart.
 INSTALLED := $(ENV)/.installed$(subst /,_,$(CURDIR))
 LINTERS := $(INSTALLED).lint
 export PYTHONPATH := $(CURDIR)/projects/SMCA
-# Threads that wait must not keep others from working: the machine may have other things to do.
+# Waiting threads must not keep a core busy: the machine may have other work.
 export OMP_WAIT_POLICY ?= passive
 
 OUTPUT := output/quickstart

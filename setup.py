@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 SOURCE = "projects/SMCA"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / SOURCE / "smca/__init__.py").read_text())[1]
-# The bounds there and below are versions that pass the tests.
+# The minimum versions, there and below, pass the tests.
 VERSIONS = runpy.run_path(str(HERE / SOURCE / "smca/versions.py"))
 
 # Its build needs torch: pip install --no-build-isolation -e '.[detectron2]'
@@ -21,14 +21,14 @@ VIDEO = ["opencv-python-headless>=4.8.0.76"]
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ into the wheel's package; an editable install reads them where they are."""
+    """Copy configs/ into the wheel; an editable install reads them from the repository."""
 
     def run(self):
         super().run()
         if self.editable_mode:
             return
         target = Path(self.build_lib, "smca", "configs")
-        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        shutil.rmtree(target, ignore_errors=True)  # left by an earlier build
         shutil.copytree(HERE / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
@@ -49,7 +49,7 @@ setup(
         *(f"{name}>={version}" for name, version in VERSIONS["NEEDED"].items()),
         "numpy>=1.23.5",
         "scipy>=1.9.3",
-        # Known faults of its decoders are mended there; 13 has no Python 3.10.
+        # These fix known vulnerabilities of its decoders; 13 does not support Python 3.10.
         "Pillow>=13.0; python_version >= '3.11'",
         "Pillow>=12.3; python_version < '3.11'",
         "PyYAML>=6.0.1",
