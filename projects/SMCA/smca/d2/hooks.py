@@ -187,3 +187,22 @@ class BestCheckpointer(HookBase):
 
     def load_state_dict(self, state: dict) -> None:
         self.best.load_state_dict(state)
+
+
+class MakeUp(HookBase):
+    """Makes up, at a resume, for an evaluation or a last checkpoint that a killed run did not get.
+
+    It runs after all other hooks.
+    """
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        if trainer.start_iter == 0:
+            return
+        trainer.iter = trainer.storage.iter = trainer.start_iter - 1
+        if trainer.start_iter >= trainer.max_iter:
+            trainer.checkpointer.save_final(trainer.iter)
+            return
+        for hook in trainer._hooks:
+            if isinstance(hook, (hooks.EvalHook, BestCheckpointer, Writer)):
+                hook.after_step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..engine.ema import MovingAverage
 from ..engine.report import Clock
-from ..engine.step import TrainingStep, seed_step
+from ..engine.step import TrainingStep, amp_dtype, seed_step
 
 
 class StepTrainer(SimpleTrainer):
@@ -32,14 +33,13 @@ class StepTrainer(SimpleTrainer):
         data_loader: DataLoader,
         optimizer: torch.optim.Optimizer,
         *,
-        device: torch.device,
-        amp: torch.dtype | None,
-        seed: int,
+        cfg: CfgNode,
         average: MovingAverage | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
-        self.step = TrainingStep(optimizer, device=device, amp=amp)
-        self.seed = seed
+        device = next(model.parameters()).device
+        self.step = TrainingStep(optimizer, device=device, amp=amp_dtype(cfg, device))
+        self.seed = cfg.SEED
         self.average = average
         self.batch: list[dict] = []
         self.clock = Clock()

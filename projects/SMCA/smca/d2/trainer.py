@@ -14,12 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-)
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -29,15 +24,11 @@ from ..engine.ema import MovingAverage
 from ..engine.parallel import data_parallel
 from ..engine.report import Clock, write_results
 from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
-from ..engine.step import amp_dtype, save_nonfinite
+from ..engine.step import save_nonfinite
 from ..engine.stop import StopRequest
 from ..errors import NonFiniteLossError
 from ..evaluation.detections import results_folder
-from ..training.solver import (
-    build_lr_multiplier,
-    build_optimizer,
-    set_rates,
-)
+from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import dataset_records, training_records
@@ -46,6 +37,7 @@ from .hooks import (
     BestCheckpointer,
     CheckpointBeforeEvaluation,
     LRScheduler,
+    MakeUp,
     PictureHook,
     ShortHistory,
     StopHook,
@@ -95,23 +87,15 @@ class Trainer(DefaultTrainer):
         dataset_records(cfg, cfg.DATASETS.TEST)
         data_loader = self.build_train_loader(cfg)
 
-        device = next(model.parameters()).device
         average = None
         if cfg.MODEL.EMA.ENABLED:
             average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
         self.evaluated = average.model if average else model
         if comm.get_world_size() > 1:
+            device = next(model.parameters()).device
             unused = isinstance(model, SMCA) and model.has_unread_maps
             model = data_parallel(model, device, find_unused_parameters=unused)
-        self._trainer = StepTrainer(
-            model,
-            data_loader,
-            optimizer,
-            device=device,
-            amp=amp_dtype(cfg, device),
-            seed=self.seed,
-            average=average,
-        )
+        self._trainer = StepTrainer(model, data_loader, optimizer, cfg=cfg, average=average)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         class_names = None
         if cfg.DATASETS.TRAIN:
@@ -165,6 +149,7 @@ class Trainer(DefaultTrainer):
             BestCheckpointer(self.checkpointer, metric),
             Writer(self.build_writers(), metric) if main else None,
             ShortHistory(),
+            MakeUp(),
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -226,19 +211,6 @@ class Trainer(DefaultTrainer):
                 best=best[0] if best else {},
             )
         return results
-
-    def before_train(self) -> None:
-        super().before_train()
-        if self.start_iter == 0:
-            return
-        self.iter = self.storage.iter = self.start_iter - 1
-        if self.start_iter >= self.max_iter:
-            self.checkpointer.save_final(self.iter)
-        else:
-            # The run may have ended in the evaluation after this iteration: make it again.
-            for hook in self._hooks:
-                if isinstance(hook, (hooks.EvalHook, BestCheckpointer, Writer)):
-                    hook.after_step()
 
     def run_step(self) -> None:
         try:
