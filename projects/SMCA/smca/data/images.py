@@ -87,8 +87,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         OSError: the range of its grey values does not tell which value is white.
     """
     image.load()
-    if turn := _TURNS.get(_orientation(image)):
-        image = image.transpose(turn)
+    if (orientation := _orientation(image)) != 1:
+        image = image.transpose(_TURNS[orientation])
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_eight_bits(np.asarray(image)))
     # Pixels that are RGB already are not copied.
