@@ -19,8 +19,6 @@ XYWH_ABS = 1  # as in detectron2.structures.BoxMode
 _INT64 = 2**63  # ids are 64 bits wide in NumPy and torch
 _MAX_FLOAT32 = 3.4e38  # training has boxes in float32
 _MIN_SIDE = 1e-3  # pixels of a box inside its image; less may vanish in float32
-
-
 # The fields that entries must have, by section; what else they have is ignored.
 _FIELDS: dict[str, dict[str, type]] = {
     "categories": {"id": int, "name": str},

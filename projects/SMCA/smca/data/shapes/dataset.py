@@ -147,12 +147,7 @@ def _write_split(
             annotation |= {"category_id": SHAPES[name], "bbox": box}
             annotations.append({**annotation, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": SHAPES[name], "name": name} for name in names]
-    return {
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
+    return {"licenses": [], "images": images, "annotations": annotations, "categories": categories}
 
 
 def _is_complete(files: Mapping[str, tuple[str, str]], info: dict) -> bool:
