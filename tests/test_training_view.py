@@ -181,17 +181,17 @@ def test_two_processes_have_the_average_of_one(engine, config_file, train_net, t
     assert "| device | 2 x CPU" in (tmp_path / "2/results.md").read_text()
 
 
-def test_a_picture_has_truth_and_detections_where_they_are():
+def test_a_picture_has_ground_truth_and_detections_where_they_are():
     image = torch.zeros(3, 400, 800, dtype=torch.uint8)
     image[0] = 255  # the first channel: blue, in BGR
-    truth = torch.tensor([[400.0, 100, 600, 300]])
+    gt_boxes = torch.tensor([[400.0, 100, 600, 300]])
     scores = torch.tensor([0.1, 0.05, 0.04, 0.03, 0.02])
     corners = torch.arange(5.0)[:, None] * 40 + torch.tensor([100.0, 100, 130, 130])
     few = Detections(corners, scores, torch.zeros(5, dtype=torch.int64))
     empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     pictures = {
         name: training_picture(
-            [image, image[:, :200]], [truth, truth[:0]], [found, empty], image_format="BGR"
+            [image, image[:, :200]], [gt_boxes, gt_boxes[:0]], [found, empty], image_format="BGR"
         )
         for name, found in (("few", few), ("none", empty))
     }

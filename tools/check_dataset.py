@@ -30,7 +30,7 @@ from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
 from smca.data.images import read_rgb
 from smca.engine.guard import guarded
-from smca.visualization.detections import draw_detections, save_grid
+from smca.visualization.detections import draw_detections, grid
 
 LEVELS = (ERROR, WARNING, INFO)
 LONGEST = 800  # side of an image in the grid, in pixels
@@ -158,7 +158,7 @@ def write(
     written = [report]
     for name, path in pictures.items():
         if drawn := draw_samples(checked[name], samples):
-            save_grid(drawn, path)
+            grid(drawn).save(path)
             written.append(path)
     print("written:", *written)
 

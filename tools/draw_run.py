@@ -22,7 +22,7 @@ from smca.inference.predictor import Predictor, read_image
 from smca.inference.recording import has_co_attention_maps
 from smca.visualization.attention.figure import draw_co_attention
 from smca.visualization.curves import plot_ap
-from smca.visualization.detections import draw_detections, save_grid
+from smca.visualization.detections import draw_detections, grid
 
 
 def parse() -> argparse.Namespace:
@@ -64,11 +64,12 @@ def main() -> None:
                 found.scores.tolist(),
                 predictor.class_names,
                 threshold=args.threshold,
-                truth=true_boxes(record),
+                gt_boxes=gt_boxes(record),
             )
         )
+    output.mkdir(parents=True, exist_ok=True)
     pictures = [output / "detections.png"]
-    save_grid(drawn, pictures[0])
+    grid(drawn).save(pictures[0])
     if has_co_attention_maps(predictor.detector):
         inspection = inspect_image(predictor, records[0]["file_name"])
         best = inspection.best(args.queries)
@@ -82,8 +83,8 @@ def main() -> None:
     print(*pictures, sep="\n")
 
 
-def true_boxes(record: dict) -> torch.Tensor:
-    """xyxy in pixels of the image, without crowds."""
+def gt_boxes(record: dict) -> torch.Tensor:
+    """The ground-truth boxes of an image, xyxy in pixels, without crowds."""
     boxes = [entry["bbox"] for entry in record["annotations"] if not entry["iscrowd"]]
     return box_convert(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "xywh", "xyxy")
 

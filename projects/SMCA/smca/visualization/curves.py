@@ -1,4 +1,4 @@
-"""Training curves of one run, or of several beside each other."""
+"""Training curves of one run, or of several runs beside each other."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from matplotlib.lines import Line2D
 
 from ..analysis.runs import History, common_axis, in_words, read_metrics
 
+Curve = tuple[np.ndarray, np.ndarray]
+
 
 def draw_histories(
     histories: Sequence[History], *, ap50: bool = False, smooth: float = 2.0, more: bool = False
 ) -> Figure:
-    """AP and total loss of runs over epochs, or over iterations where no epochs are known.
+    """Draw AP and total loss of runs over epochs, or over iterations if no epochs are known.
 
-    Dotted vertical lines are where a run's learning rate drops. The authors' losses are drawn only
-    where those of all other runs are the same sum.
+    Dotted vertical lines show where a run's learning rate falls. The authors' losses are left out
+    if the loss of another run is a different sum.
 
     Args:
-        histories: at least one.
-        ap50: draw AP50 too.
-        smooth: losses and gradient norms are means of this percentage of a run's lines, up to where
-            they stand, as the authors' are means of an epoch; 0: as they are written.
-        more: draw the share of the time spent waiting for data, and the norm of the gradients.
+        histories: at least one run.
+        ap50: whether to draw AP50 too.
+        smooth: losses and gradient norms are means over this percentage of a run, as the authors'
+            are means over an epoch; 0 draws them as they are.
+        more: whether to draw the time spent waiting for data, and the norm of the gradients.
 
     Raises:
         ValueError: see :func:`~smca.analysis.runs.common_axis`.
@@ -44,8 +46,11 @@ def draw_histories(
     for history, style in styled:
         _plot_precision(precision, history, over, ap50=ap50, **style)
     comparable = all(history.same_loss for history in histories)
-    with_loss = [(h, style) for h, style in styled if comparable or not h.published]
-    losses = [(history.curve("total_loss", over), style) for history, style in with_loss]
+    losses = [
+        (history.curve("total_loss", over), style)
+        for history, style in styled
+        if comparable or not history.published
+    ]
     left_out = "" if len(losses) == len(styled) else "the authors' is another sum"
     _plot_smooth(loss, "Total loss", losses, smooth, left_out)
     if more:
@@ -64,7 +69,7 @@ def draw_histories(
             axes.axvline(drop, color=style["color"], linestyle=":", linewidth=1, alpha=0.5)
     labels = [summary(history, over, ap50=ap50) for history in histories]
     handles = [
-        Line2D([], [], label=label.replace("$", r"\$"), **style)  # which would begin a formula
+        Line2D([], [], label=label.replace("$", r"\$"), **style)  # "$" would begin a formula
         for label, (_, style) in zip(labels, styled, strict=True)
     ]
     figure.legend(
@@ -78,7 +83,7 @@ def plot_ap(metrics_json: str | os.PathLike, out_png: str | os.PathLike) -> None
 
     Args:
         metrics_json: see :func:`~smca.analysis.runs.read_metrics`.
-        out_png: picture to write.
+        out_png: the picture to write.
     """
     path = Path(metrics_json).resolve()
     figure = draw_histories([History(path.parent.name, read_metrics(path))], ap50=True)
@@ -87,7 +92,7 @@ def plot_ap(metrics_json: str | os.PathLike, out_png: str | os.PathLike) -> None
 
 
 def finish_axes(axes: Axes, xlabel: str) -> None:
-    """What all curves share: axes that begin at 0, a faint grid, no box."""
+    """Give axes the look of all curves: they begin at 0, with a faint grid and without a box."""
     if not axes.lines:
         axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color="grey")
         axes.set_yticks([])
@@ -113,7 +118,7 @@ def summary(history: History, over: str, *, ap50: bool = False) -> str:
 
 
 def _styles(histories: Sequence[History]) -> list[dict]:
-    """A colour a run; the authors' are grey and dashed."""
+    """A colour for each run; the authors' runs are grey and dashed."""
     ours = sum(not history.published for history in histories)
     if ours <= 10:
         colors = iter(matplotlib.colormaps["tab10"].colors)
@@ -141,13 +146,9 @@ def _plot_precision(
 
 
 def _plot_smooth(
-    axes: Axes,
-    title: str,
-    curves: Sequence[tuple[tuple[np.ndarray, np.ndarray], dict]],
-    percent: float,
-    *remarks: str,
+    axes: Axes, title: str, curves: Sequence[tuple[Curve, dict]], percent: float, *remarks: str
 ) -> None:
-    """Curves, each with its style, as running means."""
+    """Draw curves, each with its style, as running means."""
     smoothed = ""
     for (places, values), style in curves:
         window = max(1, round(len(values) * percent / 100))
@@ -159,7 +160,7 @@ def _plot_smooth(
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Means of each value and of the ``window - 1`` before it, as far as there are any."""
+    """The mean of each value and the ``window - 1`` before it, as far as there are so many."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

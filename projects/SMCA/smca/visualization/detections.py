@@ -1,10 +1,8 @@
-"""Detections drawn on their image."""
+"""Drawing detections on their image."""
 
 import colorsys
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,9 +12,9 @@ Color = tuple[int, int, int]
 
 
 def class_color(label: int) -> Color:
-    """A colour of the class's own, bright enough for black text and for dark images.
+    """The colour of a class, bright enough for black text and for dark images.
 
-    Neighbouring classes have hues far apart.
+    The hues of neighbouring classes are far apart.
     """
     hue = (0.97 + 0.381966 * label) % 1
     color = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0))
@@ -33,20 +31,20 @@ def draw_detections(
     class_names: Sequence[str] | None = None,
     *,
     threshold: float = 0.3,
-    truth: ArrayLike | None = None,
+    gt_boxes: ArrayLike | None = None,
     least_side: int = 384,
 ) -> Image.Image:
-    """Boxes with their class and score, the most certain on top.
+    """Draw boxes with their class and score, those of the best scores on top.
 
     Args:
         image: PIL image, or (h, w, 3) uint8.
-        boxes: (K, 4) x1, y1, x2, y2 in pixels of ``image``.
+        boxes: (K, 4) xyxy in pixels of ``image``.
         labels: (K,) class indices.
-        scores: (K,), or None when the boxes are not detections; then ``threshold`` is not used.
-        class_names: by class index; without them the index is written.
-        threshold: detections of a lower score are left out.
-        truth: (T, 4) ground-truth boxes like ``boxes``, drawn dashed in black and white.
-        least_side: an image whose longer side is shorter is enlarged to it, so that text fits.
+        scores: (K,), or None if the boxes have no scores; then all boxes are drawn.
+        class_names: names by class index; by default the index is written.
+        threshold: detections with a lower score are left out.
+        gt_boxes: (T, 4) ground-truth boxes like ``boxes``, drawn dashed in black and white.
+        least_side: an image is enlarged until its longer side has this length, so that text fits.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     picture = picture.convert("RGB")
@@ -58,14 +56,14 @@ def draw_detections(
     unit = max(1, round(max(picture.size) / 600))  # line widths and text grow with the picture
     font = ImageFont.load_default(13 * unit)
 
-    for box in _rows(truth) * factor:
+    for box in _rows(gt_boxes) * factor:
         _dashed_rectangle(draw, box, width=unit, dash=5 * unit)
     boxes, labels = _rows(boxes) * factor, np.asarray(labels, dtype=int)
     certainty = np.ones(len(boxes)) if scores is None else np.asarray(scores, dtype=float)
     shown = [i for i in np.argsort(certainty, kind="stable") if certainty[i] >= threshold]
     for i in shown:
         x1, y1, x2, y2 = _drawable(boxes[i])
-        rim = (x1 - unit, y1 - unit, x2 + unit, y2 + unit)  # parts it from a ground of its colour
+        rim = (x1 - unit, y1 - unit, x2 + unit, y2 + unit)  # against a ground of the same colour
         draw.rectangle(rim, outline="black", width=unit)
         draw.rectangle((x1, y1, x2, y2), outline=class_color(labels[i]), width=3 * unit)
     taken: list[np.ndarray] = []
@@ -77,25 +75,22 @@ def draw_detections(
     return picture
 
 
-def save_grid(
-    images: Sequence[Image.Image], path: str | os.PathLike, columns: int = 4, gap: int = 8
-) -> None:
-    """Save images side by side, row by row, in cells of the largest one's size.
+def grid(images: Sequence[Image.Image], columns: int = 4, gap: int = 8) -> Image.Image:
+    """The images side by side on white, row by row, each with the room of the largest.
 
-    Raises:
-        ValueError: no images.
+    Args:
+        images: at least one.
+        columns: most images in a row.
+        gap: pixels between images.
     """
-    if not images:
-        raise ValueError(f"no images to draw to {path}")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     width, height = (max(image.size[axis] for image in images) + gap for axis in (0, 1))
-    grid = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    whole = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        grid.paste(image, (column * width, row * height))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
+        whole.paste(image, (column * width, row * height))
+    return whole
 
 
 def _rows(boxes: ArrayLike | None) -> np.ndarray:
@@ -103,7 +98,7 @@ def _rows(boxes: ArrayLike | None) -> np.ndarray:
 
 
 def _drawable(box: np.ndarray) -> list[int]:
-    """First and last pixels inside a box, in order even where it is thinner than a pixel."""
+    """The first and last pixels inside a box, in order even if it is thinner than a pixel."""
     x1, y1 = np.floor(box[:2] + 0.5).astype(int).tolist()
     x2, y2 = (np.floor(box[2:] + 0.5).astype(int) - 1).tolist()
     return [x1, y1, max(x1, x2), max(y1, y2)]
@@ -130,10 +125,10 @@ def _tag(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: list[np.ndarray],
 ) -> np.ndarray:
-    """Write ``text`` on a ground of ``color`` where it hides no other tag, if there is room.
+    """Write ``text`` on a ground of ``color``, beside the ``taken`` places if there is room.
 
     Returns:
-        the tag's place, x1, y1, x2, y2.
+        the place of the tag, x1, y1, x2, y2.
     """
     _, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     size = np.array([right + 6, bottom - top + 6])

@@ -1,4 +1,4 @@
-"""A page of pictures that is one file: HTML with its pictures inside and no links."""
+"""A page of pictures in one file: HTML with its pictures inside and without links."""
 
 import base64
 import os
@@ -23,7 +23,7 @@ class Picture:
     """A picture of a page.
 
     Attributes:
-        png: the bytes of a PNG file.
+        png: bytes of a PNG file.
         caption: lines of text.
     """
 
@@ -40,32 +40,27 @@ def write_page(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
 ) -> None:
-    """Write an HTML file that needs no other.
+    """Write an HTML file that needs no other file.
 
     Args:
-        path: of the file.
-        title: of the page.
-        introduction: lines of text below it.
-        pictures: from top to bottom.
+        path: path of the file; its folder is made if it is missing.
+        title: title of the page.
+        introduction: lines of text below the title.
+        pictures: pictures from top to bottom.
         columns, rows: heading and cells of the table at the end.
     """
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
         f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>',
-        "<body>",
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{_lines(introduction)}</p>",
-        *(_figure(picture) for picture in pictures),
-        "<table>",
-        _row(columns, "th"),
+        f"<body>\n<h1>{escape(title)}</h1>\n<p>{_lines(introduction)}</p>",
+        *map(_figure, pictures),
+        f"<table>\n{_row(columns, 'th')}",
         *(_row(cells, "td") for cells in rows),
-        "</table>",
-        "</body>",
-        "</html>",
+        "</table>\n</body>\n</html>\n",
     ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+    Path(path).write_text("\n".join(parts), encoding="utf-8")
 
 
 def _lines(lines: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the model finds in the images it trains on: a picture for TensorBoard."""
+"""A picture for TensorBoard of the model's detections in the images that it trains on."""
 
 from __future__ import annotations
 
@@ -9,41 +9,39 @@ from PIL import Image
 from torch import Tensor
 
 from ..structures import Detections
-from .detections import draw_detections
+from .detections import draw_detections, grid
 
-# Images of a batch that are shown.
-NUM_SHOWN = 4
+NUM_SHOWN = 4  # images of a batch
 _LONGEST = 640  # pixels of an image's longer side in the picture, at most
-_GAP = 8
-# Detections of this score are drawn; where there are fewer than so many, the best.
+# All detections of at least this score are drawn, and at least so many.
 _THRESHOLD = 0.3
 _FEW = 3
 
 
 def training_picture(
     images: Sequence[Tensor],
-    truth: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
     detections: Sequence[Detections],
     *,
     image_format: str,
     class_names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """The images side by side, with what was found, and dashed what is there.
+    """Draw images side by side, with their detections and, dashed, their ground truth.
 
     Args:
         images: (3, h, w) uint8 each.
-        truth: (n, 4) xyxy in pixels, an image each.
-        detections: in the same pixels, an image each.
+        gt_boxes: (n, 4) xyxy in pixels of each image.
+        detections: detections in pixels of each image.
         image_format: order of the channels, "RGB" or "BGR".
-        class_names: by class index; without them the index is written.
+        class_names: names by class index; by default the index is written.
 
     Returns:
         (H, W, 3) uint8, RGB.
     """
     pictures = []
-    for image, boxes, found in zip(images, truth, detections, strict=True):
-        pixels = image.cpu().numpy().transpose(1, 2, 0)
-        picture = Image.fromarray(np.ascontiguousarray(pixels[..., :: _step(image_format)]))
+    for image, boxes, found in zip(images, gt_boxes, detections, strict=True):
+        pixels = (image if image_format == "RGB" else image.flip(0)).permute(1, 2, 0)
+        picture = Image.fromarray(pixels.cpu().numpy())
         factor = min(1.0, _LONGEST / max(picture.size))
         shown = max(_FEW, int((found.scores >= _THRESHOLD).sum()))
         drawn = draw_detections(
@@ -53,16 +51,7 @@ def training_picture(
             found.scores[:shown].tolist(),
             class_names,
             threshold=0.0,
-            truth=boxes.cpu() * factor,
+            gt_boxes=boxes.cpu() * factor,
         )
-        pictures.append(np.asarray(drawn))
-    height = max(len(picture) for picture in pictures)
-    padded = [
-        np.pad(picture, ((0, height - len(picture)), (0, _GAP), (0, 0)), constant_values=255)
-        for picture in pictures
-    ]
-    return np.concatenate(padded, axis=1)[:, :-_GAP]
-
-
-def _step(image_format: str) -> int:
-    return -1 if image_format == "BGR" else 1
+        pictures.append(drawn)
+    return np.asarray(grid(pictures, columns=len(pictures)))

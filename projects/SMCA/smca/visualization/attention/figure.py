@@ -32,10 +32,7 @@ def draw_co_attention(
     """Draw the co-attention of queries: a row per object, a column per model.
 
     A row begins with the image and the first model's detection. Each model then shows the mean of
-    its heads' maps and the map of each head. A square marks the query's centre, which the heads
-    share. A circle marks the centre of a head, and the line around it the head's Gaussian at one
-    standard deviation. A bar shows how much each scale counts. Each map is drawn relative to its
-    own largest value.
+    its heads' maps and the map of each head. A legend below explains the marks.
 
     Args:
         image: (h, w, 3) uint8.
@@ -90,7 +87,7 @@ def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray, points: int = 7
 def _legend(views: Sequence[AttentionView]) -> str:
     parts = []
     if any(view.shared_center is not None for view in views):
-        parts.append("Square: the query's centre.")
+        parts.append("Square: the query's centre, which the heads share.")
     if any(view.head_centers is not None for view in views):
         parts.append("Circle: the head's own, with its Gaussian at one standard deviation.")
     if any(view.scale_weights is not None for view in views):

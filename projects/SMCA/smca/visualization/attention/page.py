@@ -99,10 +99,7 @@ def write_co_attention(
         introduction=[
             f"{image_file}, {image.shape[1]} x {image.shape[0]} pixels.",
             *(column.source for column in columns),
-            "The large map is the mean of the heads, and each small one is the map of a head. A "
-            "square marks the query's centre, which the heads share. A circle marks the centre of "
-            "a head, inside the ellipse where its Gaussian is one standard deviation wide. With "
-            "several scales the Gaussian is that of the scale that counts most.",
+            "The large maps are the means of the heads, the small ones are the maps of the heads.",
         ],
         pictures=pictures,
         columns=("object", "model", *_FACTS),
