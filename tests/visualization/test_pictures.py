@@ -204,9 +204,11 @@ class TestCoAttention:
         detr = self.cell(head_centers=None, shared_center=None, scale_weights=None)
         rows = [[self.cell(), detr, "no circle here"], [self.cell(), "none", self.cell()]]
         figure = self.draw(rows, column_titles=["SMCA", "DETR", "another"])
-        texts = [text.get_text() for text in texts_of(figure)]
-        assert {"SMCA", "DETR", "another", "no circle here", "none"} <= set(texts)
-        assert len(panels(figure, "mean")) == 4 and len(panels(figure, "head")) == 8
+        texts = {text.get_text() for text in texts_of(figure)}
+        assert {"SMCA: circle 93%", "DETR: circle 93%", "another", "another: circle 93%"} <= texts
+        messages = [text.get_text() for axes in panels(figure, "mean") for text in axes.texts]
+        assert messages == ["no circle here", "none"]
+        assert len(panels(figure, "mean")) == 6 and len(panels(figure, "head")) == 8
         assert len(panels(figure, "scales")) == 3 and len(panels(figure, "image")) == 2
 
     @pytest.mark.parametrize("size", [(128, 72), (900, 300), (300, 900)])

@@ -6,6 +6,7 @@ Points are x, y in pixels of the image.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .panels import PanelGrid
 from .views import AttentionView, Detection, Panel
 
 _RED = "#ff2030"
+_MESSAGE = {"fontsize": 9, "color": "white", "ha": "center", "va": "center", "parse_math": False}
 
 
 def draw_co_attention(
@@ -38,7 +40,7 @@ def draw_co_attention(
         image: (h, w, 3) uint8.
         rows: the panels of each row, one per model.
         row_titles: titles above the image of each row; by default the first model's detections.
-        column_titles: names of the models.
+        column_titles: names of the models, above their maps.
         out_png: file to save the figure to.
     """
     views = [panel[1] for row in rows for panel in row if not isinstance(panel, str)]
@@ -48,7 +50,6 @@ def draw_co_attention(
         num_models=len(rows[0]),
         num_heads=max((len(view.maps) for view in views), default=1),
         has_bars=any(view.scale_weights is not None for view in views),
-        names=column_titles or (),
         legend=_legend(views),
     )
     for number, row in enumerate(rows):
@@ -58,10 +59,14 @@ def draw_co_attention(
         if first:
             _draw_box(axes, first.box, thickness=1.0)
         for column, panel in enumerate(row, start=1):
+            name = column_titles[column - 1] if column_titles else ""
             if isinstance(panel, str):
-                grid.message(number, column, panel)
+                axes = grid.panel(number, column, name)
+                text = textwrap.fill(panel, int(12 * grid.width(axes)))
+                axes.text(0.5, 0.5, text, **_MESSAGE, transform=axes.transAxes)
             else:
-                _draw_model(grid, number, column, *panel, several=len(row) > 1)
+                title = f"{name}: {_caption(panel[0])}" if name else "mean of the heads"
+                _draw_model(grid, number, column, title, *panel)
     if out_png is not None:
         Path(out_png).parent.mkdir(parents=True, exist_ok=True)
         grid.figure.savefig(out_png)
@@ -85,7 +90,7 @@ def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray, points: int = 7
 
 
 def _legend(views: Sequence[AttentionView]) -> str:
-    parts = []
+    parts = ["Large: the mean of the heads; small: each head."]
     if any(view.shared_center is not None for view in views):
         parts.append("Square: the query's centre, which the heads share.")
     if any(view.head_centers is not None for view in views):
@@ -100,19 +105,18 @@ def _caption(found: Detection) -> str:
 
 
 def _draw_model(
-    grid: PanelGrid, row: int, column: int, found: Detection, view: AttentionView, *, several: bool
+    grid: PanelGrid, row: int, column: int, title: str, found: Detection, view: AttentionView
 ) -> None:
     """Draw one model's maps of one object."""
-    mean = grid.panel(row, column, _caption(found) if several else "mean of the heads")
+    mean = grid.panel(row, column, title)
     _draw_heat(mean, view.maps.mean(axis=0), view.steps)
-    if several:
-        _draw_box(mean, found.box, thickness=0.6)
+    _draw_box(mean, found.box, thickness=0.6)
     _draw_shared_center(mean, view, size=6)
     if view.scale_weights is not None:
-        _draw_scales(grid.bar(row, column), view)
+        axes = grid.bar(row, column)
+        _draw_scales(axes, view, inches=grid.width(axes))
     for head, weights in enumerate(view.maps):
-        title = "heads" if head == 0 and not several else ""
-        axes = grid.panel(row, column, title, head=head)
+        axes = grid.panel(row, column, head=head)
         _draw_heat(axes, weights, view.steps)
         if view.head_centers is not None:
             center = view.head_centers[head]
@@ -148,10 +152,9 @@ def _draw_shared_center(axes: Axes, view: AttentionView, size: float) -> None:
         axes.plot(*view.shared_center, "s", color=_RED, ms=size, mec="white", mew=0.8)
 
 
-def _draw_scales(axes: Axes, view: AttentionView) -> None:
+def _draw_scales(axes: Axes, view: AttentionView, inches: float) -> None:
     """Draw a bar divided as the query divides its attention, from the finest scale on."""
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    inches = axes.get_position().width * axes.figure.get_figwidth()
     start = 0.0
     for index, (stride, weight) in enumerate(zip(view.strides, view.scale_weights, strict=True)):
         shade = 0.92 - 0.6 * index / max(1, len(view.strides) - 1)

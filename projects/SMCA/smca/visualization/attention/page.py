@@ -99,7 +99,6 @@ def write_co_attention(
         introduction=[
             f"{image_file}, {image.shape[1]} x {image.shape[0]} pixels.",
             *(column.source for column in columns),
-            "The large maps are the means of the heads, the small ones are the maps of the heads.",
         ],
         pictures=pictures,
         columns=("object", "model", *_FACTS),
