@@ -44,7 +44,7 @@ def test_systems_not_built_yet():
 
 
 def test_parameters_are_the_papers_or_a_note_says_why_not(models):
-    _, notes = published()
+    _, notes, _ = published()
     used = set()
     for row in rows():
         used.add(row.note)
