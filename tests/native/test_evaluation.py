@@ -13,7 +13,7 @@ from scored import scored
 
 from smca.data.coco import load_coco
 from smca.errors import DatasetError
-from smca.evaluation import detections as rows_of
+from smca.evaluation import detections as module
 from smca.evaluation import scoring
 from smca.evaluation.detections import RESULTS_FILE, tabulate
 from smca.evaluation.ground_truth import read_ground_truth
@@ -122,7 +122,7 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
         scoring, "ProcessPoolExecutor", lambda *args: pools.append(args) or pool(*args)
     )
     monkeypatch.setattr(scoring, "_ROWS_PER_PROCESS", part)
-    monkeypatch.setattr(rows_of, "_WRITTEN_AT_ONCE", part)
+    monkeypatch.setattr(module, "_WRITTEN_AT_ONCE", part)
     monkeypatch.setattr(scoring.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     rng = np.random.default_rng(0)
     names = {3: "a", 5: "b", 7: "c", 8: "no detections", 9: "no objects", 12: "neither"}

@@ -38,6 +38,8 @@ def read_ground_truth(name: str, json_file: str) -> COCO:
                 {"id": entry["id"], "name": entry["name"]}
                 for entry in sorted(content["categories"], key=itemgetter("id"))
             ],
+            # Some versions of pycocotools read it.
+            "info": {},
         }
         if "annotations" in content:
             entries = content["annotations"]

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # The first of COCO's numbers, in COCO's order and under Detectron2's names.
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-CLASS_PREFIX = "AP-"  # of the AP of a class
+CLASS_PREFIX = "AP-"  # before the name of a class
 # Fewer detections are not worth another process.
 _ROWS_PER_PROCESS = 50_000
 # More processes would wait: nearly a third of COCO's objects are of one class.
