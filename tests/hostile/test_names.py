@@ -23,7 +23,7 @@ from smca.structures import Detections
 from smca.visualization.attention.figure import draw_co_attention
 from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections
-from smca.visualization.page import Picture, write_page
+from smca.visualization.page import write_page
 
 
 def write(folder, file_name="a.png", names=("star",), boxes=((1, 1, 9, 9),)):
@@ -88,7 +88,7 @@ EVIL = "<script>alert('$x$ | \"')</script>"
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
-    picture = Picture(png=b"png", caption=[EVIL, EVIL])
+    picture = b"png", [EVIL, EVIL]
     page = tmp_path / "page.html"
     write_page(
         page, title=EVIL, introduction=[EVIL], pictures=[picture], columns=[EVIL], rows=[[EVIL]]

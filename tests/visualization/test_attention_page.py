@@ -8,7 +8,7 @@ from PIL import Image
 
 from smca.visualization.attention.page import Column, write_co_attention
 from smca.visualization.attention.views import AttentionView, Detection
-from smca.visualization.page import Picture, write_page
+from smca.visualization.page import write_page
 
 
 class Page(HTMLParser):
@@ -50,7 +50,7 @@ def test_a_page_is_one_file_and_text_stays_text(tmp_path):
     for color in ("red", "lime"):
         file = io.BytesIO()
         Image.new("RGB", (30, 20), color).save(file, "PNG")
-        pictures.append(Picture(file.getvalue(), [f'<b>{color}</b> & "more"', "second line"]))
+        pictures.append((file.getvalue(), [f'<b>{color}</b> & "more"', "second line"]))
     write_page(
         tmp_path / "new" / "page.html",
         title="a < b",

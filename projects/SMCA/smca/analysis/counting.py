@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from fvcore.nn.jit_handles import generic_activation_jit, get_shape
-from torch import Tensor, nn
+from torch import nn
 
 from .host import Subject
 
@@ -48,18 +48,6 @@ class ModelCounts:
     parts: dict[str, Count]
     operators: dict[str, int]
     carried: int
-
-
-class _Inference(nn.Module):
-    """A module for fvcore to trace, which maps images to tensors."""
-
-    def __init__(self, subject: Subject):
-        super().__init__()
-        self.model = subject.model
-        self._infer = subject.infer
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self._infer(images)
 
 
 class _AttentionProducts:
@@ -107,16 +95,15 @@ def count_model(
         activations: whether to count activations too, in a second trace.
     """
     subject.model.eval()
-    traced = _Inference(subject)
     device = next(subject.model.parameters()).device
     images = torch.rand(batch, 3, *size, device=device)
     products = _AttentionProducts()
-    analysis = FlopCountAnalysis(traced, images).set_op_handle(ATTENTION, products)
+    analysis = FlopCountAnalysis(subject, images).set_op_handle(ATTENTION, products)
     multiply_adds = _by_module(analysis)
     operators = {name: int(count) for name, count in analysis.by_operator().most_common()}
     outputs: dict[str, int] = {}
     if activations:
-        analysis = ActivationCountAnalysis(traced, images)
+        analysis = ActivationCountAnalysis(subject, images)
         handle = generic_activation_jit("attention")
         outputs = _by_module(analysis.set_op_handle(ATTENTION, handle))
     parts = {}

@@ -17,9 +17,8 @@ from ..training import SetCriterion, Targets
 NUM_OBJECTS = 8
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A detector with its inference and its loss as functions of images.
+class Subject(nn.Module):
+    """A detector with its inference, which is the forward pass, and its loss.
 
     Attributes:
         model: module with the parameters; its user chooses training or evaluation mode.
@@ -27,9 +26,18 @@ class Subject:
         loss: maps images (B, 3, H, W) to the loss for made-up objects, in training mode.
     """
 
-    model: nn.Module
-    infer: Callable[[Tensor], tuple[Tensor, ...]]
-    loss: Callable[[Tensor], Tensor]
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        infer: Callable[[Tensor], tuple[Tensor, ...]],
+        loss: Callable[[Tensor], Tensor],
+    ):
+        super().__init__()
+        self.model, self.infer, self.loss = model, infer, loss
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.infer(images)
 
 
 @dataclass(frozen=True)

@@ -20,49 +20,23 @@ SIZE = (800, 1066)
 _AP = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a published table.
+def published() -> tuple[list[dict], dict[str, str], str]:
+    """Read the published tables, the remarks on their rows by name, and an introduction.
 
-    Attributes:
-        printed: the paper's entries by column, without those that it does not print.
-        config: path in configs/ without ".yaml"; None if the system is not built yet.
-        note: name of a remark, or None.
+    Returns:
+        tables with "table", "source" and "rows", remarks, and the introduction. A row maps columns
+        to the paper's entries, without those that it does not print; "config" to a path in configs/
+        without ".yaml", or None if the system is not built yet; and "note" to a remark's name.
     """
-
-    printed: dict[str, str | int | float]
-    config: str | None
-    note: str | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A published table."""
-
-    name: str
-    source: str
-    rows: list[Row]
-
-
-def published() -> tuple[list[Table], dict[str, str], str]:
-    """Read the published tables, the remarks on their rows by name, and an introduction."""
     text = resources.files(__package__).joinpath("published.yaml").read_text()
     *tables, remarks = yaml.safe_load(text)
-    read = [
-        Table(
-            name=table["table"],
-            source=table["source"],
-            rows=[_row(dict(zip(table["columns"], row, strict=False))) for row in table["rows"]],
-        )
-        for table in tables
-    ]
-    return read, remarks["notes"], remarks["introduction"]
-
-
-def _row(cells: dict) -> Row:
-    config, note = cells.pop("config"), cells.pop("note", None)
-    printed = {column: value for column, value in cells.items() if value is not None}
-    return Row(printed=printed, config=config, note=note)
+    for table in tables:
+        rows = [dict(zip(table["columns"], row, strict=False)) for row in table["rows"]]
+        table["rows"] = [
+            {key: cell for key, cell in row.items() if cell is not None or key == "config"}
+            for row in rows
+        ]
+    return tables, remarks["notes"], remarks["introduction"]
 
 
 @dataclass(frozen=True)
@@ -129,45 +103,38 @@ def model_zoo(
     tables, notes, introduction = published()
     parts = [introduction]
     for table in tables:
-        parts.append(f"## {table.name}\n\n{table.source[0].upper()}{table.source[1:]}.\n")
-        parts.append(_markdown(table.rows, models))
-        parts.append(_commands([row.config for row in table.rows], models))
+        source = table["source"]
+        parts.append(f"## {table['table']}\n\n{source[0].upper()}{source[1:]}.\n")
+        parts.append(_markdown(table["rows"], models))
+        parts.append(_commands([row["config"] for row in table["rows"]], models))
     parts += [f"[^{name}]: {text}\n" for name, text in notes.items()]
     return "\n".join(parts)
 
 
-def _markdown(rows: list[Row], models: dict[str, Model]) -> str:
-    columns = [column for column in _AP if any(column in row.printed for row in rows)]
+def _markdown(rows: list[dict], models: dict[str, Model]) -> str:
+    columns = [column for column in _AP if any(column in row for row in rows)]
     header = ["model", "config", "epochs", "params ours", "published"]
     header += ["GFLOPs ours", "published", *(f"published {column}" for column in columns)]
     lines = []
     for row in rows:
-        ours = _our_cells(row, models)
-        printed = {key: str(value) for key, value in row.printed.items()}
-        lines.append(
-            [
-                printed["model"] + (f"[^{row.note}]" if row.note else ""),
-                ours["config"],
-                printed.get("epochs", ""),
-                ours["parameters"],
-                printed.get("params", ""),
-                ours["multiply_adds"],
-                printed.get("gflops", ""),
-                *(printed.get(column, "") for column in columns),
-            ]
+        config, parameters, flops = _our_cells(row["config"], models)
+        epochs, params, gflops, *scores = (
+            str(row.get(key, "")) for key in ("epochs", "params", "gflops", *columns)
         )
+        name = row["model"] + (f"[^{row['note']}]" if "note" in row else "")
+        lines.append([name, config, epochs, parameters, params, flops, gflops, *scores])
     return markdown_table(header, lines, left=2)
 
 
-def _our_cells(row: Row, models: dict[str, Model]) -> dict[str, str]:
-    if row.config is None:
-        return {"config": "not built yet", "parameters": "", "multiply_adds": ""}
-    model = models[row.config]
-    cells = {"config": f"[{row.config}](../configs/{row.config}.yaml)"}
+def _our_cells(config: str | None, models: dict[str, Model]) -> tuple[str, str, str]:
+    """Link, parameters and GFLOPs of a config."""
+    if config is None:
+        return "not built yet", "", ""
+    model, link = models[config], f"[{config}](../configs/{config}.yaml)"
     if model.parameters is None:
-        return cells | {"parameters": "needs Detectron2", "multiply_adds": ""}
+        return link, "needs Detectron2", ""
     flops = "" if model.multiply_adds is None else f"{model.multiply_adds / 1e9:.1f}"
-    return cells | {"parameters": f"{model.parameters / 1e6:.2f}", "multiply_adds": flops}
+    return link, f"{model.parameters / 1e6:.2f}", flops
 
 
 def _commands(configs: list[str | None], models: dict[str, Model]) -> str:

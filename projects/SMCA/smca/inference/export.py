@@ -14,8 +14,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
@@ -251,21 +251,13 @@ def _read_torchscript(path: Path) -> Run:
     return torch.jit.load(path)
 
 
-@dataclass(frozen=True)
-class Format:
-    """A file format for models.
-
-    Attributes:
-        suffix: ending of its files.
-        write: writes a model with metadata into a file; the last argument is an ONNX opset.
-        read: reads a file as a function of images.
-        packages: the packages beside torch: two for writing, then those for reading.
-    """
+class Format(NamedTuple):
+    """A file format: the ending of its files, and functions that write and read models."""
 
     suffix: str
-    write: Callable[[PixelDetector, Path, dict, int | None], None]
+    write: Callable[[PixelDetector, Path, dict, int | None], None]  # the last is an ONNX opset
     read: Callable[[Path], Run]
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # beside torch: two for writing, then those for reading
 
 
 FORMATS = {

@@ -195,8 +195,6 @@ def read_image(image: ImageLike) -> Image.Image:
         except OSError as error:
             raise OSError(f"{os.fspath(image)} cannot be read as an image: {error}") from error
     if isinstance(image, Image.Image):
-        if not (image.width and image.height):
-            raise ValueError(f"an image of {image.width}x{image.height} pixels is no image")
         return upright_rgb(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(

@@ -3,7 +3,6 @@
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -18,25 +17,12 @@ th, td { text-align: left; padding: 0.2em 0.8em; border-bottom: 1px solid #ddd }
 """
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a page.
-
-    Attributes:
-        png: bytes of a PNG file.
-        caption: lines of text.
-    """
-
-    png: bytes
-    caption: Sequence[str]
-
-
 def write_page(
     path: str | os.PathLike,
     *,
     title: str,
     introduction: Sequence[str],
-    pictures: Sequence[Picture],
+    pictures: Sequence[tuple[bytes, Sequence[str]]],
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
 ) -> None:
@@ -46,7 +32,7 @@ def write_page(
         path: path of the file; its folder is made if it is missing.
         title: title of the page.
         introduction: lines of text below the title.
-        pictures: pictures from top to bottom.
+        pictures: bytes of a PNG file and lines of its caption, from top to bottom.
         columns, rows: heading and cells of the table at the end.
     """
     parts = [
@@ -54,7 +40,7 @@ def write_page(
         '<html lang="en">',
         f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>',
         f"<body>\n<h1>{escape(title)}</h1>\n<p>{_lines(introduction)}</p>",
-        *map(_figure, pictures),
+        *(_figure(*picture) for picture in pictures),
         f"<table>\n{_row(columns, 'th')}",
         *(_row(cells, "td") for cells in rows),
         "</table>\n</body>\n</html>\n",
@@ -67,11 +53,11 @@ def _lines(lines: Sequence[str]) -> str:
     return "<br>".join(map(escape, lines))
 
 
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
+def _figure(png: bytes, caption: Sequence[str]) -> str:
+    data = base64.b64encode(png).decode()
     return (
-        f'<figure><img alt="{escape(picture.caption[0])}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_lines(picture.caption)}</figcaption></figure>"
+        f'<figure><img alt="{escape(caption[0])}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{_lines(caption)}</figcaption></figure>"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..page import Picture, write_page
+from ..page import write_page
 from .figure import draw_co_attention
 from .views import AttentionView, Detection, Panel
 
@@ -88,7 +88,7 @@ def write_co_attention(
             figure = draw_co_attention(image, [row], row_titles=[title], column_titles=names)
             png = io.BytesIO()
             figure.savefig(png, format="png")
-            pictures.append(Picture(png.getvalue(), caption))
+            pictures.append((png.getvalue(), caption))
 
     stem = Path(folder, f"{Path(image_file).stem}_attention")
     png_file, html_file = Path(f"{stem}.png"), Path(f"{stem}.html")
