@@ -4,11 +4,11 @@
     python demo.py --config-file configs/smca_R50_50ep.yaml --weights model_final.pth \\
         --input a.jpg b.png photos/ 'more/*.jpg' --output out/ --save-json out/results.json
 
-The JSON file has COCO's form for results: a list of {"image_id", "category_id", "bbox", "score"},
-with bbox [x, y, w, h] in pixels, and beside these "file_name", and in videos "frame" (from 0).
-Where all inputs are images of one of the config's datasets, the ids are those of its annotation
-file. Else image_id is the number of the image or frame in the order they are looked at, from 1,
-and category_id the contiguous index of the class plus 1.
+The JSON file has COCO's format for results: a list of {"image_id", "category_id", "bbox", "score"}
+with bbox [x, y, w, h] in pixels, and also "file_name", and "frame" (from 0) in videos. If all
+inputs are images of one of the config's datasets, the ids are those of its annotation file.
+Otherwise image_id counts images and frames from 1, and category_id is the contiguous index of the
+class plus 1.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from smca.inference import sources
 from smca.inference.results import CocoResults
 from smca.visualization.detections import draw_detections
 
-# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove.
+# Detectron2 and fvcore use torch.jit, which is deprecated.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
@@ -48,24 +48,24 @@ def parse() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="images, videos, patterns, and folders, of which the images directly inside are taken",
+        help="images, videos, patterns, and folders with images directly inside",
     )
     add("--webcam", type=int, metavar="INDEX", help="look through a camera until Ctrl-C")
     add(
         "--output",
         default="output/demo",
         metavar="FOLDER",
-        help="where pictures are drawn to, under the names of the inputs (default: %(default)s)",
+        help="folder for the pictures, which keep the names of the inputs (default: %(default)s)",
     )
-    add("--save-json", metavar="FILE", help="write what is drawn in COCO's form, too")
+    add("--save-json", metavar="FILE", help="write the detections in COCO's format, too")
     add("--threshold", type=float, default=0.3, help="least score (default: %(default)s)")
-    add("--batch", type=int, default=1, help="images at once (default: %(default)s)")
+    add("--batch", type=int, default=1, help="images in a batch (default: %(default)s)")
     add("--device", help="cuda, cuda:1, cpu ... (default: MODEL.DEVICE, or cpu without a GPU)")
     add(
         "--engine",
         choices=("auto", "detectron2", "native"),
         default="auto",
-        help="what runs the model; auto takes Detectron2 where it is installed",
+        help="host that runs the model; auto takes Detectron2 if it is installed",
     )
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
     args = parser.parse_args()
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
         parser.error(f"--threshold is {args.threshold:g}; scores are from 0 to 1")
     if args.webcam is not None and args.webcam < 0:
         parser.error(f"--webcam is {args.webcam}; cameras have numbers from 0")
-    # Pairs that follow --input would be taken for more of it.
+    # argparse takes KEY VALUE pairs after --input for further inputs.
     for index, text in enumerate(args.input):
         if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", text) and not os.path.exists(text):
             args.input, args.opts = args.input[:index], args.input[index:] + args.opts
@@ -121,11 +121,11 @@ def main(args: argparse.Namespace) -> int:
                         result.scores.tolist(),
                         predictor.class_names,
                         threshold=args.threshold,
-                        # A video keeps its size.
+                        # videos keep their size
                         least_side=384 if frame.number is None else 0,
                     )
                     writer.write(frame, picture)
-                    if args.save_json:  # else a camera's would pile up
+                    if args.save_json:  # otherwise a camera's entries would pile up
                         results.add(frame, result)
                 progress.update(len(batch))
     except KeyboardInterrupt:
@@ -136,7 +136,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{len(results.entries)} detections in {args.save_json}")
     print(f"pictures in {args.output}, by {predictor.weights.path}")
     if seconds:
-        # The first one warms up.
+        # The first batch warms up.
         counted = seconds[1:] or seconds
         print(
             f"{statistics.median(counted):.4f} s an image, without reading and drawing "

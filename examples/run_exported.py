@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Detect objects in a picture with a model that tools/export_model.py wrote.
 
-It needs numpy and Pillow, for an .onnx file onnxruntime, for a .pt2 or .ts file torch; and nothing
-of this repository.
+It needs numpy, Pillow, and onnxruntime for an .onnx file or torch for a .pt2 or .ts file. It needs
+nothing of this repository.
 
 Example:
     python examples/run_exported.py smca.onnx street.jpg --output found.png
@@ -23,13 +23,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a file that ends in .onnx, .pt2 or .ts")
     parser.add_argument("picture", help="an image file")
-    parser.add_argument("--output", help="draw what is found into this image file")
+    parser.add_argument("--output", help="image file to draw the detections to")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score (default: 0.3)")
     return parser.parse_args()
 
 
 def load_onnx(path: str) -> tuple[Model, dict]:
-    """The model, and what the file says of it."""
+    """The model and its metadata."""
     import onnxruntime
 
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -41,7 +41,7 @@ def load_onnx(path: str) -> tuple[Model, dict]:
 
 
 def load_torch(path: str) -> tuple[Model, dict]:
-    """The same of a file of ``torch.export`` or TorchScript."""
+    """The model and its metadata, from a file of ``torch.export`` or TorchScript."""
     import torch
 
     files = {"metadata.json": ""}
@@ -81,10 +81,10 @@ def main() -> None:
 
 
 def model_size(width: int, height: int, metadata: dict) -> tuple[int, int]:
-    """The (width, height) in which the model shall see a picture.
+    """The (width, height) that a picture is resized to.
 
-    The short side is "min_size" pixels, or less where the long one would exceed "max_size"; 0 is
-    the picture's own size. A model with a fixed "size" takes only that one.
+    The short side becomes "min_size" pixels, or less if the long side would exceed "max_size". If
+    "min_size" is 0, the picture keeps its size. A model with a fixed "size" takes only that size.
     """
     if metadata["size"]:
         fixed_height, fixed_width = metadata["size"]

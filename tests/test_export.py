@@ -299,7 +299,7 @@ def test_the_tool_and_the_example(trained, train_net, tmp_path):
         (["--output", __file__, "--format", "onnx"], "exists; give --overwrite"),
         (["--output", "model.onnx", "--size", "0", "64"], "must be at least 1 pixel"),
         (["--output", "model.onnx", "--opset", "17"], "--opset is 17; .* at least 18"),
-        (["--output", "model.pt2", "--opset", "20"], "it is of ONNX"),
+        (["--output", "model.pt2", "--opset", "20"], "it is for ONNX"),
         (
             ["--output", "model.onnx", "--config-file", FASTER_RCNN],
             "own GeneralizedRCNN; Detectron2",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count a model's parameters, multiply-adds and activations, part by part, and measure its memory.
+"""Count parameters, multiply-adds and activations of a model's parts, and measure its memory.
 
 Examples:
     python tools/analyze_model.py --config-file configs/smca_R50_50ep.yaml
@@ -21,8 +21,8 @@ from smca.config import is_own_model
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
 
-# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here for
-# the processes that are spawned too; what imports fvcore's analysis is imported after it, in main.
+# Detectron2 and fvcore use torch.jit, which is deprecated. The filter stands here for the processes
+# that are spawned, too, and before fvcore's analysis is imported in the functions below.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -36,24 +36,26 @@ def parse() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="FILE", help="a YAML file of configs/")
     what.add_argument(
-        "--table", action="store_true", help="all configs beside the papers' tables, as Markdown"
+        "--table",
+        action="store_true",
+        help="write all configs beside the papers' tables, as Markdown",
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of an image, in pixels (default: 800 1066)",
+        help="size of an image in pixels (default: 800 1066)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
-    parser.add_argument("--depth", type=int, default=2, help="names of a part (default: 2)")
+    parser.add_argument("--batch", type=int, default=1, help="number of images (default: 1)")
+    parser.add_argument("--depth", type=int, default=2, help="levels of parts (default: 2)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--output", metavar="FILE", help="file for the table (default: print it)")
     parser.add_argument(
         "--engine",
         choices=("auto", "detectron2", "native"),
         default="auto",
-        help="what builds the model, as in train_net.py",
+        help="host that builds the model, as in train_net.py",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
@@ -62,7 +64,7 @@ def parse() -> argparse.Namespace:
     if args.table and (args.opts or args.size):
         parser.error("--table takes the configs as they are at 800 1066: no --size, no KEY VALUE")
     if args.output and not args.table:
-        parser.error("--output is of --table")
+        parser.error("--output goes with --table")
     args.size = tuple(args.size or (800, 1066))
     if min(*args.size, args.batch) < 1:
         parser.error("--size and --batch are at least 1")

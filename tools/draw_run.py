@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what a trained run does: detections, the co-attention of a few queries, AP over iterations.
+"""Draw a trained run: its detections, the co-attention of a few queries, and its training curves.
 
 Example:
     python tools/draw_run.py --config-file output/quickstart/config.yaml
@@ -48,7 +48,7 @@ def main() -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the dataset whose images are drawn")
     (dataset, *_) = load_datasets(predictor.cfg, cfg.DATASETS.TEST)
-    # The fullest images tell most.
+    # From the image with the most objects on, evenly over all images.
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     records = records[:: max(1, len(records) // args.images)][: args.images]
 

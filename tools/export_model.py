@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Export a trained detector as one file that runs without this package, and check that file.
 
-The format is told by the ending: .onnx for ONNX, .pt2 for torch.export, .ts for TorchScript.
-docs/EXPORT.md says what the file takes and gives; examples/ has programs that run it.
+The ending tells the format: .onnx is ONNX, .pt2 is torch.export, .ts is TorchScript.
+docs/EXPORT.md describes the inputs and outputs of the file; examples/ has a program that runs it.
 
 Examples:
     python tools/export_model.py --config-file configs/smca_R50_50ep.yaml \
@@ -32,17 +32,17 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
-        "--format", choices=tuple(FORMATS), help="(default: what the ending of --output says)"
+        "--format", choices=tuple(FORMATS), help="(default: by the ending of --output)"
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of all images, in pixels (default: they may be of any size)",
+        help="size of all images in pixels (default: any size)",
     )
-    parser.add_argument("--opset", type=int, help="of ONNX (default: the exporter's own)")
-    parser.add_argument("--no-check", action="store_true", help="do not run what was written")
+    parser.add_argument("--opset", type=int, help="ONNX opset (default: the exporter's own)")
+    parser.add_argument("--no-check", action="store_true", help="do not run the written file")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
@@ -61,12 +61,12 @@ def main() -> None:
             )
         form = endings[output.suffix]
     check_arguments(args, output, form)
-    # What is compiled is not captured.
+    # Compiled code cannot be captured.
     opts = [*args.opts, "MODEL.SMCA.COMPILE", False]
     cfg = load_cfg(get_cfg(), args.config_file, opts)
     if not is_own_model(cfg):
         raise ExportError(
-            f"{args.config_file} is of Detectron2's own {cfg.MODEL.META_ARCHITECTURE}; "
+            f"{args.config_file} is Detectron2's own {cfg.MODEL.META_ARCHITECTURE}; "
             "Detectron2's tools/deploy/export_model.py exports its models"
         )
     predictor = Predictor(args.config_file, args.weights, opts=opts, device="cpu")
@@ -90,15 +90,15 @@ def main() -> None:
 
 
 def check_arguments(args: argparse.Namespace, output: Path, form: str) -> None:
-    """Refuse what cannot work before anything is read or built."""
+    """Refuse arguments that cannot work, before anything is read or built."""
     if output.is_dir() or not output.parent.is_dir():
-        raise ExportError(f"{output} is no file that can be written: give a path in a folder")
+        raise ExportError(f"{output} cannot be written: give a path in a folder that exists")
     if output.exists() and not args.overwrite:
         raise ExportError(f"{output} exists; give --overwrite to replace it")
     if args.size and min(args.size) < 1:
         raise ExportError(f"--size is {args.size}; both sides must be at least 1 pixel")
     if args.opset is not None and (form != "onnx" or args.opset < 18):
-        raise ExportError(f"--opset is {args.opset}; it is of ONNX, and must be at least 18")
+        raise ExportError(f"--opset is {args.opset}; it is for ONNX, and must be at least 18")
 
 
 if __name__ == "__main__":

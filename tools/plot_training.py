@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compare runs: AP and loss over epochs as a picture, and their numbers as a table.
 
-Folders without a metrics.json are passed over. --authors draws what SMCA's authors published of
-their own training on COCO beside them; it can be compared only with runs on COCO.
+Folders without a metrics.json are passed over. --authors draws the training curves that SMCA's
+authors published beside them. They can be compared only with runs on COCO.
 
 Examples:
     python tools/plot_training.py output/quickstart --output training.png
@@ -37,12 +37,12 @@ def parse() -> argparse.Namespace:
         choices=[*names, "all", "none"],
         default=["none"],
         metavar="NAME",
-        help=f"published runs beside them: {', '.join(names)}, all or none (default: none)",
+        help=f"published runs to draw, too: {', '.join(names)}, all or none (default: none)",
     )
     parser.add_argument(
         "--images",
         type=int,
-        help="training images, for runs of a time when metrics.json had no epochs",
+        help="number of training images, for runs whose metrics.json has no epochs",
     )
     parser.add_argument("--ap50", action="store_true", help="draw AP50 too")
     parser.add_argument(
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
         type=float,
         default=2.0,
         metavar="PERCENT",
-        help="of a run over which the mean of losses is drawn; 0: none (default: 2)",
+        help="part of a run over which losses are averaged; 0: none (default: 2)",
     )
     parser.add_argument(
         "--more", action="store_true", help="draw time spent waiting for data and gradient norms"

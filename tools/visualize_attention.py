@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw where queries look in an image: co-attention maps by head, in one model or side by side.
+"""Draw where queries look in an image: co-attention maps by head, of one model or several.
 
 Examples:
     python tools/visualize_attention.py --config-file output/quickstart/config.yaml \
@@ -30,9 +30,9 @@ def parse() -> argparse.Namespace:
         epilog="Configs are paths of YAML files or names of the model zoo, as smca_R50_50ep.",
     )
     parser.add_argument(
-        "--image", type=image_file, required=True, metavar="FILE", help="the picture to look at"
+        "--image", type=image_file, required=True, metavar="FILE", help="the image to look at"
     )
-    parser.add_argument("--config-file", metavar="CONFIG", help="the model's")
+    parser.add_argument("--config-file", metavar="CONFIG", help="config of the model")
     parser.add_argument(
         "--weights", metavar="FILE", help="checkpoint (default: the run's own, or MODEL.WEIGHTS)"
     )
@@ -42,43 +42,51 @@ def parse() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=CONFIG,WEIGHTS",
-        help="in place of these two; once for each of the models to show side by side",
+        help="in place of --config-file and --weights, once per model to show side by side",
     )
     parser.add_argument(
-        "--layer", type=layer, default=-1, metavar="N|all", help="of the decoder, from 0 or -1"
+        "--layer",
+        type=layer,
+        default=-1,
+        metavar="N|all",
+        help="decoder layer, from 0; -1 is the last (default: -1)",
     )
     parser.add_argument(
-        "--detections", type=count, metavar="best|N", help="how many to show (default: best)"
+        "--detections",
+        type=count,
+        metavar="best|N",
+        help="number of detections to show (default: best)",
     )
-    parser.add_argument("--class", dest="class_name", metavar="NAME", help="only this class")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="show only this class")
+    parser.add_argument("--at", type=point, metavar="X,Y", help="show only boxes around this pixel")
     parser.add_argument(
-        "--at", type=point, metavar="X,Y", help="only boxes around this pixel of the image"
+        "--query", type=int, metavar="INDEX", help="show the detection of this query instead"
     )
-    parser.add_argument("--query", type=int, metavar="INDEX", help="this query's detection instead")
     parser.add_argument(
         "--threshold",
         type=float,
         default=0.1,
         metavar="SCORE",
-        help="least score with which the models after the first have found the object, too "
-        "(default: 0.1)",
+        help="least score with which another model must find the first model's object (default: 0.1)",
     )
     parser.add_argument(
         "--output",
         default="output/attention",
         metavar="FOLDER",
-        help="where <image>_attention.png and .html are written (default: output/attention)",
+        help="folder for <image>_attention.png and .html (default: output/attention)",
     )
-    parser.add_argument("--device", help="cpu, cuda, ... (default: MODEL.DEVICE if there)")
+    parser.add_argument(
+        "--device", help="cpu, cuda, ... (default: MODEL.DEVICE, or cpu without a GPU)"
+    )
     args = parser.parse_args()
     if bool(args.config_file) == bool(args.model):
         parser.error("give --config-file, or --model for each of several models")
     if args.weights and args.model:
-        parser.error("--weights is of --config-file; a --model names its own")
+        parser.error("--weights goes with --config-file; a --model names its own weights")
     if len({name for name, *_ in args.model}) < len(args.model):
         parser.error("each --model needs a NAME of its own")
     if args.query is not None and (args.at or args.class_name or args.detections):
-        parser.error("--query is a choice by itself: no --detections, --class or --at")
+        parser.error("--query is a choice by itself: give no --detections, --class or --at")
     args.detections = args.detections or 1
     return args
 
@@ -138,7 +146,7 @@ def main() -> None:
 
 
 def choose(inspection: Inspection, args: argparse.Namespace) -> Sequence[Detection]:
-    """The detections of the first model that are asked for."""
+    """The detections of the first model that the user asks for."""
     if args.query is not None:
         if not 0 <= args.query < len(inspection.boxes):
             raise ConfigError(
