@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
         type=float,
         default=0.1,
         metavar="SCORE",
-        help="least score with which another model must find the first model's object (default: 0.1)",
+        help="least score of the object in the models after the first (default: 0.1)",
     )
     parser.add_argument(
         "--output",
