@@ -75,9 +75,9 @@ def test_the_medium_race_draws_twenty_classes_and_trains(race):
     race("--size", "medium", "--iterations", 2, opts=["SOLVER.IMS_PER_BATCH", 2])
     for system in SYSTEMS:
         assert precision(race.output, system) == [1]
-    truth = json.loads((race.output.parent / "data/annotations/train.json").read_text())
-    assert len(truth["categories"]) == 20 and truth["images"][0]["width"] == 512
-    assert min(item["area"] for item in truth["annotations"]) < 20**2
+    content = json.loads((race.output.parent / "data/annotations/train.json").read_text())
+    assert len(content["categories"]) == 20 and content["images"][0]["width"] == 512
+    assert min(item["area"] for item in content["annotations"]) < 20**2
 
 
 @pytest.mark.slow
