@@ -48,7 +48,7 @@ def main() -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the dataset whose images are drawn")
     (dataset, *_) = load_datasets(predictor.cfg, cfg.DATASETS.TEST)
-    # Of the images sorted by their number of objects, every n-th, the fullest first.
+    # Take every n-th of the images sorted by their number of objects, the fullest first.
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     records = records[:: max(1, len(records) // args.images)][: args.images]
 

@@ -10,7 +10,7 @@ from smca.modeling.smca_decoder import SMCADecoder
 from smca.training import HungarianMatcher, SetCriterion
 
 # The parts stand in the order in which the YAML models are built: a seed gives both the same start.
-# What is not named here has the default of its constructor, and may be set all the same.
+# Arguments that are not named here have their constructors' defaults, and may be set too.
 model = L(SMCA)(
     backbone=L(SMCAResNet)(
         depth=50,

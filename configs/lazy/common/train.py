@@ -1,4 +1,4 @@
-"""What the trainer reads. Its keys have the names they have in Detectron2's ``common/train.py``."""
+"""The trainer's settings, under the names of Detectron2's ``common/train.py``."""
 
 train = dict(
     output_dir="./output",

@@ -1,4 +1,4 @@
-"""What goes wrong, by name: errors that a program tells in one line."""
+"""The exceptions that a program tells in one line."""
 
 from __future__ import annotations
 

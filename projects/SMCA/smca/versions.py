@@ -1,4 +1,4 @@
-"""What this package needs before it can be imported, and one line where that is not there.
+"""Check the versions that this package needs; say in one line which one is missing.
 
 Python, torch and torchvision have to be new enough, and these two of one release. setup.py runs
 this file, and so do Pythons that are too old: it takes nothing from the rest of the package.
@@ -20,7 +20,7 @@ DETECTRON2 = (
 )
 _PACKAGES = " ".join(f"'{name}>={n}'" for name, n in NEEDED.items())
 _INSTALL = f"pip install --upgrade {_PACKAGES}"
-# Of a build for CPUs and one for CUDA both may be the newest, which pip then leaves as they are.
+# A build for CPUs and one for CUDA may both be the newest; pip leaves such a pair as it is.
 _BOTH = f"pip install --force-reinstall {_PACKAGES}"
 
 

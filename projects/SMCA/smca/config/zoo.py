@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-# Of an installed package, and of the repository.
+# The folder of an installed package, and the repository's.
 _FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[4] / "configs")
 
 

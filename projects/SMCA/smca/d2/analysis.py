@@ -1,4 +1,4 @@
-"""What Detectron2 builds and evaluates, for :mod:`smca.analysis` and the benchmarks."""
+"""Build and evaluate models of Detectron2 for :mod:`smca.analysis` and the benchmarks."""
 
 from __future__ import annotations
 

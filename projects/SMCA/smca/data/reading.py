@@ -36,7 +36,7 @@ _own: Note | None = None
 
 def make_notes(count: int) -> ctypes.Array[Note]:
     """Make a note for each process of a new loader."""
-    # Those of loaders that have ended are dropped, so that evaluations do not pile up.
+    # Drop the places of loaders that have ended, so that they do not accumulate.
     _notes[:] = [notes for notes in _notes if any(map(_may_live, notes))]
     _notes.append(RawArray(Note, count))
     return _notes[-1]

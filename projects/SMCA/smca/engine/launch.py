@@ -33,7 +33,7 @@ _AFTER_LAUNCHER = 30.0
 # The variables that torchrun sets.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# What a worker runs: it gets the config as ``prepare`` returns it, and the command line.
+# The function of a worker gets the config as ``prepare`` returns it, and the command line.
 Main = Callable[[CfgNode, argparse.Namespace], None]
 
 

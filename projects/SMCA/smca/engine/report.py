@@ -1,4 +1,4 @@
-"""What a run came to, as Markdown: `results.md` in OUTPUT_DIR, or a part of the log."""
+"""The results of a run as Markdown: `results.md` in OUTPUT_DIR, or a part of the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..evaluation.scoring import AP_NAMES, CLASS_PREFIX
 
 logger = logging.getLogger(__name__)
 
-# What an evaluation gives for each dataset: {"bbox": {"AP": ..., "AP-<class>": ..., ...}}.
+# An evaluation's results for each dataset: {"bbox": {"AP": ..., "AP-<class>": ..., ...}}.
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
@@ -126,7 +126,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _peak_memory(device: torch.device) -> str:
-    """What tensors took on the GPU at most, or without one this process in all."""
+    """Return the peak memory of tensors on the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of the GPU"
     # In bytes on macOS, else in KiB.

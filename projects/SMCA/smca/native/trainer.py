@@ -69,7 +69,7 @@ class Trainer:
             self.optimizer, device=self.device, amp=amp_dtype(cfg, self.device)
         )
         self.evaluator = Evaluator(cfg, self.average.model if self.average else self.detector)
-        # Those of training are the same as those of evaluation, or refused.
+        # Training and evaluation have the same classes, or are refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
         self.checkpointer = SafeCheckpointing(
             self.detector,
