@@ -102,9 +102,7 @@ def check_output(args: argparse.Namespace) -> None:
     """Refuse to replace a file, or to write where no file can be, before anything is read."""
     output = Path(args.output)
     if output.is_dir() or not output.parent.is_dir():
-        raise CheckpointError(
-            f"{output} cannot be written: give the path of a file in a folder that exists"
-        )
+        raise CheckpointError(f"{output} cannot be written: name a file in a folder that exists")
     if output.suffix == ".pkl":
         raise CheckpointError(f"{output}: .pkl files are read as pickles; name it .pth")
     if output.exists() and not args.overwrite:

@@ -50,26 +50,20 @@ def newest_checkpoint(folder: str) -> str:
     if name.startswith("model_"):
         # Later ones are of another run that was here before.
         others = [path for path in others if os.path.basename(path) < name]
-    faults = {}
+    faults = []
     for path in dict.fromkeys([os.path.join(folder, name), *reversed(others)]):
         fault = damage(path)
         if fault is None:
             return path
-        faults[path] = fault
+        faults.append(f"{os.path.basename(path)}: {fault}")
         logger.warning("%s is damaged (%s); the checkpoint before it is taken", path, fault)
-    raise CheckpointError(
-        f"{folder} has no whole checkpoint: "
-        + "; ".join(f"{os.path.basename(path)}: {fault}" for path, fault in faults.items())
-    )
+    raise CheckpointError(f"{folder} has no whole checkpoint: {'; '.join(faults)}")
 
 
 class SafeCheckpointing(Checkpointer):
     """fvcore's checkpointer with whole files, safe reading and clear refusals.
 
     In the other host's class it stands before Detectron2's checkpointer.
-
-    Attributes:
-        class_names: the names of the model's classes, by contiguous index; saved if not None.
     """
 
     def __init__(
@@ -87,7 +81,7 @@ class SafeCheckpointing(Checkpointer):
             model, save_dir, options: as fvcore's checkpointer takes them.
             strict: refuse files that lack tensors of the model.
             freeze_random: train even if tensors that training does not change are random.
-            class_names: see the class.
+            class_names: of the model, by contiguous index; saved if not None.
         """
         super().__init__(model, save_dir, **options)
         self.class_names = class_names
