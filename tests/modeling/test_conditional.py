@@ -126,8 +126,9 @@ def test_weights_are_those_the_kernel_uses():
     torch.manual_seed(0)
     decoder, memory = make_decoder(), make_memory(batch=2)
     attention = decoder.layers[1].co_attention
-    target, position, spatial = torch.randn(3, 2, N, C)
-    arguments = (target, position, memory, spatial)
+    target, position, content = torch.randn(3, 2, N, C)
+    points = decoder.places(torch.randn(2, N, 2), memory)
+    arguments = (target, position, memory, (content, points))
     [weights] = attention.weights(*arguments)
     value = attention.split_heads(attention.v_proj(memory.tokens))
     out = attention.out_proj(attention.merge_heads(weights @ value))

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 from smca.analysis.host import detector_subject
 from smca.inference.recording import record_co_attention
 from smca.modeling import build_detector
+from smca.modeling.detector import compile_layers
 from smca.modeling.memory import Memory, valid_map_sizes
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
@@ -122,3 +123,19 @@ def test_a_compiled_detector_is_the_same_and_compiles_once_for_all_sizes(tiny_co
     for query in range(10):
         [one], [other] = (record.views(query) for record in records)
         torch.testing.assert_close(one.maps, other.maps, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiling_leaves_log_g_exact_in_half_precision(tiny_config):
+    """A compiler merges the rounding steps that split a float32 into several bfloat16 numbers."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    cfg = tiny_config(*FUSED, "MODEL.SMCA.MODULATION.BETA", 0.25, "MODEL.SMCA.DROPOUT", 0.0)
+    detector = build_detector(cfg).eval()
+    images, sizes = torch.randn(1, 3, 512, 640), [(512, 640)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = detector(images, sizes)
+        compile_layers(detector.decoder)
+        found = detector(images, sizes)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=2e-3)

@@ -10,7 +10,7 @@ from ..modeling.backbone import ResNet
 
 
 class SMCAResNet(ResNet, Backbone):
-    """:class:`~smca.modeling.backbone.ResNet` with what Detectron2 asks of a backbone.
+    """:class:`~smca.modeling.backbone.ResNet` with the interface of Detectron2's backbones.
 
     Its parameters have the names of Detectron2's own ResNet. It differs from that one where images
     of a batch are padded: here padding never changes a map.

@@ -1,4 +1,4 @@
-"""The meta-architecture: Detectron2's dicts in and out, the inner ring's detector between."""
+"""SMCA as a meta-architecture of Detectron2: the detector, with Detectron2's dicts in and out."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class SMCA(Detector):
         """
         Args:
             criterion: the training loss.
-            pixel_mean, pixel_std: of the three channels, in the order of the images, for pixels in
-                0..255.
+            pixel_mean, pixel_std: mean and standard deviation of the images' three channels, for
+                pixels in 0..255.
             max_detections: the most that an image can have.
             parts: see :class:`Detector`; the backbone may be any of Detectron2's.
         """
@@ -58,7 +58,7 @@ class SMCA(Detector):
         validate_model(cfg)
         features = cfg.MODEL.SMCA.IN_FEATURES
         if set(features) <= _RESNET_MAPS:
-            # A ResNet builds no stages that nobody reads, and returns no others.
+            # A ResNet then builds and returns only the stages that are read.
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.RESNETS.OUT_FEATURES = list(features)
@@ -85,14 +85,15 @@ class SMCA(Detector):
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: one dict an image, with ``image`` (3, h, w) in 0..255. In training also
-                ``instances`` with ``gt_boxes`` (xyxy, in pixels of ``image``) and ``gt_classes``;
-                in evaluation optionally ``height`` and ``width``, of the wanted result.
+            batched_inputs: a dict for each image, with ``image`` (3, h, w) in 0..255. In training
+                also ``instances`` with ``gt_boxes`` (xyxy, in pixels of ``image``) and
+                ``gt_classes``; in evaluation optionally ``height`` and ``width``, the size that
+                boxes are scaled to.
 
         Returns:
-            in training the weighted losses, to be summed; in evaluation one
-            ``{"instances": Instances}`` an image, with ``pred_boxes`` (not clipped to the image),
-            ``scores`` and ``pred_classes``, best first.
+            in training the weighted losses, to be summed; in evaluation
+            ``{"instances": Instances}`` for each image, with ``pred_boxes`` (not clipped to the
+            image), ``scores`` and ``pred_classes``, best first.
         """
         images, sizes = self.preprocess(batched_inputs)
         predictions = self.predict(images, sizes)
@@ -130,10 +131,10 @@ class SMCA(Detector):
     def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
         if isinstance(self.backbone, Backbone):
             return super().features(images, sizes)
-        return self.backbone(images)  # Detectron2's own backbones do not take sizes.
+        return self.backbone(images)  # Detectron2's own backbones take no sizes.
 
-    def preprocess(self, batched_inputs: Sequence[dict]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """The images, normalised and padded (B, 3, H, W), and each one's (h, w)."""
+    def preprocess(self, batched_inputs: Sequence[dict]) -> tuple[Tensor, list[Size]]:
+        """Normalise and pad the images: (B, 3, H, W), and each image's (h, w)."""
         images, sizes = pad_images(
             [image["image"] for image in batched_inputs], mean=self.pixel_mean, std=self.pixel_std
         )

@@ -54,33 +54,38 @@ class ConditionalSelfAttention(Attention):
 class ConditionalCoAttention(CoAttention):
     """In each head, content looks for content and the spatial query for places.
 
-    The logits are (c_q^T c_k + p_q^T p_k) / sqrt(2d).
+    The logits are (c_q^T c_k + p_q^T p_k) / sqrt(2d). The guide is the layer's input, f (B, N, C),
+    and the reference points.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, dropout: float, first: bool):
+    def __init__(self, *, kind: str, first: bool, **options: Any):
         """
         Args:
-            dim, num_heads, dropout: see :class:`Attention`.
+            kind: see :meth:`spatial_query`.
             first: it is in the first layer, where the queries' content is zero: places are added
                 to the content of queries and keys.
+            options: see :class:`Attention`.
         """
-        super().__init__(dim=dim, num_heads=num_heads, dropout=dropout, gain=1.0)
+        super().__init__(gain=1.0, **options)
+        self.kind = kind
+        dim = options["dim"]
         self.k_pos = linear(dim, dim)
         self.q_sine = linear(dim, dim)
         self.q_pos = linear(dim, dim) if first else None
 
     def project(
-        self, target: Tensor, position: Tensor, memory: Memory, spatial: Tensor
+        self,
+        target: Tensor,
+        position: Tensor,
+        memory: Memory,
+        guide: tuple[Tensor, ReferencePoints],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, N, 2d), keys (B, H, L, 2d) and values (B, H, L, d).
-
-        ``spatial`` (B, N, C) is the result of :meth:`ConditionalLayer.spatial_query`.
-        """
+        """Queries (B, H, N, 2d), keys (B, H, L, 2d) and values (B, H, L, d)."""
         query, key = self.q_proj(target), self.k_proj(memory.tokens)
         place = self.k_pos(memory.positions)
         if self.q_pos is not None:
             query, key = query + self.q_pos(position), key + place
-        spatial = self.q_sine(spatial)
+        spatial = self.q_sine(self.spatial_query(target, *guide))
         place = place.expand(key.shape[0], -1, -1)
         return (
             torch.cat((self.split_heads(query), self.split_heads(spatial)), dim=-1),
@@ -88,40 +93,15 @@ class ConditionalCoAttention(CoAttention):
             self.split_heads(self.v_proj(memory.tokens)),
         )
 
-
-class ConditionalLayer(DecoderLayer):
-    """A layer whose co-attention looks for places by a spatial query."""
-
-    def __init__(self, *, kind: str, **options: Any):
-        """
-        Args:
-            kind: see :meth:`spatial_query`.
-            options: see :class:`DecoderLayer`.
-        """
-        super().__init__(**options)
-        self.kind = kind
-
-    def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, places: ReferencePoints
-    ) -> Tensor:
-        attended = self.attend_to_queries(target, position)
-        spatial = self.spatial_query(target, attended, places)
-        return self.attend_to_image(attended, position, memory, spatial)
-
-    def spatial_query(self, content: Tensor, attended: Tensor, points: ReferencePoints) -> Tensor:
+    def spatial_query(self, attended: Tensor, content: Tensor, points: ReferencePoints) -> Tensor:
         """Form the spatial query p_q (B, N, C), before its projection (Table 3).
 
-        By ``kind`` it is, with f the layer's input:
-
-        - "CSQ": p_s * T(f);
-        - "CSQ-I": p_s * T(output of the layer's self-attention);
-        - "CSQ-T": T(f);
-        - "CSQ-C": f;
-        - "CSQ-P": p_s.
+        By ``kind`` it is "CSQ": p_s * T(f); "CSQ-I": p_s * T(attended); "CSQ-T": T(f); "CSQ-C": f;
+        or "CSQ-P": p_s.
 
         Args:
-            content: f, (B, N, C).
-            attended: (B, N, C), after self-attention.
+            attended: (B, N, C), the output of the layer's self-attention.
+            content: f.
             points: p_s and T.
         """
         if self.kind == "CSQ-P":
@@ -131,6 +111,15 @@ class ConditionalLayer(DecoderLayer):
         if self.kind == "CSQ-T":
             return points.transform(content)
         return points.sine * points.transform(attended if self.kind == "CSQ-I" else content)
+
+
+class ConditionalLayer(DecoderLayer):
+    """A layer that shows its input to its co-attention."""
+
+    def forward(
+        self, target: Tensor, position: Tensor, memory: Memory, places: ReferencePoints
+    ) -> Tensor:
+        return super().forward(target, position, memory, (target, places))
 
 
 @SMCA_DECODER_REGISTRY.register()
@@ -157,7 +146,7 @@ class ConditionalDecoder(QueryDecoder):
             num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout: see
                 :class:`~smca.modeling.decoder.DETRDecoder`.
             spatial_query: the kind of the spatial queries, see
-                :meth:`ConditionalLayer.spatial_query`.
+                :meth:`ConditionalCoAttention.spatial_query`.
             learned_reference: reference points are parameters, instead of predicted from the
                 query embeddings.
         """
@@ -167,9 +156,8 @@ class ConditionalDecoder(QueryDecoder):
             kinds[0] = "CSQ-P"  # the first layer's content is zero
         layers = [
             ConditionalLayer(
-                kind=kind,
                 self_attention=ConditionalSelfAttention(**heads),
-                co_attention=ConditionalCoAttention(**heads, first=number == 0),
+                co_attention=ConditionalCoAttention(**heads, kind=kind, first=number == 0),
                 ffn=FFN(dim, ffn_dim, dropout),
                 dim=dim,
                 dropout=dropout,

@@ -35,7 +35,7 @@ class CoAttention(Attention):
     """Queries attend to all tokens of the image (Eqs. 1, 2)."""
 
     def project(
-        self, target: Tensor, position: Tensor, memory: Memory, places: Any = None
+        self, target: Tensor, position: Tensor, memory: Memory, guide: Any = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, N, d), keys and values (B, H, L, d)."""
         return (
@@ -45,26 +45,26 @@ class CoAttention(Attention):
         )
 
     def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, places: Any = None
+        self, target: Tensor, position: Tensor, memory: Memory, guide: Any = None
     ) -> Tensor:
         """
         Args:
             target, position: see the module.
             memory: the encoded image.
-            places: what the layer says of where to look; here nothing.
+            guide: the layer's word on where to look. Here there is none: queries look anywhere.
 
         Returns:
             attended content (B, N, C).
         """
-        query, key, value = self.project(target, position, memory, places)
+        query, key, value = self.project(target, position, memory, guide)
         out = self.attend(query, key, value, padding_biases(memory.padding))
         return self.out_proj(self.merge_heads(out))
 
     def weights(
-        self, target: Tensor, position: Tensor, memory: Memory, places: Any = None
+        self, target: Tensor, position: Tensor, memory: Memory, guide: Any = None
     ) -> list[Tensor]:
         """The attention weights on each scale, (B, H, N, L_s), for pictures."""
-        query, key, _ = self.project(target, position, memory, places)
+        query, key, _ = self.project(target, position, memory, guide)
         weights = attention_weights(query, key, biases=padding_biases(memory.padding))
         return list(weights.split(memory.lengths, dim=-1))
 
@@ -85,7 +85,7 @@ class DecoderLayer(ResidualBlock):
         """
         Args:
             self_attention: maps target and position to (B, N, C).
-            co_attention: maps these, a memory and the places to (B, N, C).
+            co_attention: maps these, a memory and a guide to (B, N, C).
             ffn: maps (B, N, C) to (B, N, C).
             dim: C.
             dropout, pre_norm: see :class:`ResidualBlock`.
@@ -98,33 +98,24 @@ class DecoderLayer(ResidualBlock):
         self.ffn = ffn
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Any) -> Tensor:
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, guide: Any) -> Tensor:
         """
         Args:
             target, position: see the module.
             memory: the encoded image.
-            places: the decoder's, the same for all layers. This layer passes them on to the
-                co-attention; one that predicts something from them passes that on instead.
+            guide: for the co-attention. The decoder calls all its layers with the same places; a
+                subclass makes a guide of its own from these.
 
         Returns:
             the new content (B, N, C).
         """
-        target = self.attend_to_queries(target, position)
-        return self.attend_to_image(target, position, memory, places)
-
-    def attend_to_queries(self, target: Tensor, position: Tensor) -> Tensor:
-        """Run the self-attention."""
-        return self.residual(target, lambda x: self.self_attention(x, position), self.norm1)
-
-    def attend_to_image(
-        self, target: Tensor, position: Tensor, memory: Memory, places: Any
-    ) -> Tensor:
-        """Run the co-attention and the FFN."""
 
         def look(x: Tensor) -> Tensor:
-            return self.co_attention(x, position, memory, places)
+            return self.co_attention(x, position, memory, guide)
 
-        return self.residual(self.residual(target, look, self.norm2), self.ffn, self.norm3)
+        target = self.residual(target, lambda x: self.self_attention(x, position), self.norm1)
+        target = self.residual(target, look, self.norm2)
+        return self.residual(target, self.ffn, self.norm3)
 
 
 class QueryDecoder(Decoder):

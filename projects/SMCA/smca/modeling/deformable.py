@@ -110,10 +110,10 @@ class DeformableCoAttention(DeformableAttention):
     """Queries read a few places of the image around their references."""
 
     def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, places: tuple[Tensor, Tensor]
+        self, target: Tensor, position: Tensor, memory: Memory, guide: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Attended content (B, N, C); ``places`` are references (B, N, 2 or 4) and map_sizes."""
-        return super().forward(target + position, memory, *places)
+        """Attended content (B, N, C); the guide is references (B, N, 2 or 4) and map_sizes."""
+        return super().forward(target + position, memory, *guide)
 
 
 @SMCA_DECODER_REGISTRY.register()

@@ -1,4 +1,4 @@
-"""From decoder outputs to boxes and scores (Eqs. 10-12), and from those to detections."""
+"""From decoder outputs to boxes and scores (Eqs. 10-12), and from these to detections."""
 
 from __future__ import annotations
 

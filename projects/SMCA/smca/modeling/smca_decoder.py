@@ -57,7 +57,7 @@ class ModulatedLayer(DecoderLayer):
         self.prior = prior
 
     def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Places) -> Tensor:
-        # First of all: it is not compiled, and all that follows is one graph.
+        # It is not compiled. Called first, it leaves all that follows in one graph.
         prior = self.prior(target, position, places)
         return super().forward(target, position, memory, prior)
 
