@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure each means of being fast: steps and inference with it and without it, in turns.
+"""Measure each optimisation: training steps and inference with and without it, interleaved.
 
-A means that is "taken" belongs to the project's defaults and is taken away for comparison; the
-others are added. A ratio below 1 says that the means pays. Peak memory is that of a process each
-above its resting model. Attention dropout is as in model.py. KEY VALUE pairs after the flags change
-the config.
+The project's defaults include the optimisations that are "taken"; the benchmark removes those for
+the comparison and adds the others. A ratio below 1 says that the optimisation pays. Peak memory is
+measured in a separate process for each variant and excludes the idle model. Attention dropout is
+set as in model.py. KEY VALUE pairs after --opts change the config.
 
 Examples:
     python benchmarks/ablation.py --config smca_single_scale_R50_50ep
@@ -41,13 +41,13 @@ METHODS = {"inference": "infer", "training": "train"}
 
 @dataclass(frozen=True)
 class Ablation:
-    """A means of being fast that is taken away from the project's defaults or added to them.
+    """An optimisation that the benchmark removes from the project's defaults or adds to them.
 
     Attributes:
-        taken: whether the defaults have it, so that ``opts`` and ``patch`` take it away.
+        taken: whether the defaults include it, so that ``opts`` and ``patch`` remove it.
         works: the kinds of work that it changes.
-        opts: KEY VALUE pairs of the config.
-        patch: a context in which the detector is built and works.
+        opts: KEY VALUE pairs that change the config.
+        patch: returns a context in which the detector is built and runs.
     """
 
     taken: bool
@@ -57,6 +57,8 @@ class Ablation:
 
 
 def norm_apart() -> AbstractContextManager:
+    """Normalise after each convolution instead of folding frozen batch norm into its weights."""
+
     def forward(self: resnet_blocks.ConvNorm, x: Tensor, valid: Tensor | None) -> Tensor:
         x = nn.Conv2d.forward(self, x)
         return self.norm(x, valid) if isinstance(self.norm, norms.GroupNorm) else self.norm(x)
@@ -65,6 +67,8 @@ def norm_apart() -> AbstractContextManager:
 
 
 def always_masked() -> AbstractContextManager:
+    """Build a mask of valid cells even if no image of the batch is padded."""
+
     valid_mask = neck.valid_mask
 
     def mask(sizes, stride, shape, device) -> Tensor:
@@ -77,6 +81,8 @@ def always_masked() -> AbstractContextManager:
 
 
 def heads_one_by_one() -> AbstractContextManager:
+    """Apply the heads to one decoder layer after the other."""
+
     def apply(module: nn.Module, hidden: Tensor) -> Tensor:
         return torch.stack([module(output) for output in hidden])
 
@@ -84,6 +90,8 @@ def heads_one_by_one() -> AbstractContextManager:
 
 
 def losses_one_by_one() -> AbstractContextManager:
+    """Call matcher and criterion once for each decoder layer."""
+
     criterion = SetCriterion.__call__
 
     def losses(self: SetCriterion, predictions: heads.Predictions, targets) -> dict[str, Tensor]:
@@ -100,6 +108,8 @@ def losses_one_by_one() -> AbstractContextManager:
 
 
 def positions_kept() -> AbstractContextManager:
+    """Cache the sine positions by map size."""
+
     sine_positions = neck.sine_positions
 
     @functools.cache
@@ -113,6 +123,8 @@ def positions_kept() -> AbstractContextManager:
 
 
 def all_layers() -> AbstractContextManager:
+    """Predict from every decoder layer in inference, as in training."""
+
     def train(self: Decoder, mode: bool = True) -> Decoder:
         nn.Module.train(self, mode)
         self.training = True
@@ -123,7 +135,7 @@ def all_layers() -> AbstractContextManager:
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """The GNU C library gives no freed memory back to the system, nor asks it for large blocks."""
+    """Have the GNU C library keep freed memory and take large blocks from its own heap."""
     libc = ctypes.CDLL(None)
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     libc.mallopt(mmap_max, 0)
@@ -131,7 +143,7 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        # What the library comes to by itself where large blocks are freed.
+        # The library itself arrives at these values when a program frees large blocks.
         libc.mallopt(mmap_max, 65536)
         libc.mallopt(mmap_threshold, 2**25)
         libc.mallopt(trim_threshold, 2**26)
@@ -139,6 +151,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def inference(function: Callable) -> Callable[[], AbstractContextManager]:
+    """Return a patch that replaces :meth:`Workload.infer` by ``function``."""
     return lambda: mock.patch.object(Workload, "infer", function)
 
 
@@ -188,12 +201,12 @@ ABLATIONS = {
     "compiled": Ablation(taken=False, opts=("MODEL.SMCA.COMPILE", True)),
     "freed memory kept": Ablation(taken=False, patch=freed_memory_kept),
 }
-# Changes nothing.
+# The project's defaults, unchanged.
 DEFAULT = Ablation(taken=True)
 
 
 class Worker:
-    """A detector at one kind of work, with an ablation."""
+    """Runs one kind of work of a detector with one ablation."""
 
     def __init__(self, cfg: CfgNode, setting: Setting, ablation: Ablation, work: str):
         self.ablation, self.method = ablation, METHODS[work]
@@ -208,7 +221,7 @@ class Worker:
 
 
 def prepare(cfg: CfgNode, setting: Setting, name: str | None, work: str) -> Callable[[], object]:
-    """A fresh process's work: one that the same detector has done before at a small size."""
+    """Return a fresh process's work, after the same detector has done it once at a small size."""
     worker = Worker(cfg, setting, ABLATIONS.get(name, DEFAULT), work)
     worker.workload.see((64, 64), 1)
     worker()
@@ -217,7 +230,7 @@ def prepare(cfg: CfgNode, setting: Setting, name: str | None, work: str) -> Call
 
 
 def measure(cfg: CfgNode, setting: Setting, name: str, args: argparse.Namespace) -> list[Row]:
-    """A row for each kind of work that an ablation changes."""
+    """Return a row for each kind of work that an ablation changes."""
     ablation, rows = ABLATIONS[name], []
     ours, other = ("with", "without") if ablation.taken else ("without", "with")
     for work in ablation.works:
@@ -253,7 +266,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="smca_single_scale_R50_50ep", help="name or file")
+    parser.add_argument(
+        "--config", default="smca_single_scale_R50_50ep", help="config name or file"
+    )
     parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     add_setting(parser)
     add_arguments(parser, "ablation", rounds=5)

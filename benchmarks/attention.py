@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Time SMCA's modulated co-attention beside two that hold log G, and more, as a dense matrix.
+"""Time SMCA's modulated co-attention beside two variants that hold log G as a dense matrix.
 
-fused: the project's; dense: torch's attention with log G as a dense mask; unfused: plain
-operations. Each makes the bias from centres and scales of its own, the latter two as Eq. 4 reads,
-forward or forward and backward. Peak memory is measured in a process each; errors are the largest
-absolute ones of the first image, against float64. --scaling measures how memory grows with keys
-and queries instead.
+"fused" is the project's attention, "dense" is torch's attention with log G as a dense mask, and
+"unfused" uses plain operations. Each variant computes log G from centres and scales itself; "dense"
+and "unfused" follow Eq. 4 literally. Each runs forward, or forward and backward. Peak memory is
+measured in a separate process for each variant. Errors are the largest absolute differences from
+float64 in the first image. --scaling measures instead how memory grows with keys and queries.
 
 Examples:
     python benchmarks/attention.py --maps 50x84 --batches 1
@@ -24,7 +24,7 @@ from dataclasses import replace
 import torch
 from co_attention import CHANNELS, HEADS, Case, CoAttention
 from measuring import (
-    Bar,
+    PerformanceTarget,
     Row,
     add_arguments,
     chosen_device,
@@ -44,24 +44,27 @@ from smca.engine.guard import guarded
 from smca.structures import Size
 
 PASSES = {"forward": False, "forward+backward": True}
-# How much faster the fused one must be than the unfused, and with how much of its memory.
-BAR_MAP, BAR_SPEED, BAR_MEMORY = "50x84", {"forward": 10.0, "forward+backward": 5.0}, 0.25
-BAR_EXPONENT = 1.1
+# The targets on this map: least unfused / fused time, and most fused / unfused memory.
+TARGET_MAP, TARGET_SPEED = "50x84", {"forward": 10.0, "forward+backward": 5.0}
+TARGET_MEMORY = 0.25
+# The largest exponent with which memory may grow under --scaling.
+TARGET_EXPONENT = 1.1
 PLAIN = ["fused", "dense", "unfused"]
 
 
 def prepare(case: Case, name: str, backward: bool) -> Callable[[], Tensor]:
-    """A fresh process's work: one call of an attention that has run at a small size."""
+    """Return a fresh process's work: one call of an attention that has run at a small size."""
     CoAttention(replace(case, shape=(4, 4), queries=4, batch=1)).work(name, backward=backward)()
     return CoAttention(case).work(name, backward=backward)
 
 
 def mebibytes(case: Case, name: str, backward: bool) -> float | None:
+    """Return an attention's peak memory in MiB, or None if the memory does not suffice."""
     return quotient(peak_memory(prepare, case, name, backward), 2**20)
 
 
 def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[Row]:
-    """A row a pass and attention; none where memory does not suffice."""
+    """Return a row for each pass and attention for which the memory suffices."""
     numbers = CoAttention(case)
     exact = numbers.exact()
     errors = {name: numbers.errors(name, *exact) for name in args.attentions}
@@ -94,7 +97,7 @@ def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[R
                 "peak_mib": memory[name],
                 "of_unfused": quotient(memory[name], memory.get("unfused")),
                 **errors[name],
-                # 1 is a matrix of all queries, keys and heads.
+                # 1 means a matrix over all queries, keys and heads.
                 "largest_tensor": operations.largest / case.weights,
                 "kernels": " ".join(operations.attention) or "plain operations",
             }
@@ -105,11 +108,11 @@ def measure(case: Case, args: argparse.Namespace, peaks: Peaks | None) -> list[R
 
 
 def roofline(case: Case, backward: bool, seconds: float, peaks: Peaks) -> Row:
-    """What was reached of the device's peaks, by the least an attention must compute and move.
+    """Return the columns that relate an attention's necessary work to the device's peaks.
 
-    Forward is two products of queries, keys and channels, backward five. Forward reads queries,
-    keys and values and writes the output; backward reads these and the output's gradient, and
-    writes three gradients.
+    The forward pass needs two products over queries, keys and channels, the backward pass five. The
+    forward pass reads queries, keys and values and writes the output; the backward pass reads these
+    and the output's gradient, and writes three gradients.
     """
     flops = (7 if backward else 2) * 2 * case.weights * CHANNELS
     width = 2 if case.precision in HALF else 4
@@ -117,28 +120,28 @@ def roofline(case: Case, backward: bool, seconds: float, peaks: Peaks) -> Row:
     return peaks.reached(flops, moved * case.batch * HEADS * CHANNELS * width, seconds)
 
 
-def bars(rows: list[Row]) -> list[Bar]:
-    """The bars of the rows that they are for."""
+def targets(rows: list[Row]) -> list[PerformanceTarget]:
+    """Compare the rows of the target map, with 300 queries in fp32, with the targets."""
     found = []
     for row in rows:
-        if (row["map"], row["queries"], row["precision"]) != (BAR_MAP, 300, "fp32"):
+        if (row["map"], row["queries"], row["precision"]) != (TARGET_MAP, 300, "fp32"):
             continue
         case = f"{row['map']}, batch {row['batch']}, {row['pass']}"
         if row["attention"] == "unfused" and row["over_fused"]:
-            limit = BAR_SPEED[row["pass"]]
-            speed = Bar(f"unfused / fused time, {case}", row["over_fused"], limit, at_least=True)
-            found.append(speed)
+            name, limit = f"unfused / fused time, {case}", TARGET_SPEED[row["pass"]]
+            found.append(PerformanceTarget(name, row["over_fused"], limit, at_least=True))
         if row["attention"] == "fused" and row["of_unfused"]:
-            found.append(Bar(f"fused / unfused memory, {case}", row["of_unfused"], BAR_MEMORY))
+            name = f"fused / unfused memory, {case}"
+            found.append(PerformanceTarget(name, row["of_unfused"], TARGET_MEMORY))
     return found
 
 
-def scaling(case: Case, args: argparse.Namespace) -> tuple[list[Row], list[Bar]]:
-    """Peak memory of forward and backward at 4 sizes, and the exponents it grows with.
+def scaling(case: Case, args: argparse.Namespace) -> tuple[list[Row], list[PerformanceTarget]]:
+    """Return peak memory, forward and backward, at four sizes, and the exponents of its growth.
 
-    By keys or by queries alone an unfused attention grows linearly too; by both it does not.
+    With keys or with queries alone, an unfused attention grows linearly too; with both it does not.
     """
-    rows, exponents, limits = [], [], []
+    rows, exponents, found = [], [], []
     factors = 1, 2, 4, 8
     for vary in ("keys", "queries", "keys and queries"):
         for name in args.attentions:
@@ -158,8 +161,9 @@ def scaling(case: Case, args: argparse.Namespace) -> tuple[list[Row], list[Bar]]
                 exponent = statistics.linear_regression(*logs).slope
             exponents.append({"vary": vary, "attention": name, "exponent": exponent})
             if name == "fused":
-                limits.append(Bar(f"growth of fused memory by {vary}", exponent, BAR_EXPONENT))
-    return rows + exponents, limits
+                title = f"growth of fused memory by {vary}"
+                found.append(PerformanceTarget(title, exponent, TARGET_EXPONENT))
+    return rows + exponents, found
 
 
 def map_size(text: str) -> Size:
@@ -185,13 +189,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--roofline",
         action=argparse.BooleanOptionalAction,
-        help="what is reached of the device's peaks (default: on CUDA)",
+        help="report the share of the device's peaks that is reached (default: on CUDA)",
     )
     parser.add_argument(
         "--scaling",
         action="store_true",
-        help="memory at 1, 2, 4, 8 times the first map's rows, the queries, and both; the first "
-        "batch and precision",
+        help="measure memory at 1, 2, 4 and 8 times the rows of the first map, the queries, and "
+        "both, with the first batch and precision",
     )
     add_arguments(parser, "attention")
     return parser.parse_args()
@@ -209,8 +213,8 @@ def main() -> int:
         for batch in args.batches
     ]
     if args.scaling:
-        rows, limits = scaling(cases[0], args)
-        write("attention", rows, args.output, bars=limits)
+        rows, found = scaling(cases[0], args)
+        write("attention", rows, args.output, targets=found)
         return 0
     rows, peaks = [], {}
     for case in cases:
@@ -219,7 +223,7 @@ def main() -> int:
             if args.roofline and case.precision not in peaks:
                 peaks[case.precision] = measured_peaks(device, dtype)
             rows += measure(case, args, peaks.get(case.precision))
-        write("attention", rows, args.output, bars=bars(rows), show=case is cases[-1])
+        write("attention", rows, args.output, targets=targets(rows), show=case is cases[-1])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""One of SMCA's co-attentions with made-up numbers: its work, and its errors against float64."""
+"""One of SMCA's co-attentions on random numbers: its work, and its errors against float64."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ from smca.modeling.gaussians import Gaussians, Grid
 from smca.structures import Size
 
 HEADS, CHANNELS = 8, 32
-# The largest scale a Gaussian has here, of which the square divides by its squared width.
-MOST = 2.0
-# Rows of the stride-32 map of an image whose short side is 800 pixels.
+# The largest scale of a Gaussian; its squared width is divided by the square of its scale.
+MAX_SCALE = 2.0
+# The stride-32 map of an image whose short side is 800 pixels has this many rows.
 ROWS = 25
 
 
 @dataclass(frozen=True)
 class Case:
-    """Batch images, so many queries, a map of ``shape`` cells, and the precision by name."""
+    """The sizes of an attention, its precision and its device.
+
+    Attributes:
+        shape: (h, w) of the map in cells.
+        batch: number of images.
+        queries: number of queries for each image.
+        precision: one of :data:`roofline.PRECISIONS`.
+        device: torch's name of the device.
+    """
 
     shape: Size
     batch: int
@@ -36,12 +44,12 @@ class Case:
 
     @property
     def weights(self) -> int:
-        """Attention weights of all heads and images."""
+        """Return the number of attention weights in all heads and images."""
         return self.batch * HEADS * self.queries * math.prod(self.shape)
 
 
 class CoAttention:
-    """A case's numbers, of which all that are learned have gradients."""
+    """Random inputs of a case; queries, keys, values, centres and scales require gradients."""
 
     def __init__(self, case: Case):
         torch.manual_seed(0)
@@ -55,22 +63,26 @@ class CoAttention:
             gaussians = batch, queries, 1, HEADS, 2
             size = torch.tensor(case.shape[::-1])
             self.center = (torch.rand(gaussians) * size).requires_grad_()
-            self.scales = (torch.rand(gaussians) * MOST).requires_grad_()
+            self.scales = (torch.rand(gaussians) * MAX_SCALE).requires_grad_()
 
     def gaussians(self) -> Gaussians:
+        """Return the Gaussians with the case's centres and scales."""
         squares = F.pad(self.scales.square(), (0, 1))
         return Gaussians(
             center=self.center, precision=squares, rate=self.center.new_tensor([self.rate])
         )
 
     def biases(self) -> list:
-        """log G, in the form that the attention of the moment takes."""
+        """Return log G in the form that the current attention takes."""
         dtype = self.tokens[0].dtype
         grid = Grid.of([self.shape], oriented=False, dtype=dtype, like=self.center)
         return self.gaussians().biases(grid)
 
     def work(self, name: str, *, backward: bool) -> Callable[[], Tensor]:
-        """What is timed, with an attention of ``ATTENDS``; it returns (B, H, N, d)."""
+        """Return the function to time, with attention ``name`` of ``ATTENDS``.
+
+        The function returns the output, (B, H, N, d).
+        """
 
         def forward() -> Tensor:
             with attention_replaced(name):
@@ -86,7 +98,7 @@ class CoAttention:
 
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:
-        """Output (H, N, d) and log G (H, N, L) of the first image, in float64."""
+        """Return the first image's output (H, N, d) and log G (H, N, L) in float64."""
         points = torch.cartesian_prod(*(torch.arange(float(n)) for n in self.shape)).flip(-1)
         first = Gaussians(
             center=self.center[:1].double(),
@@ -100,12 +112,12 @@ class CoAttention:
 
     @torch.no_grad()
     def errors(self, name: str, output: Tensor, log_g: Tensor) -> Row:
-        """Largest differences to what :meth:`exact` gives."""
+        """Return the largest differences of output and log G from those of :meth:`exact`."""
         found = self.work(name, backward=False)()[0]
         with attention_replaced(name):
             (bias,) = self.biases()
         if isinstance(bias, Matrix):
-            # torch's takes the mask in the precision of queries and keys.
+            # torch's attention takes the mask in the precision of queries and keys.
             kind = found.dtype if name == "dense" else torch.float32
             found_log_g = bias.logits[0].to(kind).float()
         else:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Race SMCA, Conditional DETR and DETR on drawn shapes: one recipe, the same seeds, one budget.
+"""Race SMCA, Conditional DETR and DETR on drawn shapes with one recipe, budget and set of seeds.
 
-Each run is train_net.py in a process and a folder of its own. A race that was stopped continues
-where it was; runs that are done are not trained again. --opts KEY VALUE ... changes the
-recipe of all systems.
+Each run starts train_net.py in its own process and folder. The same command continues a race that
+was stopped, and skips the runs that are complete. --opts KEY VALUE ... changes the recipe of all
+systems.
 
 Example:
     python benchmarks/convergence.py --size small --seeds 0 1 2
@@ -41,7 +41,7 @@ from smca.engine.guard import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each system is called, and how it differs from the recipe.
+# The title of each system, and the config values in which it differs from the recipe.
 _MODULATION = "MODEL.SMCA.MODULATION"
 _DECODER = "MODEL.SMCA.DECODER.NAME"
 SYSTEMS: dict[str, tuple[str, list[str]]] = {
@@ -54,7 +54,7 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
 }
 TITLES = {name: title for name, (title, _) in SYSTEMS.items()}
 
-# The drawn data of each size; its recipe is configs/convergence_<size>.yaml.
+# The data to draw for each size; the recipe is in configs/convergence_<size>.yaml.
 DATA: dict[str, dict[str, int]] = {
     "small": {"num_train": 4000, "num_val": 300},
     "medium": {
@@ -68,7 +68,7 @@ DATA: dict[str, dict[str, int]] = {
     },
 }
 _RECIPE = "recipe.yaml"
-# These may differ from run to run of a race.
+# Runs of one race may differ in these keys.
 _NOT_THE_RECIPE = {"OUTPUT_DIR", "SEED", "DATALOADER.NUM_WORKERS"}
 
 
@@ -76,21 +76,25 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=DATA, default="small", help="medium wants a GPU")
+    parser.add_argument("--size", choices=DATA, default="small", help="medium needs a GPU")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--iterations", type=int, help="instead of the recipe's")
-    parser.add_argument("--eval-period", type=int, help="iterations from one evaluation to another")
-    parser.add_argument("--images", nargs=2, type=int, metavar=("TRAIN", "VAL"), help="to draw")
-    parser.add_argument("--data", help="folder of the data (default: datasets/convergence_SIZE)")
+    parser.add_argument("--iterations", type=int, help="replaces the recipe's number")
+    parser.add_argument("--eval-period", type=int, help="iterations between two evaluations")
     parser.add_argument(
-        "--output", help="folder of runs and report (default: benchmarks/out/convergence_SIZE)"
+        "--images", nargs=2, type=int, metavar=("TRAIN", "VAL"), help="images to draw"
+    )
+    parser.add_argument("--data", help="data folder (default: datasets/convergence_SIZE)")
+    parser.add_argument(
+        "--output", help="folder for runs and report (default: benchmarks/out/convergence_SIZE)"
     )
     parser.add_argument("--engine", choices=("auto", "detectron2", "native"), default="native")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of each run")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of what is left")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands of the remaining runs"
+    )
     parser.add_argument("--report-only", action="store_true", help="train nothing")
-    parser.add_argument("--docs", action="store_true", help="put the report into docs/ too")
+    parser.add_argument("--docs", action="store_true", help="also write the report into docs/")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"
     )
@@ -100,7 +104,7 @@ def parse() -> argparse.Namespace:
 
 
 def recipe_options(args: argparse.Namespace) -> list[str]:
-    """KEY VALUE pairs that all systems share, beside the config file."""
+    """Return the KEY VALUE pairs that all systems share in addition to the config file."""
     options = []
     if args.iterations:
         options += ["SOLVER.MAX_ITER", f"{args.iterations}"]
@@ -123,7 +127,7 @@ def config_file(size: str) -> str:
 
 
 def command(args: argparse.Namespace, system: str, seed: int) -> list[str]:
-    """The training program's command line for one run."""
+    """Return the training program's command line for one run."""
     return [
         *(sys.executable, str(ROOT / "train_net.py"), "--config-file", config_file(args.size)),
         *("--engine", args.engine, "--num-gpus", f"{args.num_gpus}", "--resume"),
@@ -133,8 +137,8 @@ def command(args: argparse.Namespace, system: str, seed: int) -> list[str]:
     ]
 
 
-def told_command(args: argparse.Namespace) -> str:
-    """This program's command line, less the folders, which are nobody else's."""
+def shown_command(args: argparse.Namespace) -> str:
+    """Return this program's command line without the folders, which differ between machines."""
     chosen = ["--size", args.size, "--seeds", *map(str, args.seeds)]
     if len(args.systems) < len(SYSTEMS):
         chosen += ["--systems", *args.systems]
@@ -152,7 +156,7 @@ def told_command(args: argparse.Namespace) -> str:
 
 
 def keep_recipe(cfg: CfgNode, output: Path) -> None:
-    """Write the recipe into a new race's folder; refuse to mix two recipes in one.
+    """Write the recipe into a new race's folder, or compare it with the recipe found there.
 
     Raises:
         ConfigError: the race in ``output`` has another recipe.
@@ -172,10 +176,10 @@ def keep_recipe(cfg: CfgNode, output: Path) -> None:
 
 
 def lock(output: Path) -> int:
-    """Hold ``output`` for this race and the programs it starts; returns a file descriptor.
+    """Lock ``output`` for this race and the programs it starts; return the lock's descriptor.
 
     Raises:
-        ConfigError: another race, or a run it left behind, is at work there.
+        ConfigError: another race, or a run that it left behind, works in ``output``.
     """
     descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -186,9 +190,13 @@ def lock(output: Path) -> int:
 
 
 def run_program(arguments: Sequence[str], held: int) -> int:
-    """Run a program to its end, pass signals on to it, and return its exit code.
+    """Run a program to its end, forward signals to it, and return its exit code.
 
-    A program that was asked to stop counts as stopped even if it was just done.
+    A program that received a signal counts as stopped, even if it ended normally.
+
+    Args:
+        arguments: the command line.
+        held: the descriptor of :func:`lock`, which the program inherits.
     """
     asked: list[int] = []
     process = subprocess.Popen(arguments, cwd=ROOT, pass_fds=[held])
@@ -207,7 +215,7 @@ def run_program(arguments: Sequence[str], held: int) -> int:
 
 
 def train(args: argparse.Namespace, iterations: int, held: int) -> int:
-    """Train what is left, and report after each run; returns the first exit code not 0."""
+    """Train the remaining runs and report after each; return the first exit code that is not 0."""
     runs = [(system, seed) for seed in args.seeds for system in args.systems]
     for number, (system, seed) in enumerate(runs, start=1):
         name = f"{TITLES[system]}, seed {seed} (run {number} of {len(runs)})"
@@ -221,22 +229,23 @@ def train(args: argparse.Namespace, iterations: int, held: int) -> int:
         print(f"{name}\n{shlex.join(arguments)}", flush=True)
         folder = run_folder(args.output, system, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        record_start(folder, told_command(args))
+        record_start(folder, shown_command(args))
         if code := run_program(arguments, held):
             print(f"{name}: ended with exit code {code}; the same command continues", flush=True)
             return code if code > 0 else 128 - code
-        for checkpoint in folder.glob("model_[0-9]*.pth"):  # those of evaluations on the way
-            checkpoint.unlink()
+        for checkpoint in folder.glob("model_[0-9]*.pth"):
+            checkpoint.unlink()  # saved during the run, at each evaluation
         report(args, iterations)
     return 0
 
 
 def folders(output: Path, runs: Sequence[Run]) -> list[Path]:
+    """Return the folder of each run."""
     return [run_folder(output, run.system, run.seed) for run in runs]
 
 
 def report(args: argparse.Namespace, iterations: int) -> str:
-    """Write the CSV, the tables and the picture; returns the tables."""
+    """Write the CSV file, the tables and the picture; return the tables."""
     runs = read_race(args.output, list(SYSTEMS), iterations)
     tables = markdown(runs, TITLES)
     write_csv(runs, args.output / "convergence.csv")
@@ -246,10 +255,10 @@ def report(args: argparse.Namespace, iterations: int) -> str:
 
 
 def write_docs(args: argparse.Namespace, iterations: int) -> None:
-    """Replace this size's part of docs/CONVERGENCE.md, between its two marks, and its picture.
+    """Replace this size's picture, and its part of docs/CONVERGENCE.md between two marks.
 
     Raises:
-        ConfigError: the marks are not there.
+        ConfigError: the page lacks the marks.
     """
     page, picture = ROOT / "docs/CONVERGENCE.md", f"convergence_{args.size}.png"
     begin, end = (f"<!-- {args.size}: {word} -->\n" for word in ("begin", "end"))

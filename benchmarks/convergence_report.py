@@ -1,4 +1,4 @@
-"""What a convergence race gave: its curves, their comparison, and the files that tell of it."""
+"""Read the runs of a convergence race, compare their curves, and write the report's files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MAX_BUDGETS = 8
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a system with a seed.
+    """The evaluations of one system trained with one seed.
 
     Attributes:
-        evaluations: iterations done -> ``{"AP": percent, ...}``; what cannot be measured is absent.
+        evaluations: iterations done -> ``{"AP": percent, ...}``, without undefined values.
     """
 
     system: str
@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Curve:
-    """AP of a system over iterations: mean and range over its seeds, in percent."""
+    """A system's AP over iterations, in percent: mean, lowest and highest of its seeds."""
 
     iterations: list[int]
     mean: list[float]
@@ -43,34 +43,35 @@ class Curve:
 
     @property
     def best(self) -> tuple[int, float]:
-        """The first iteration with the best mean, and that mean."""
+        """Return the first iteration with the best mean, and that mean."""
         value = max(self.mean)
         return self.iterations[self.mean.index(value)], value
 
 
 def run_folder(output: Path, system: str, seed: int) -> Path:
+    """Return the folder of a run within the race's folder ``output``."""
     return output / system / f"seed{seed}"
 
 
 def read_run(output: Path, system: str, seed: int, iterations: int) -> Run:
-    """Read a run's ``metrics.json``; without one the run has no evaluations.
+    """Return the run with the evaluations of its ``metrics.json``, or none without that file.
 
     Args:
         output, system, seed: see :func:`run_folder`.
-        iterations: those of the whole run.
+        iterations: number of iterations in a complete run.
     """
     path = run_folder(output, system, seed) / "metrics.json"
     series = read_metrics(path) if path.exists() else {}
     evaluations: dict[int, dict[str, float]] = {}
     for name in AP_NAMES:
         for iteration, value in zip(*series.get(f"bbox/{name}", ([], [])), strict=True):
-            # A host may give its last evaluation the number of the iteration after the last.
+            # A host may number its last evaluation as if one more iteration had run.
             evaluations.setdefault(min(iteration + 1, iterations), {})[name] = value
     return Run(system, seed, evaluations)
 
 
 def read_race(output: Path, systems: Sequence[str], iterations: int) -> list[Run]:
-    """All runs of ``systems`` in ``output`` that have been evaluated, by system and seed."""
+    """Return all evaluated runs of ``systems`` in ``output``, ordered by system and seed."""
     runs = []
     for system in systems:
         seeds = sorted(int(path.name[4:]) for path in (output / system).glob("seed*"))
@@ -79,7 +80,7 @@ def read_race(output: Path, systems: Sequence[str], iterations: int) -> list[Run
 
 
 def curves(runs: Sequence[Run]) -> dict[str, Curve]:
-    """The curve of each system, where all of its runs have been evaluated."""
+    """Return each system's curve over the iterations at which all of its runs were evaluated."""
     result = {}
     for system in dict.fromkeys(run.system for run in runs):
         seeds = [run.evaluations for run in runs if run.system == system]
@@ -93,19 +94,20 @@ def curves(runs: Sequence[Run]) -> dict[str, Curve]:
 
 
 def iterations_to_reach(curve: Curve, level: float) -> int | None:
-    """Iterations at the first evaluation whose mean AP is at least ``level``; None: never."""
+    """Return the iterations before mean AP first reached ``level``, or None if it never did."""
     return next(
         (i for i, ap in zip(curve.iterations, curve.mean, strict=True) if ap >= level), None
     )
 
 
 def budgets(iterations: Sequence[int], most: int = _MAX_BUDGETS) -> list[int]:
-    """At most ``most`` of ``iterations``, evenly from the last one backwards."""
+    """Return at most ``most`` of ``iterations``, evenly spaced, with the last one."""
     step = -(-len(iterations) // most)
     return list(iterations)[::-1][::step][::-1]
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """Write one row for each evaluation."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["system", "seed", "iteration", *AP_NAMES])
@@ -116,11 +118,11 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
 
 
 def markdown(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
-    """Two tables: AP at each budget, and how soon each system is as good as DETR ever gets.
+    """Return two tables: AP at each budget, and how soon each system reaches DETR's best AP.
 
     Args:
-        runs: of :func:`read_race`.
-        titles: what each system is called.
+        runs: the result of :func:`read_race`.
+        titles: the title of each system.
     """
     drawn = curves(runs)
     if not drawn:
@@ -168,7 +170,7 @@ def _comparison(runs: Sequence[Run], drawn: Mapping[str, Curve], titles: Mapping
 
 
 def plot(runs: Sequence[Run], titles: Mapping[str, str], path: Path) -> None:
-    """Draw AP over iterations, one line a system: the mean of its seeds, and their range."""
+    """Draw AP over iterations: for each system the mean of its seeds as a line, and their range."""
     figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
     colors = dict(zip(titles, (f"C{i}" for i in range(len(titles))), strict=True))

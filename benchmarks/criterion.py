@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Time matcher and losses of all decoder layers, beside the same written in plain loops.
+"""Time matcher and losses of all decoder layers beside the same computation in plain loops.
 
-Each case is a batch of made-up predictions and objects, on which both run forward and backward.
-Parts are timed apart: the matcher, and of it the costs on the device, their way to the host and
-scipy's assignment; the losses of pairs that are known. The share is of a training step of so many
-images: --step-seconds an image, or what --step-config's model takes here for a step with one. On a
-GPU, which is faster with more images, tell --step-seconds. Errors are the largest differences to
-the plain losses and gradients, relative to the largest of these.
+Each case is a batch of random predictions and objects; both forms run forward and backward. The
+parts are also timed separately: the whole matcher and, within it, the costs on the device, their
+transfer to the host and scipy's assignment; and the losses of given pairs. The share relates to a
+training step with the same number of images. An image of that step takes --step-seconds, or the
+time of a step with one image of --step-config's model on this machine. A GPU needs less time for an
+image in a larger batch, so give --step-seconds there. Errors are the largest differences from the
+plain losses and gradients, relative to the largest of those.
 
 Example:
     python benchmarks/criterion.py --losses focal --batches 1 16 --boxes 10 100
@@ -24,7 +25,7 @@ import plain_criterion
 import torch
 from measuring import (
     ROOT,
-    Bar,
+    PerformanceTarget,
     Row,
     add_arguments,
     chosen_device,
@@ -47,13 +48,20 @@ from smca.training.solver import build_optimizer
 
 LOSSES = ("focal", "softmax")
 CLASS_WEIGHT = {"focal": 2.0, "softmax": 1.0}
-# Of a training step on a CPU; and how often a step may wait for a GPU.
-BAR_SHARE, BAR_WAITS = 0.03, 1
+# The largest share of a training step on a CPU, and the most waits for a GPU in a step.
+TARGET_SHARE, TARGET_WAITS = 0.03, 1
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch with so many objects in each image, and what a detector says of it."""
+    """The sizes of a batch and of a detector's predictions.
+
+    Attributes:
+        loss: "focal" or "softmax".
+        batch: number of images.
+        boxes: number of objects in each image.
+        layers, queries, classes: sizes of the predictions.
+    """
 
     loss: str
     batch: int
@@ -64,7 +72,7 @@ class Case:
 
 
 class Work:
-    """A case's predictions and objects, and what is done with them."""
+    """Random predictions and objects of a case, and the functions to time on them."""
 
     def __init__(self, case: Case, device: torch.device):
         generator = torch.Generator().manual_seed(0)
@@ -86,30 +94,31 @@ class Work:
         self.matcher = HungarianMatcher(softmax=self.softmax, class_cost=self.weight)
 
     def losses(self, matcher: Callable | None = None) -> dict[str, Tensor]:
-        """Of the project's criterion, with its own matcher or another."""
+        """Return the losses of the project's criterion, with its own matcher or ``matcher``."""
         criterion = SetCriterion(
             matcher=matcher or self.matcher, softmax=self.softmax, class_weight=self.weight
         )
         return criterion(self.predictions, self.targets)
 
     def plain_losses(self) -> dict[str, Tensor]:
+        """Return the losses of the plain loops."""
         objects = self.targets.labels.unbind(), self.targets.boxes.unbind()
         return plain_criterion.losses(self.predictions, *objects, softmax=self.softmax)
 
     def gradients(self, losses: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Of the losses' sum, by logits and boxes."""
+        """Return the gradients of the losses' sum with respect to logits and boxes."""
         total = torch.stack(list(losses.values())).sum()
         return torch.autograd.grad(total, (self.predictions.logits, self.predictions.boxes))
 
     def wholes(self) -> dict[str, Callable[[], object]]:
-        """Matcher and losses, forward and backward: the project's and the plain ones."""
+        """Return matcher and losses, forward and backward: the project's and the plain form."""
         return {
             "criterion": lambda: self.gradients(self.losses()),
             "plain": lambda: self.gradients(self.plain_losses()),
         }
 
     def parts(self) -> dict[str, Callable[[], object]]:
-        """What the project's criterion does, part by part, on what the part before gave."""
+        """Return each part of the project's criterion, on the result of the part before."""
         both = self.predictions, self.targets
         matches = self.matcher(*both)
         costs = torch.no_grad()(self.matcher.costs)
@@ -127,6 +136,7 @@ class Work:
         }
 
     def errors(self) -> Row:
+        """Return the largest relative differences from the plain losses and gradients."""
         ours, plain = self.losses(), self.plain_losses()
         gradients = zip(self.gradients(ours), self.gradients(plain), strict=True)
         return {
@@ -136,7 +146,7 @@ class Work:
 
 
 def made_up_boxes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """(*shape, 4) cxcywh, inside the image."""
+    """Return random boxes inside the image, (*shape, 4) cxcywh."""
     sides = 0.02 + 0.4 * torch.rand(*shape, 2, generator=generator) ** 2
     centers = sides / 2 + (1 - sides) * torch.rand(*shape, 2, generator=generator)
     return torch.cat([centers, sides], dim=-1)
@@ -144,18 +154,19 @@ def made_up_boxes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def error(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference relative to the largest absolute value of ``wanted``."""
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
 def prepare(case: Case, device: str, name: str) -> Callable[[], object]:
-    """A fresh process's work, which has run at a small size."""
+    """Return a fresh process's work, after it has run at a small size."""
     small = Case(case.loss, 1, 1, 2, 4, case.classes)
     Work(small, torch.device(device)).wholes()[name]()
     return Work(case, torch.device(device)).wholes()[name]
 
 
 def waits(work: Callable[[], object]) -> int:
-    """How often ``work`` has the host wait for the CUDA device, as far as torch can tell."""
+    """Count how often ``work`` makes the host wait for the CUDA device, as torch reports it."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -167,7 +178,7 @@ def waits(work: Callable[[], object]) -> int:
 
 
 def training_step(args: argparse.Namespace, device: torch.device) -> Callable[[], object]:
-    """A step of --step-config's model with one image: forward, backward and update."""
+    """Return a step of --step-config's model with one image: forward, backward and update."""
     cfg = NATIVE.read(args.step_config, ["MODEL.SMCA.ATTENTION_DROPOUT", 0.0])
     subject = NATIVE.build(cfg, str(device))
     subject.model.train()
@@ -177,7 +188,7 @@ def training_step(args: argparse.Namespace, device: torch.device) -> Callable[[]
 
 
 def measure(case: Case, args: argparse.Namespace, device: torch.device) -> list[Row]:
-    """A row for each of both wholes and of the parts."""
+    """Return a row for each form of the criterion and for each part of the project's."""
     work = Work(case, device)
     wholes = work.wholes()
     functions = wholes | work.parts()
@@ -188,7 +199,7 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> list[
     rows = []
     for name, seconds in times.items():
         peak = None
-        # Most objects need most memory.
+        # The case with the most objects needs the most memory.
         if args.memory and name in wholes and case.boxes == max(args.boxes):
             peak = peak_memory(prepare, case, str(device), name)
         row = {
@@ -204,13 +215,14 @@ def measure(case: Case, args: argparse.Namespace, device: torch.device) -> list[
     return rows
 
 
-def bars(rows: list[Row], device: torch.device) -> list[Bar]:
-    """The worst of all cases."""
+def performance_targets(rows: list[Row], device: torch.device) -> list[PerformanceTarget]:
+    """Compare the worst of all cases with the target of the device."""
     rows = [row for row in rows if row["part"] == "criterion"]
     if device.type == "cuda":
         most = max(row["waits"] for row in rows)
-        return [Bar("waits of the criterion for the device", most, BAR_WAITS)]
-    return [Bar("criterion / training step", max(row["share_of_step"] for row in rows), BAR_SHARE)]
+        return [PerformanceTarget("waits of the criterion for the device", most, TARGET_WAITS)]
+    largest = max(row["share_of_step"] for row in rows)
+    return [PerformanceTarget("criterion / training step", largest, TARGET_SHARE)]
 
 
 def parse() -> argparse.Namespace:
@@ -219,21 +231,30 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--boxes", nargs="+", type=int, default=[1, 10, 50, 100], help="an image")
+    parser.add_argument(
+        "--boxes", nargs="+", type=int, default=[1, 10, 50, 100], help="objects in each image"
+    )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument(
         "--no-memory", dest="memory", action="store_false", help="do not measure peak memory"
     )
-    parser.add_argument("--step-seconds", type=float, help="of a training step, an image")
+    parser.add_argument(
+        "--step-seconds", type=float, help="seconds of a training step for each image"
+    )
     parser.add_argument(
         "--step-config",
         default=str(ROOT / "configs/smca_single_scale_R50_50ep.yaml"),
-        help="whose step is measured, without --step-seconds",
+        help="measure a step of this config unless --step-seconds is given",
     )
     parser.add_argument(
-        "--step-size", nargs=2, type=int, default=(800, 1066), metavar=("H", "W"), help="its image"
+        "--step-size",
+        nargs=2,
+        type=int,
+        default=(800, 1066),
+        metavar=("H", "W"),
+        help="image size of that step",
     )
     add_arguments(parser, "criterion")
     return parser.parse_args()
@@ -257,8 +278,8 @@ def main() -> int:
     for case in cases:
         print(case, file=sys.stderr, flush=True)
         rows += measure(case, args, device)
-        found = bars(rows, device)
-        write("criterion", rows, args.output, bars=found, show=case is cases[-1])
+        found = performance_targets(rows, device)
+        write("criterion", rows, args.output, targets=found, show=case is cases[-1])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a process and those it has started hold: memory, files, threads. Linux alone says so."""
+"""Measure the memory, files and threads of a process and its descendants (Linux only)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Footprint:
-    """
+    """The memory, files and threads of a process and its descendants.
+
     Attributes:
-        resident: bytes that a process has in memory.
-        total: bytes of it and of all it has started, without those of mapped files such as
-            libraries, which they share with others; what they share among them counts once.
-        files: open ones of them all, but not shared memory.
-        shared: files of shared memory, such as those of batches that loaders have made.
-        threads, processes: of them all.
+        resident: bytes of the process itself in memory.
+        total: bytes of all these processes, without mapped files such as libraries, which other
+            programs share; memory that the processes share among themselves counts once.
+        files: number of open files of all processes, without shared memory.
+        shared: number of files of shared memory, such as the batches that loaders have made.
+        threads, processes: numbers of threads and processes.
     """
 
     resident: int
@@ -30,16 +31,16 @@ class Footprint:
 
 
 def footprint(process_id: int | str = "self") -> Footprint | None:
-    """What a process holds now; None where it has ended.
+    """Return the present footprint of a process, or None if the process has ended.
 
     Raises:
-        FileNotFoundError: a system without /proc.
+        FileNotFoundError: the system has no /proc.
     """
     if not Path("/proc/self/smaps_rollup").exists():
-        raise FileNotFoundError("/proc/self/smaps_rollup: Linux alone says what processes hold")
+        raise FileNotFoundError("/proc/self/smaps_rollup: only Linux reports footprints")
     found = []
     for folder in _family(Path("/proc") / str(process_id)):
-        # A process may end while it is looked at.
+        # A process may end in the meantime.
         with contextlib.suppress(OSError):
             resident, *own = _fields(folder / "smaps_rollup", "Rss", "Pss_Anon", "Pss_Shmem")
             (threads,) = _fields(folder / "status", "Threads")
@@ -66,10 +67,10 @@ def _is_shared_memory(file: Path) -> bool:
 
 
 def _family(folder: Path) -> list[Path]:
-    """The folders in /proc of a process and of all that have come of it."""
+    """Return the folders in /proc of a process and of all its descendants."""
     found = [folder]
     for process in found:
-        # Each thread has its own children.
+        # /proc lists children by the thread that started them.
         with contextlib.suppress(OSError):
             for thread in list((process / "task").iterdir()):
                 children = (thread / "children").read_text().split()
@@ -78,9 +79,10 @@ def _family(folder: Path) -> list[Path]:
 
 
 def _fields(file: Path, *names: str) -> list[int]:
+    """Return the numbers of the named lines in a file of /proc."""
     content = file.read_text()
     found = [re.search(rf"^{name}:\s+(\d+)", content, re.MULTILINE) for name in names]
     if not all(found):
-        # So it reads where the process has ended, but nobody has asked for its exit code.
+        # The lines are missing for a process that has ended but is not yet reaped.
         raise OSError(f"{file} lacks one of {', '.join(names)}")
     return [int(number[1]) for number in found if number]

@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""Watch a whole training run: whether its memory stays flat, and what it keeps open.
+"""Check over a whole training run that memory and numbers of files and threads do not grow.
 
-train_net.py runs in a process of its own, and every --interval seconds /proc tells what that and
-its loaders hold. Evaluations and checkpoints are part of the run, but like is compared with like:
-a sample is of the iteration that metrics.json has come to, and counts where there are as many
-processes as mostly, since an evaluation has loaders of its own. A row of the table is of
---window iterations:
-resident: the trainer's memory in MiB, the median of the samples; "total" is that of trainer and
-  loaders without what is a file's, such as a library's, and counts once what they share.
-files, threads, processes: of trainer and loaders, the least of the samples: what is always there.
-shared: files of shared memory, tensors of batches on their way; the median, and the most.
-The bars: from the first row, after --warm-up iterations, to the last one memory grows by less than
-2 %, there are no more open files, threads and processes, and not more shared files than the first
-row's most. All samples are in a CSV file and a picture beside the JSON file.
---opts KEY VALUE ... changes the config.
+train_net.py runs in its own process. Every --interval seconds, /proc reports the memory, files and
+threads of the trainer and its loaders. The run includes evaluations and checkpoints, but an
+evaluation starts loaders of its own. So only samples with the usual number of processes count. The
+last line of metrics.json gives a sample's iteration. A row of the table covers --window iterations:
+resident: the trainer's memory in MiB, the median of the samples.
+total: the memory of trainer and loaders in MiB without mapped files such as libraries, counting
+  shared memory once; the median of the samples.
+files, threads, processes: the numbers for trainer and loaders, the least of the samples.
+shared: files of shared memory, which hold the tensors of batches in transit; the median and the
+  most of the samples.
+The targets compare the first row, after --warm-up iterations, with the last: memory grows by less
+than 2 %; the numbers of open files, threads and processes do not grow; and the last row's median of
+shared files does not exceed the first row's most. A CSV file and a picture beside the JSON file
+contain all samples. --opts KEY VALUE ... changes the config.
 
 Examples:
     python benchmarks/long_run.py
@@ -38,26 +39,27 @@ from pathlib import Path
 
 from footprint import Footprint, footprint
 from matplotlib.figure import Figure
-from measuring import OUT, ROOT, Bar, Row, write
+from measuring import OUT, ROOT, PerformanceTarget, Row, write
 
 from smca.engine.guard import guarded
 from smca.visualization.curves import finish_axes
 
 ENGINES = ["native", *(["detectron2"] if find_spec("detectron2") else [])]
-# Of the quickstart's, which ends earlier.
+# The quickstart's own run is shorter.
 LONGER = ["SOLVER.MAX_ITER", "2000"]
-BAR = 0.02
+TARGET_GROWTH = 0.02
 MEMORY = ("resident", "total")
 COUNTS = ("files", "threads", "processes")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a run holds at a moment.
+    """The footprint of a run at one moment.
 
     Attributes:
-        seconds: since its start.
-        iteration: how many metrics.json tells of.
+        seconds: time since the start of the run.
+        iteration: number of iterations that metrics.json reports as done.
+        held: memory, files and threads of the trainer and its loaders.
     """
 
     seconds: float
@@ -66,10 +68,10 @@ class Sample:
 
 
 def watch(command: Sequence[str], folder: Path, interval: float) -> list[Sample]:
-    """Run a program that trains in ``folder``, and sample it until its end.
+    """Run a program that trains in ``folder``, and sample its footprint until it ends.
 
     Raises:
-        SystemExit: it has failed; what it printed is printed here.
+        SystemExit: the program failed; its output is printed.
     """
     samples: list[Sample] = []
     log = folder / "printed.txt"
@@ -91,29 +93,29 @@ def watch(command: Sequence[str], folder: Path, interval: float) -> list[Sample]
 
 
 def iterations_done(metrics: Path) -> int:
-    """How many iterations a run has written of."""
+    """Return the number of iterations that a run's ``metrics.json`` reports as done."""
     if not metrics.exists():
         return 0
     with metrics.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))  # some lines
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))  # enough for a few lines
         lines = file.read().splitlines()
-    # Of the first the beginning may be missing, of the last the end.
+    # The first and the last line may be incomplete.
     whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}")]
     return json.loads(whole[-1])["iteration"] + 1 if whole else 0
 
 
 def training_samples(samples: Sequence[Sample]) -> list[Sample]:
-    """Those with as many processes as most have since the first iterations."""
+    """Return the samples after the first iterations that have the usual number of processes."""
     begun = [sample for sample in samples if sample.iteration]
     usual = statistics.mode(sample.held.processes for sample in begun)
     return [sample for sample in begun if sample.held.processes == usual]
 
 
 def windows(samples: Sequence[Sample], *, warm_up: int, window: int, count: int) -> list[Row]:
-    """A row for each of ``count`` windows of iterations, from ``warm_up`` to the end.
+    """Return a row for each of ``count`` windows of iterations, from ``warm_up`` to the end.
 
     Raises:
-        RuntimeError: a window without samples.
+        RuntimeError: a window has no samples.
     """
     last = max(sample.iteration for sample in samples) - window
     rows: list[Row] = []
@@ -139,16 +141,21 @@ def windows(samples: Sequence[Sample], *, warm_up: int, window: int, count: int)
     return rows
 
 
-def bars(engine: str, first: Row, last: Row) -> list[Bar]:
-    """What has grown from one row to the other: memory relatively, numbers beyond the most."""
-    grown = [Bar(f"{engine}: {name}, growth", last[name] / first[name] - 1, BAR) for name in MEMORY]
-    more = [Bar(f"{engine}: {name}, more", last[name] - first[name], 0) for name in COUNTS]
-    in_flight = last["shared"] - first["most shared"]
-    return [*grown, *more, Bar(f"{engine}: shared, more than the most", in_flight, 0)]
+def targets(engine: str, first: Row, last: Row) -> list[PerformanceTarget]:
+    """Compare the growth from the first to the last row with the targets."""
+    found = []
+    for name in MEMORY:
+        growth = last[name] / first[name] - 1
+        found.append(PerformanceTarget(f"{engine}: {name}, growth", growth, TARGET_GROWTH))
+    for name in COUNTS:
+        found.append(PerformanceTarget(f"{engine}: {name}, more", last[name] - first[name], 0))
+    more = last["shared"] - first["most shared"]
+    found.append(PerformanceTarget(f"{engine}: shared, more than the most", more, 0))
+    return found
 
 
 def write_samples(runs: dict[str, list[Sample]], path: Path) -> None:
-    """All samples as CSV; memory in bytes."""
+    """Write all samples as CSV, with memory in bytes."""
     names = [field.name for field in fields(Footprint)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -159,7 +166,7 @@ def write_samples(runs: dict[str, list[Sample]], path: Path) -> None:
 
 
 def draw_samples(runs: dict[str, list[Sample]], path: Path) -> None:
-    """Memory, files and threads of each run over its iterations; evaluations are among them."""
+    """Draw each run's memory, files and threads over its iterations, including evaluations."""
     figure = Figure(figsize=(11, 3.6 * len(runs)), dpi=120, layout="constrained")
     for engine, (memory, counts) in zip(
         runs, figure.subplots(len(runs), 2, squeeze=False), strict=True
@@ -187,7 +194,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--warm-up", type=int, default=300, help="iterations before the first row")
-    parser.add_argument("--window", type=int, default=100, help="iterations of a row")
+    parser.add_argument("--window", type=int, default=100, help="iterations in each row")
     parser.add_argument("--rows", type=int, default=5)
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two samples")
     parser.add_argument("--output", type=Path, default=OUT / "long_run.json", help="JSON file")
@@ -201,7 +208,7 @@ def main() -> int:
     args = parse()
     runs: dict[str, list[Sample]] = {}
     table: list[Row] = []
-    kept: list[Bar] = []
+    compared: list[PerformanceTarget] = []
     for engine in args.engines:
         with tempfile.TemporaryDirectory() as folder:
             command = [
@@ -212,12 +219,12 @@ def main() -> int:
         samples = training_samples(runs[engine])
         rows = windows(samples, warm_up=args.warm_up, window=args.window, count=args.rows)
         table += [{"engine": engine, **row} for row in rows]
-        kept += bars(engine, rows[0], rows[-1])
+        compared += targets(engine, rows[0], rows[-1])
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_samples(runs, args.output.with_suffix(".csv"))
     draw_samples(runs, args.output.with_suffix(".png"))
-    write("long_run", table, args.output, bars=kept)
-    return 0 if all(bar.passed for bar in kept) else 1
+    write("long_run", table, args.output, targets=compared)
+    return 0 if all(target.passed for target in compared) else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What all benchmarks share: fair timing, command lines, bars, and a record of what was measured.
+"""Tools that all benchmarks share: fair timing, command lines, targets, and result files.
 
-Ratios are taken inside one process, between functions that take turns: a machine that is busy for
-a while slows down all of them alike. Peak memory is measured by
-:func:`smca.analysis.memory.peak_memory`.
+Ratios compare functions that run interleaved in one process, so that other load on the machine
+slows all of them down alike. :func:`smca.analysis.memory.peak_memory` measures peak memory.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from pathlib import Path
 import torch
 from origin import describe
 
-# Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here for
-# the processes that measure memory too.
+# Detectron2 and fvcore decorate with torch.jit, which today's torch deprecates. The processes that
+# measure memory import this module, too.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +34,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median of all rounds, and the quartiles around it."""
+    """Seconds per call: the median and the quartiles of all rounds."""
 
     median: float
     low: float
@@ -50,17 +49,17 @@ def interleave(
     warm_up: int = 2,
     least_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Time functions in turns.
+    """Time functions interleaved: in each round, every function runs once.
 
     Args:
-        functions: by name; each does its work once.
-        device: where they work; CUDA is measured by events of the device.
-        rounds: measured calls of each function.
-        warm_up: calls of each before, at least 1.
-        least_seconds: a round repeats a function until it has taken so long, and takes the mean.
+        functions: each performs its work once; keys are names.
+        device: where the functions work; CUDA is timed by the device's events.
+        rounds: number of measured rounds.
+        warm_up: calls of each function before the first round, at least 1.
+        least_seconds: a round repeats a function for about this time and takes the mean.
 
     Returns:
-        seconds of each round by name, without functions that the device has no memory for.
+        seconds of each round by name, without the functions that exceed the device's memory.
     """
     repeats: dict[str, int] = {}
     times: dict[str, list[float]] = {}
@@ -68,7 +67,7 @@ def interleave(
         try:
             seconds = min(_time(function, 1, device) for _ in range(warm_up))
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()  # of what it had made
+            torch.cuda.empty_cache()  # free the tensors of the failed call
             continue
         repeats[name] = max(1, round(least_seconds / max(seconds, 1e-9)))
         times[name] = []
@@ -79,7 +78,7 @@ def interleave(
             try:
                 times[name].append(_time(functions[name], repeats[name], device))
             except torch.OutOfMemoryError:
-                # Beside what the others keep there is no room for it.
+                # The memory that the other functions keep leaves too little for this one.
                 del times[name]
                 torch.cuda.empty_cache()
             finally:
@@ -96,7 +95,7 @@ def _time(function: Callable[[], object], repeats: int, device: torch.device) ->
 
 
 class Clock:
-    """Reads the time without making a CUDA device wait."""
+    """Read the time without making the host wait for a CUDA device."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -104,7 +103,7 @@ class Clock:
             torch.cuda.synchronize(device)
 
     def now(self) -> float | torch.cuda.Event:
-        """A moment, for :meth:`seconds`."""
+        """Return the present moment, for :meth:`seconds`."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -112,7 +111,7 @@ class Clock:
         return event
 
     def seconds(self, moments: Sequence[float | torch.cuda.Event]) -> list[float]:
-        """From each moment to the next, once all have passed."""
+        """Wait for the last moment, and return the seconds from each moment to the next."""
         if self.cuda:
             moments[-1].synchronize()
         pairs = zip(moments[:-1], moments[1:], strict=True)
@@ -120,7 +119,7 @@ class Clock:
 
 
 def summary(times: list[float]) -> Timing:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     if len(times) == 1:
         return Timing(*times * 3)
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -128,7 +127,10 @@ def summary(times: list[float]) -> Timing:
 
 
 def ratio(times: Mapping[str, list[float]], of: str, to: str) -> float | None:
-    """How many times longer ``of`` takes than ``to``: the median over rounds; None without one."""
+    """Return the median over rounds of ``of``'s time divided by ``to``'s.
+
+    The result is None if either was not timed.
+    """
     if of not in times or to not in times:
         return None
     pairs = zip(times[of], times[to], strict=True)
@@ -136,19 +138,19 @@ def ratio(times: Mapping[str, list[float]], of: str, to: str) -> float | None:
 
 
 def quotient(a: float | None, b: float | None) -> float | None:
-    """``a / b``; None where either was not measured."""
+    """Return ``a / b``, or None if either was not measured."""
     return None if a is None or b is None else a / b
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A bar, and what was measured against it.
+class PerformanceTarget:
+    """A measured value and the limit that it should keep.
 
     Attributes:
-        name: what is measured.
-        value: None where it could not be.
-        limit: that the value is to keep.
-        at_least: the value is to be so large; else at most so large.
+        name: the measured quantity.
+        value: the measured value, or None if it was not measured.
+        limit: the least or largest value that passes.
+        at_least: whether ``limit`` is the least value that passes; otherwise it is the largest.
     """
 
     name: str
@@ -164,18 +166,21 @@ class Bar:
 
     def __str__(self) -> str:
         found = "not measured" if self.value is None else f"{self.value:.3g}"
-        bar = f"at {'least' if self.at_least else 'most'} {self.limit:g}"
-        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {found} ({bar})"
+        limit = f"at {'least' if self.at_least else 'most'} {self.limit:g}"
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {found} ({limit})"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str, *, rounds: int = 7) -> None:
-    """Add the flags that every benchmark has; :func:`chosen_device` acts on them."""
+    """Add the flags that all benchmarks share; :func:`chosen_device` applies some of them."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
-    parser.add_argument("--rounds", type=int, default=rounds, help="measured calls of each")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of measured rounds")
     parser.add_argument(
-        "--least-seconds", type=float, default=0.1, help="a round repeats what is faster"
+        "--least-seconds",
+        type=float,
+        default=0.1,
+        help="a round repeats a faster function for about this time",
     )
     parser.add_argument(
         "--output",
@@ -186,11 +191,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, *, rounds: int = 7
 
 
 def chosen_device(args: argparse.Namespace) -> torch.device:
-    """Where ``--device`` says; from here on torch has ``--threads`` threads."""
+    """Return the device of ``--device``, and set torch's threads to ``--threads``."""
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     if device.type == "cuda":
-        # Events are the current device's.
+        # Events record on the current device.
         torch.cuda.set_device(device.index or 0)
     return device
 
@@ -200,17 +205,17 @@ def write(
     rows: Sequence[Row],
     output: Path,
     *,
-    bars: Sequence[Bar] = (),
+    targets: Sequence[PerformanceTarget] = (),
     show: bool = True,
 ) -> None:
-    """Write what was measured, and where, as JSON; and print it as a table.
+    """Write the measurements and their origin as JSON, and print them as tables.
 
     Args:
-        name: of the benchmark.
-        rows: numbers, texts, timings and None by column; those of other columns are another table.
+        name: the benchmark's file name without its suffix.
+        rows: numbers, texts, timings and None by column; rows with equal columns share a table.
         output: the JSON file.
-        bars: printed below.
-        show: print it. A program that takes long writes often and shows its rows at the end.
+        targets: printed below the tables.
+        show: whether to print; a long program writes often and prints its rows at the end.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
@@ -220,19 +225,20 @@ def write(
         "benchmark": name,
         **describe(command, threads=threads, device=used),
         "rows": list(rows),
-        "bars": [asdict(bar) | {"passed": bar.passed} for bar in bars],
+        # The files of all versions call the targets bars.
+        "bars": [asdict(target) | {"passed": target.passed} for target in targets],
     }
-    # A program that is stopped while it writes leaves what it had written before.
+    # A program that stops while it writes leaves the previous file intact.
     part = output.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1, default=asdict))
     part.replace(output)
     if show:
         print(table(rows))
-        print(*bars, output, sep="\n")
+        print(*targets, output, sep="\n")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows in aligned columns, a table for each set of columns."""
+    """Return the rows in aligned columns, with a table for each set of columns."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row), []).append(row)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Time inference and training steps of whole detectors, with fused and with other attention.
 
-A step is forward, matcher, loss, backward, clipping and update. The variants of attention take
-turns in one process, and so does the same model with DETR's decoder in inference. Peak memory is
-that of a process each above its resting model: of two steps, so that gradients and optimizer
-count too. Shares of time are of the first variant. Attention dropout is 0 on a CPU, where no
-kernel is fused with it, and the config's on CUDA; on both it can be chosen. "unfused, dropout" has
-the recipe's in training whatever the others have, as the public implementations. KEY VALUE pairs
-after the flags change all configs.
+A training step includes forward pass, matcher, loss, backward pass, clipping and update. The
+variants of attention run interleaved in one process, as does the same model with DETR's decoder in
+inference. Peak memory is measured in a separate process for each variant and excludes the idle
+model; in training it covers two steps and so includes gradients and optimizer states. Shares of
+time are measured for the first variant. --attention-dropout sets the attention dropout. It defaults
+to the config's on CUDA, and to 0 on a CPU, whose fused kernels have no dropout. "unfused, dropout"
+always trains with the recipe's dropout, like the public implementations. KEY VALUE pairs after
+--opts change all configs.
 
 Example:
     python benchmarks/model.py --configs smca_single_scale_R50_50ep smca_R50_50ep --rounds 5
@@ -26,7 +27,7 @@ import torch
 from fvcore.common.config import CfgNode
 from measuring import (
     ROOT,
-    Bar,
+    PerformanceTarget,
     Row,
     add_arguments,
     chosen_device,
@@ -46,7 +47,7 @@ from smca.analysis.host import NATIVE, detector_subject
 from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
 
-# A config of each model with SMCA's decoder, then the others of the table.
+# One config of each model with SMCA's decoder, then the baselines.
 FAMILIES = (
     "smca_single_scale_R50_50ep",
     "smca_R50_50ep",
@@ -61,14 +62,16 @@ FAMILIES = (
     "baselines/conditional_detr_R50_50ep",
 )
 WORKS = {"inference": Workload.infer, "training": Workload.train}
-# At most: time and memory of a step, of the same model's with unfused attention and its dropout.
-BARS = {"single scale": (0.88, 0.7), "multi scale": (0.45, 0.3)}
-BAR_DETR = 1.03
-BAR_CRITERION = 0.03
+# The largest time and memory of a training step, relative to unfused attention with dropout.
+TARGETS = {"single scale": (0.88, 0.7), "multi scale": (0.45, 0.3)}
+# The largest time of an inference, relative to DETR's decoder.
+TARGET_DETR = 1.03
+# The largest share of matcher and losses in a training step on a CPU.
+TARGET_CRITERION = 0.03
 
 
 def kind(cfg: CfgNode) -> str | None:
-    """Which of ``BARS`` a config has to keep, if any."""
+    """Return the key of ``TARGETS`` that applies to a config, or None."""
     smca = cfg.MODEL.SMCA
     if smca.DECODER.NAME != "SMCADecoder" or smca.ENCODER.NAME != "IntraMultiEncoder":
         return None
@@ -78,7 +81,7 @@ def kind(cfg: CfgNode) -> str | None:
 
 
 def attending(variant: str, function: Callable[[], object]) -> Callable[[], object]:
-    """``function`` with all attention of a variant."""
+    """Return ``function`` with all attention replaced by a variant."""
 
     def run() -> object:
         with attention_replaced(variant):
@@ -88,7 +91,7 @@ def attending(variant: str, function: Callable[[], object]) -> Callable[[], obje
 
 
 def prepare(cfg: CfgNode, setting: Setting, variant: str, work: str) -> Callable[[], object]:
-    """A fresh process's work: an inference, or two steps, of a model that has seen an image."""
+    """Return a fresh process's work: an inference or two steps, of a model that has run before."""
     workload = Workload(cfg, setting)
     once = attending(variant, partial(WORKS[work], workload))
     workload.see((64, 64), 1)
@@ -100,7 +103,10 @@ def prepare(cfg: CfgNode, setting: Setting, variant: str, work: str) -> Callable
 def peaks_of_memory(
     cfg: CfgNode, setting: Setting, work: str, args: argparse.Namespace
 ) -> dict[str, int | None]:
-    """Bytes of each variant; those that memory does not suffice for are missing."""
+    """Return each variant's peak memory in bytes, without the variants that exceed the memory.
+
+    With --no-memory all values are None.
+    """
     # Nothing drops attention weights in inference.
     variants = [v for v in args.variants if work == "training" or v != UNFUSED_RECIPE]
     if not args.memory:
@@ -112,7 +118,7 @@ def peaks_of_memory(
 def speeds(
     name: str, workload: Workload, args: argparse.Namespace, peaks: Peaks | None
 ) -> list[Row]:
-    """A row a kind of work and variant."""
+    """Return a row for each kind of work and variant of attention."""
     cfg, setting = workload.cfg, workload.setting
     rows = []
     demanded = demands(workload) if peaks else {}
@@ -147,7 +153,7 @@ def speeds(
 
 
 def shares(name: str, workload: Workload, variant: str, works: list[str], runs: int) -> list[Row]:
-    """How the time of ``works`` divides, and which attention kernels they run on."""
+    """Return each part's share of the time of ``works``, and the attention kernels that ran."""
     rows = []
     for work in works:
         function = WORKS[work]
@@ -165,10 +171,10 @@ def shares(name: str, workload: Workload, variant: str, works: list[str], runs: 
 
 
 def demands(workload: Workload) -> dict[str, tuple[float, float]]:
-    """The least operations and bytes of each kind of work.
+    """Return the least floating-point operations and bytes that each kind of work needs.
 
-    Backward computes and moves twice what forward does, but not in the backbone's frozen stages.
-    What convolutions and matrix products make is written and read once.
+    The backward pass computes and moves twice as much as the forward pass, except in the backbone's
+    frozen stages. The results of convolutions and matrix products are written and read once.
     """
     setting = workload.setting
     subject = detector_subject(workload.detector, workload.cfg)
@@ -180,24 +186,26 @@ def demands(workload: Workload) -> dict[str, tuple[float, float]]:
     return {"inference": forward, "training": (3 * forward[0] - 4 * frozen, 3 * forward[1])}
 
 
-def bars(cfg: CfgNode, rows: list[Row], device: torch.device) -> list[Bar]:
-    """Those that a config's rows have to keep."""
+def targets(cfg: CfgNode, rows: list[Row], device: torch.device) -> list[PerformanceTarget]:
+    """Compare a config's rows with the targets that apply to it."""
     found = []
-    limits = BARS.get(kind(cfg))
+    limits = TARGETS.get(kind(cfg))
     for row in rows:
         if row["attention"] != "fused":
             continue
         measured = {}
         if "matcher" in row and device.type == "cpu":
-            measured["matcher and loss, of the time"] = row["matcher"] + row["loss"], BAR_CRITERION
+            share = row["matcher"] + row["loss"]
+            measured["matcher and loss, of the time"] = share, TARGET_CRITERION
         if "seconds" in row and limits and row["work"] == "training":
             measured["time, of the recipe's unfused"] = row["of_recipe"], limits[0]
             measured["memory, of the recipe's unfused"] = row["peak_of_recipe"], limits[1]
         if "seconds" in row and kind(cfg) == "single scale" and row["work"] == "inference":
-            measured["time, of DETR"] = row["of_DETR"], BAR_DETR
-        for what, (value, limit) in measured.items():
+            measured["time, of DETR"] = row["of_DETR"], TARGET_DETR
+        for quantity, (value, limit) in measured.items():
             if value is not None:
-                found.append(Bar(f"{row['config']}, {row['work']}: {what}", value, limit))
+                name = f"{row['config']}, {row['work']}: {quantity}"
+                found.append(PerformanceTarget(name, value, limit))
     return found
 
 
@@ -205,19 +213,19 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--configs", nargs="+", default=FAMILIES, help="names or files")
+    parser.add_argument("--configs", nargs="+", default=FAMILIES, help="config names or files")
     add_setting(parser)
     parser.add_argument(
         "--variants",
         nargs="+",
         choices=ATTENDS,
         default=["fused", "unfused", UNFUSED_RECIPE],
-        help="of attention",
+        help="variants of attention",
     )
     parser.add_argument(
         "--roofline",
         action=argparse.BooleanOptionalAction,
-        help="what is reached of the device's peaks (default: on CUDA)",
+        help="report the share of the device's peaks that is reached (default: on CUDA)",
     )
     add_arguments(parser, "model", rounds=5)
     parser.add_argument(
@@ -227,16 +235,18 @@ def parse() -> argparse.Namespace:
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what a detector works on, and whether its memory is measured."""
+    """Add the flags for a detector's input and precision, and for measuring its memory."""
     parser.add_argument("--size", nargs=2, type=int, default=(800, 1066), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1, help="images")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of autocast")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="precision of products"
+    )
     parser.add_argument("--attention-dropout", type=float)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
 
 
 def read(name: str, args: argparse.Namespace) -> CfgNode:
-    """A config by its name or file, with the changes of the command line."""
+    """Return a config by its name or file, with the changes of the command line."""
     file = Path(name) if name.endswith(".yaml") else ROOT / f"configs/{name}.yaml"
     dropout = args.attention_dropout
     if dropout is None and args.device == "cpu":
@@ -253,18 +263,18 @@ def main() -> int:
     if args.roofline or (args.roofline is None and device.type == "cuda"):
         with precision(args.precision) as dtype:
             peaks = measured_peaks(device, dtype)
-    rows, limits = [], []
+    rows, compared = [], []
     for name in args.configs:
         print(name, file=sys.stderr, flush=True)
         cfg = read(name, args)
         workload = Workload(cfg, setting)
         found = speeds(name, workload, args, peaks)
-        # Those that there is memory for.
+        # The first variant may exceed the memory in some kinds of work.
         works = [row["work"] for row in found if row["attention"] == args.variants[0]]
         found += shares(name, workload, args.variants[0], works, min(3, args.rounds))
         rows += found
-        limits += bars(cfg, found, device)
-        write("model", rows, args.output, bars=limits, show=name == args.configs[-1])
+        compared += targets(cfg, found, device)
+        write("model", rows, args.output, targets=compared, show=name == args.configs[-1])
     return 0
 
 

@@ -98,12 +98,12 @@ def test_half_precision_keeps_log_g_only_without_a_mask_of_its_own(run):
         assert row["attention"] == "dense" or row["output_error"] < bound
 
 
-def test_bars_are_of_the_map_and_precision_they_name():
+def test_targets_are_of_the_map_and_precision_they_name():
     row = {"map": "50x84", "batch": 1, "queries": 300, "precision": "fp32"}
     forward = row | {"pass": "forward", "of_unfused": 0.3, "over_fused": 1.0}
     unfused = row | {"pass": "forward+backward", "over_fused": 6.0, "of_unfused": 1.0}
     rows = [forward | {"attention": "fused"}, unfused | {"attention": "unfused"}]
-    memory, speed = program.bars([*rows, rows[0] | {"precision": "bf16"}])
+    memory, speed = program.targets([*rows, rows[0] | {"precision": "bf16"}])
     assert (memory.value, memory.limit, memory.passed) == (0.3, 0.25, False)
     assert (speed.value, speed.limit, speed.passed) == (6.0, 5.0, True)
 

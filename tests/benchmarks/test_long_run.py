@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says what processes hold"
+    not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports footprints"
 )
 
 
@@ -29,14 +29,15 @@ def samples(program, **grown):
     return found
 
 
-def bars(program, found):
+def targets_kept(program, found):
     rows = program.windows(program.training_samples(found), warm_up=100, window=200, count=3)
     assert [row["after"] for row in rows] == [100, 445, 790]
-    return {bar.name.partition(": ")[2]: bar.passed for bar in program.bars("x", rows[0], rows[-1])}
+    found = program.targets("x", rows[0], rows[-1])
+    return {target.name.partition(": ")[2]: target.passed for target in found}
 
 
 def test_an_evaluation_is_no_growth():
-    assert all(bars(program, samples(program)).values())
+    assert all(targets_kept(program, samples(program)).values())
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_an_evaluation_is_no_growth():
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
 def test_growth_is_found(grown, failed):
-    passed = bars(program, samples(program, **grown))
+    passed = targets_kept(program, samples(program, **grown))
     assert [name for name in passed if not passed[name]] == [failed]
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of timing, bars and tables, on calls that are watched here."""
+"""The arithmetic of timing, targets and tables, on calls that are watched here."""
 
 import json
 import sys
@@ -66,8 +66,8 @@ def test_median_quartiles_and_ratio():
         (None, False, "FAIL  time: not measured (at most 0.88)"),
     ],
 )
-def test_bars(value, at_least, line):
-    assert str(measuring.Bar("time", value, 0.88, at_least)) == line
+def test_targets(value, at_least, line):
+    assert str(measuring.PerformanceTarget("time", value, 0.88, at_least)) == line
 
 
 def test_what_was_measured_is_written_with_its_origin(monkeypatch, tmp_path, capsys):
@@ -79,7 +79,7 @@ def test_what_was_measured_is_written_with_its_origin(monkeypatch, tmp_path, cap
         {"name": "second", "seconds": None},
     ]
     output = tmp_path / "new/try.json"
-    measuring.write("try", rows, output, bars=[measuring.Bar("time", 1.0, 2.0)])
+    measuring.write("try", rows, output, targets=[measuring.PerformanceTarget("time", 1.0, 2.0)])
     assert capsys.readouterr().out.splitlines() == [
         "  name         seconds",
         " first  0.25 (0.2-0.5)",

@@ -50,7 +50,7 @@ def test_every_model_of_the_family_is_measured():
             assert cfg.MODEL.dump() in measured or name == "quickstart", name
 
 
-def test_the_bars_are_of_models_with_fused_attention_in_the_encoder(config):
+def test_the_targets_are_of_models_with_fused_attention_in_the_encoder(config):
     kinds = {
         "smca_single_scale_R50_50ep": "single scale",
         "smca_R50_50ep": "multi scale",
