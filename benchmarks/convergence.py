@@ -2,8 +2,7 @@
 """Race SMCA, Conditional DETR and DETR on drawn shapes with one recipe, budget and set of seeds.
 
 Each run starts train_net.py in its own process and folder. The same command continues a race that
-was stopped, and skips the runs that are complete. --opts KEY VALUE ... changes the recipe of all
-systems.
+was stopped, and skips complete runs. --opts KEY VALUE ... changes the recipe of all systems.
 
 Example:
     python benchmarks/convergence.py --size small --seeds 0 1 2
@@ -82,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="replaces the recipe's number")
     parser.add_argument("--eval-period", type=int, help="iterations between two evaluations")
     parser.add_argument(
-        "--images", nargs=2, type=int, metavar=("TRAIN", "VAL"), help="images to draw"
+        "--images", nargs=2, type=int, metavar=("TRAIN", "VAL"), help="numbers of images to draw"
     )
     parser.add_argument("--data", help="data folder (default: datasets/convergence_SIZE)")
     parser.add_argument(
@@ -90,9 +89,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--engine", choices=("auto", "detectron2", "native"), default="native")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of each run")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the commands of the remaining runs"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands left to run")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     parser.add_argument("--docs", action="store_true", help="also write the report into docs/")
     parser.add_argument(

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Time how images are read, augmented and loaded.
+"""Time reading, augmenting and loading images.
 
-The images are drawn, of COCO's size, and saved as JPEG and PNG files. Four tables:
-mapper: seconds an image of each step of a host's mapper, which is what the step adds to those
-  above it; files are in memory. "crop" is what it costs that half of the images are resized and
-  cropped before their resize. Of reading ("decode") and of the whole also how many times longer it
-  takes where reading is written plainly, with a copy for each of Pillow's calls.
-batch: seconds to normalise and pad a batch of the mapper's images on --device, and how many times
-  longer that takes written plainly; the error is the largest difference between the two.
-loader: images a second by number of loader processes, and how many times those of the first. With
-  --step-seconds also the share of the time that steps wait for their batch: on a GPU the host
-  sleeps during a step, on a CPU the step keeps --threads cores busy.
-draft: JPEG files decoded at reduced size where a resize to --draft-short allows, beside the whole
-  file; how much faster that is with the resize, and by how many of 255 levels the pixels differ.
+The benchmark draws images of COCO's size and saves them as JPEG and PNG files. It prints four
+tables:
+mapper: the seconds per image that each step of a host's mapper adds to the steps above it, with all
+  files cached in memory. "crop" is the mean cost of resizing and cropping half of the images before
+  their final resize. For "decode" and "all", plain_over is the time with plain reading, which
+  copies the image in each of Pillow's calls, divided by the project's time.
+batch: the seconds to normalise and pad a batch of the mapper's images on --device; plain_over is
+  the time of a plain implementation divided by the project's, and error is the largest difference
+  between the two batches.
+loader: images per second by number of loader processes, and as a multiple of the first number's.
+  With --step-seconds, also the share of the time that training steps wait for their batch; on a GPU
+  the host sleeps during a step, on a CPU the step keeps --threads cores busy.
+draft: decoding JPEG files at a reduced size that suffices for a resize to --draft-short, beside
+  decoding them whole; the ratio of the times includes the resize, and the differences between the
+  pixels count levels of 255.
 
 Example:
     python benchmarks/data.py --workers 0 2 4 --step-seconds 0.25
@@ -24,26 +27,20 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
-from fvcore.common.config import CfgNode
+from data_workload import Mappers, importable, load, pad_plainly, read_plainly, resized
 from measuring import ROOT, Row, add_arguments, chosen_device, interleave, ratio, summary, write
 from photos import FORMATS, draw_photo, write_photos
-from PIL import Image, ImageOps
-from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from smca.analysis.host import NATIVE, Host
 from smca.data.dataset import TrainingDataset, seeded
 from smca.data.images import read_rgb
-from smca.data.loader import build_train_loader
-from smca.data.mapper import DetrMapper, resized_shape
+from smca.data.mapper import resized_shape
 from smca.data.sampler import Draw
 from smca.engine.guard import guarded
 from smca.modeling.detector import pad_images, pixel_statistics
@@ -52,7 +49,7 @@ from smca.structures import Size
 CPU = torch.device("cpu")
 
 _PLAIN = ["INPUT.MIN_SIZE_TRAIN", (0,), "INPUT.CROP.ENABLED", False]
-# By step: how the config is changed so that a mapper takes no step after it.
+# For each step, the changes to the config that remove all later steps from the mapper.
 STEPS = {
     "boxes": [*_PLAIN, "INPUT.RANDOM_FLIP", "none"],
     "flip": _PLAIN,
@@ -61,44 +58,11 @@ STEPS = {
 }
 
 
-@dataclass(frozen=True)
-class Mappers:
-    """A host, and what makes its mapper for training from a config."""
-
-    host: Host
-    build: Callable[[CfgNode], Callable[[dict], object]]
-
-
-def importable() -> list[Mappers]:
-    """Those of the hosts that are there."""
-    found = [Mappers(NATIVE, lambda cfg: DetrMapper.from_config(cfg, is_train=True))]
-    try:
-        from smca.d2.analysis import DETECTRON2
-        from smca.d2.dataset_mapper import DetrDatasetMapper
-    except ImportError:
-        return found
-    return [*found, Mappers(DETECTRON2, lambda cfg: DetrDatasetMapper(cfg, is_train=True))]
-
-
-def read_plainly(file_name: str) -> Image.Image:
-    """An image file as 8-bit RGB, of an 8-bit one."""
-    with Image.open(file_name) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def pad_plainly(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[Tensor, None]:
-    """The batch of :func:`pad_images`."""
-    height, width = (max(sides) for sides in zip(*(i.shape[1:] for i in images), strict=True))
-    batch = torch.zeros(len(images), 3, height, width, device=mean.device)
-    for slot, image in zip(batch, images, strict=True):
-        normalised = (image.to(mean.device) - mean) / std
-        slot[:, : image.shape[1], : image.shape[2]] = normalised
-    return batch, None
-
-
 def mapper_rows(
     mappers: Mappers, kind: str, records: list[dict], args: argparse.Namespace
 ) -> list[Row]:
+    """Return a row for each step of a host's mapper, and one for all steps."""
+
     def over_all(work: Callable[[dict], object]) -> Callable[[], None]:
         def run() -> None:
             for seed, record in enumerate(records):
@@ -155,13 +119,14 @@ def mapper_rows(
 
 
 def batch_row(mappers: Mappers, records: list[dict], args: argparse.Namespace) -> Row:
+    """Return the row of normalising and padding a batch."""
     device = torch.device(args.device)
     cfg = mappers.host.read(args.config_file, [])
     dataset = TrainingDataset(records, mappers.build(cfg))
     samples = [dataset[Draw(index % len(records), index)] for index in range(args.batch)]
     images = [sample["image"] if isinstance(sample, dict) else sample.image for sample in samples]
     if device.type == "cuda":
-        # As loaders give them.
+        # Loaders return pinned images, too.
         images = [image.pin_memory() for image in images]
     mean, std = (part.to(device) for part in pixel_statistics(cfg))
     functions = {
@@ -182,56 +147,11 @@ def batch_row(mappers: Mappers, records: list[dict], args: argparse.Namespace) -
     }
 
 
-def load(
-    mappers: Mappers, records: list[dict], workers: int, args: argparse.Namespace
-) -> tuple[float, float | None]:
-    """Seconds an image of a loader that is always asked for more, and what share of the time a
-    training that takes --step-seconds a step waits for it.
-    """
-    changes = ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", args.device]
-    cfg = mappers.host.read(args.config_file, changes)
-    loader = build_train_loader(
-        dataset=records,
-        mapper=mappers.build(cfg),
-        total_batch_size=args.batch,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=workers,
-    )
-    batches = iter(loader)
-    # Until the processes have started and what they fetched ahead is used up.
-    for _ in range(1 + 2 * workers):
-        next(batches)
-    count = max(args.batches, 4 * workers)
-    begin = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    seconds = (time.perf_counter() - begin) / count / args.batch
-    if args.step_seconds is None:
-        return seconds, None
-    waited, begin = 0.0, time.perf_counter()
-    for _ in range(count):
-        stand_in(args.step_seconds, args.device)
-        asked = time.perf_counter()
-        next(batches)
-        waited += time.perf_counter() - asked
-    return seconds, waited / (time.perf_counter() - begin)
-
-
-def stand_in(seconds: float, device: str) -> None:
-    """Spend the time of a training step as the host does: asleep, or at work on a CPU."""
-    if device != "cpu":
-        time.sleep(seconds)
-        return
-    matrix = torch.rand(512, 512)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        matrix @ matrix
-
-
 def loader_rows(
     mappers: Mappers, kind: str, records: list[dict], args: argparse.Namespace
 ) -> list[Row]:
-    # In turns, but not by interleave: starting the processes does not count.
+    """Return a row for each number of loader processes."""
+    # This interleaves by itself, because the time to start the processes does not count.
     found: dict[int, list[tuple]] = {workers: [] for workers in args.workers}
     for _ in range(args.rounds):
         for workers, results in found.items():
@@ -248,18 +168,8 @@ def loader_rows(
     return rows
 
 
-def resized(file: Path, shape: Size, *, draft: bool) -> tuple[Image.Image, Size]:
-    """A JPEG file's image at (h, w), and the (h, w) it was decoded at."""
-    if not draft:
-        image = read_rgb(str(file))
-    else:
-        with Image.open(file) as opened:
-            opened.draft("RGB", shape[::-1])
-            image = opened.convert("RGB")
-    return F.resize(image, list(shape)), (image.height, image.width)
-
-
 def draft_row(folder: Path, size: Size, short: int, args: argparse.Namespace) -> Row:
+    """Return the row of decoding JPEG files of (h, w) ``size`` for a short side of ``short``."""
     folder.mkdir()
     files = [folder / f"{index}.jpg" for index in range(args.draft_images)]
     for index, file in enumerate(files):
@@ -290,10 +200,12 @@ def draft_row(folder: Path, size: Size, short: int, args: argparse.Namespace) ->
 
 
 def text(size: Sequence[int]) -> str:
+    """Return a size as "HxW"."""
     return "x".join(map(str, size))
 
 
 def numbers(size: str) -> Size:
+    """Return "HxW" as (h, w)."""
     height, width = map(int, size.split("x"))
     return height, width
 
@@ -306,25 +218,36 @@ def parse() -> argparse.Namespace:
     powers = [2**power for power in range(8) if 2**power < cores]
     parser.add_argument("--config-file", default=str(ROOT / "configs/smca_R50_50ep.yaml"))
     parser.add_argument("--files", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--images", type=int, default=32, help="files of either kind")
-    parser.add_argument("--size", type=numbers, default=(480, 640), metavar="HxW", help="of these")
+    parser.add_argument("--images", type=int, default=32, help="number of files of each kind")
     parser.add_argument(
-        "--workers", nargs="+", type=int, default=[0, *powers, cores], help="numbers of processes"
+        "--size", type=numbers, default=(480, 640), metavar="HxW", help="size of the images"
     )
-    parser.add_argument("--batch", type=int, default=2, help="images of a batch")
     parser.add_argument(
-        "--batches", type=int, default=16, help="to load; four a process where that is more"
+        "--workers",
+        nargs="+",
+        type=int,
+        default=[0, *powers, cores],
+        help="numbers of loader processes",
     )
-    parser.add_argument("--step-seconds", type=float, help="of a training step of --batch images")
+    parser.add_argument("--batch", type=int, default=2, help="images in a batch")
+    parser.add_argument(
+        "--batches", type=int, default=16, help="batches to load, at least four for each process"
+    )
+    parser.add_argument(
+        "--step-seconds", type=float, help="seconds of a training step with --batch images"
+    )
     parser.add_argument(
         "--draft-sizes",
         nargs="*",
         type=numbers,
         default=[(480, 640), (960, 1280), (1920, 2560)],
         metavar="HxW",
+        help="image sizes to decode at reduced size",
     )
-    parser.add_argument("--draft-short", nargs="+", type=int, default=[480, 800])
-    parser.add_argument("--draft-images", type=int, default=4)
+    parser.add_argument(
+        "--draft-short", nargs="+", type=int, default=[480, 800], help="short sides to resize to"
+    )
+    parser.add_argument("--draft-images", type=int, default=4, help="images of each size")
     add_arguments(parser, "data", rounds=5)
     return parser.parse_args()
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Is SMCA set up right on this machine's GPU, and how fast is it there? One command, in minutes.
+"""Check within minutes whether SMCA is set up right on this machine's GPU, and how fast it is.
 
-Each stage runs in a process of its own and has a share of the time; what one leaves, the next ones
-have. A stage that fails or is cut off is a line with its reason, and the next one begins.
-FOLDER/gpu_check.json grows with every row that is measured, and FOLDER/STAGE.log has what a stage
-printed. The exit code is 1 where a check did not pass or a stage failed, or right is not complete.
+Each stage runs in its own process and receives a share of the time; later stages receive the time
+that it leaves. If a stage fails or exceeds its time, the program prints the reason and starts the
+next stage. FOLDER/gpu_check.json grows with every measured row, and FOLDER/STAGE.log contains a
+stage's output. The exit code is 1 if a check did not pass, a stage failed or "right" is incomplete.
 
 facts: device, driver, versions, and the peaks of matrix products and copies.
-right: the attention and its gradients against float64, and the kernels it runs on; the logits of
-  every model in half precision; what a training step waits for; how memory grows; GPU tests.
-train: images a second, memory and the share of each part, by batch, precision and model.
-ablation: means that may be faster, beside the project's defaults.
-infer: images a second by batch and precision, compiled, and with CUDA graphs.
-feed: images a second that loader processes deliver, and how many processes the training needs.
-learn: the quickstart's model with and without mixed precision: its AP and its time.
-race: the medium race of convergence.py, as far as the time goes; the same folder continues it.
+right: the attention and its gradients against float64, and the kernels that it uses; the logits of
+  every model in half precision; the waits of a training step; the growth of memory; the GPU tests.
+train: images per second, memory and the share of each part, by batch, precision and model.
+ablation: optimisations and alternatives beside the project's defaults.
+infer: images per second by batch and precision, compiled, and with CUDA graphs.
+feed: images per second that loader processes deliver, and how many processes the training needs.
+learn: AP and time of the quickstart's model with and without mixed precision.
+race: the medium race of convergence.py within the given time; the same folder continues it.
 
-Nothing but the project's requirements is needed: no dataset, no network, no Detectron2.
+The check needs the project's requirements only: no dataset, no network and no Detectron2.
 
 Examples:
     python benchmarks/gpu_check.py --minutes 8 --output benchmarks/out/gpu
@@ -50,8 +50,8 @@ from smca.config import ConfigError
 from smca.distributed import end_with_parent
 from smca.engine.guard import guarded
 
-# In this order, and with these shares of the time: seconds of 8 minutes, of which a stage also has
-# what those before it have left.
+# The stages in their order, with their shares of the time as seconds of 8 minutes. A stage also
+# receives the time that earlier stages leave.
 SHARES = {
     "facts": 22,
     "right": 105,
@@ -68,19 +68,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="at most, of all stages")
-    parser.add_argument("--output", type=Path, default=OUT / "gpu", help="folder")
-    parser.add_argument("--stages", nargs="+", default=list(SHARES), help="of those above")
+    parser.add_argument("--minutes", type=float, default=8.0, help="most minutes for all stages")
+    parser.add_argument("--output", type=Path, default=OUT / "gpu", help="output folder")
+    parser.add_argument("--stages", nargs="+", default=list(SHARES), help="stages to run")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
     parser.add_argument("--tiny", action="store_true", help="rehearse at small sizes")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run")
-    parser.add_argument("--report", nargs="+", type=Path, metavar="FILE", help="print its tables")
-    parser.add_argument("--docs", action="store_true", help="put the tables into docs/, too")
-    # Of the process of one stage.
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument(
+        "--report", nargs="+", type=Path, metavar="FILE", help="print these results"
+    )
+    parser.add_argument("--docs", action="store_true", help="also write the tables into docs/")
+    # The process of a stage receives these two.
     parser.add_argument("--work", choices=SHARES, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    # Words with commas, too.
+    # Stages may be separated by commas, too.
     args.stages = [name for word in args.stages for name in word.split(",") if name]
     if args.minutes <= 0:
         parser.error(f"--minutes is {args.minutes:g}; it must be positive")
@@ -90,9 +92,10 @@ def parse() -> argparse.Namespace:
 
 
 def require_device(device: str) -> None:
-    """
+    """Check that this machine has the device.
+
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the name is not valid, or the machine lacks the device.
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ConfigError(f"--device is {device!r}; it must be cuda, cuda:1, ... or cpu")
@@ -110,19 +113,25 @@ def require_device(device: str) -> None:
 
 
 def limits(stages: list[str], seconds: float, taken: int) -> float:
-    """Seconds for stage number ``taken`` of ``stages``, of those that are left for it and later."""
+    """Return the time for stage number ``taken`` of ``stages``.
+
+    Args:
+        stages: all stages of this run.
+        seconds: the time that remains for this stage and the later ones.
+        taken: number of stages that have already run.
+    """
     return seconds * SHARES[stages[taken]] / sum(SHARES[name] for name in stages[taken:])
 
 
 def command(args: argparse.Namespace, name: str, limit: float) -> list[str]:
-    """The command line of the process of a stage."""
+    """Return the command line of a stage's process."""
     flags = ["--tiny"] if args.tiny else []
     where = ["--output", str(args.output), "--device", args.device]
     return [sys.executable, __file__, "--work", name, "--limit", f"{limit:.1f}", *where, *flags]
 
 
 def run_stage(args: argparse.Namespace, record: Record, name: str, limit: float) -> dict:
-    """Run a stage to its end, or until its time is over; returns what is recorded of it."""
+    """Run a stage until it ends or its time is over, and return its record."""
     record.begin_stage(name, limit)
     begun = time.monotonic()
     log = args.output / f"{name}.log"
@@ -151,26 +160,26 @@ def run_stage(args: argparse.Namespace, record: Record, name: str, limit: float)
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a stage with all that it has started."""
+    """Kill a stage and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def end_with_program() -> None:
-    """Have a stage end once the program has, with all that the stage has started."""
+    """Make this stage and all processes that it starts end with the main program."""
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     end_with_parent(grace=5.0)
 
 
 def work(args: argparse.Namespace) -> int:
-    """What the process of a stage does."""
+    """Run one stage, in its own process."""
     end_with_program()
     check = Check(args.device, tiny=args.tiny, record=Record(args.output), limit=args.limit)
     if check.cuda:
         torch.cuda.set_device(check.device.index or 0)
     stage = importlib.import_module(f"gpu_stages.{args.work}")
-    # Else each look for what can be freed would go through all that was imported.
+    # Otherwise each garbage collection would traverse all imported modules.
     gc.freeze()
     stage.run(check)
     if check.left:
@@ -179,7 +188,7 @@ def work(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the stages; returns the exit code."""
+    """Run the stages, and return the exit code."""
     if args.dry_run:
         left = args.minutes * 60
         for number, name in enumerate(args.stages):
@@ -195,7 +204,7 @@ def run(args: argparse.Namespace) -> int:
     facts = describe(told, threads=threads, device=args.device)
     record.begin_run(**facts, tiny=args.tiny, begun=time.strftime("%Y-%m-%d %H:%M"))
     for number in (signal.SIGTERM, signal.SIGINT):
-        # By way of run_stage, which ends what runs.
+        # run_stage catches the exit and ends the running stage.
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     until = time.monotonic() + args.minutes * 60
     stages = []

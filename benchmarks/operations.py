@@ -1,4 +1,4 @@
-"""What torch really runs: attention kernels, and the largest tensor that anything makes."""
+"""Record the attention kernels that torch runs, and the size of the largest tensor it creates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class Operations(TorchDispatchMode):
-    """Watches the operations that run inside its ``with`` block, backward passes too.
+    """Record the operations that run inside its ``with`` block, including backward passes.
 
     Attributes:
-        attention: fused attention kernels by name, in the order of their first use; where
-            ``scaled_dot_product_attention`` is put together from plain operations, none.
-        largest: elements of the largest tensor that an operation made.
+        attention: names of the fused attention kernels, in the order of their first use; empty if
+            ``scaled_dot_product_attention`` falls back to plain operations.
+        largest: number of elements of the largest tensor that an operation created.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name.startswith("_scaled_dot_product") and name not in self.attention:
             self.attention.append(name)
-        # A view, such as one that expands a tensor, takes no memory.
+        # A view, such as an expanded tensor, takes no memory.
         if not func.is_view:
             sizes = (x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
             self.largest = max(self.largest, *sizes, 0)

@@ -1,4 +1,4 @@
-"""Where, with what and how a benchmark's numbers came about."""
+"""Record the origin of a benchmark's numbers: command, commit, machine and software."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FILE = "starts.json"
 
 
 def describe(command: str, *, threads: str, device: str | None = None) -> dict[str, str]:
-    """What a number needs beside it: command, commit, machine and software.
+    """Return the origin to print beside a number: command, commit, machine and software.
 
     Args:
         command: the program's command line.
-        threads: what is to be said about them.
-        device: where it runs; by default CUDA where there is some.
+        threads: a text about the number of CPU threads.
+        device: torch's name of the device; by default CUDA if there is a GPU.
     """
     commit = _git("rev-parse", "--short=10", "HEAD") or "unknown"
     if _git("status", "--porcelain", "--untracked-files=no"):
@@ -41,13 +41,16 @@ def describe(command: str, *, threads: str, device: str | None = None) -> dict[s
 
 
 def record_start(folder: Path, command: str) -> None:
-    """Add this start of a training run to its folder's record."""
+    """Append the origin of this start of a training run to the record in its folder."""
     start = describe(command, threads=f"OMP_NUM_THREADS {os.getenv('OMP_NUM_THREADS', 'not set')}")
     (folder / _FILE).write_text(json.dumps([*_starts(folder), start], indent=1))
 
 
 def recorded(folders: Iterable[Path]) -> str:
-    """What :func:`record_start` wrote for all of these runs, each thing once: a Markdown list."""
+    """Return the origins that :func:`record_start` wrote for these runs, as a Markdown list.
+
+    The list names each value once.
+    """
     seen: dict[str, list[str]] = {}
     for folder in folders:
         for start in _starts(folder):

@@ -1,4 +1,4 @@
-"""Pictures of drawn shapes, of the sizes and file formats of photographs, in COCO's format."""
+"""Draw pictures of shapes with the sizes and file formats of photographs, in COCO's format."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from smca.data.coco import CocoDataset, load_coco
 from smca.data.shapes.drawing import SHAPES, draw_background, draw_shapes
 from smca.structures import Size
 
-# How they are written: JPEG files about as large as COCO's, PNG as those of the shapes dataset.
+# Options of Pillow's save: JPEG files become about as large as COCO's, PNG files are written like
+# those of the shapes dataset.
 FORMATS = {"jpg": {"quality": 95}, "png": {"compress_level": 1}}
-# In an image at most; COCO has seven on average.
+# The most objects in an image; COCO's images have seven on average.
 OBJECTS = 14
 
 
 def draw_photo(index: int, size: Size) -> tuple[Image.Image, list[tuple[str, list[int]]]]:
-    """A picture of (h, w) pixels, and name and box ``[x, y, w, h]`` of each of its shapes."""
+    """Return a picture of (h, w) pixels, and name and box ``[x, y, w, h]`` of each shape."""
     rng = np.random.default_rng(index)
     height, width = size
     side = max(size)
     canvas = draw_background(rng, side)
-    # Shapes of large pictures stay small, because large ones take long to draw.
+    # Shapes stay small in large pictures, because large shapes take long to draw.
     sides = {"min_side": min(20, side / 4), "max_side": min(400, side / 2)}
     shapes = draw_shapes(rng, canvas, names=tuple(SHAPES), max_objects=OBJECTS, **sides)
     inside = [
@@ -36,13 +37,13 @@ def draw_photo(index: int, size: Size) -> tuple[Image.Image, list[tuple[str, lis
 
 
 def write_photos(root: Path, count: int, *, size: Size, kind: str) -> CocoDataset:
-    """Write a dataset; every third picture is turned upright.
+    """Write and return a dataset in which every third picture is in portrait format.
 
     Args:
-        root: a folder; ``KIND.json`` and the folder ``KIND`` are made in it.
-        count: pictures.
+        root: the folder in which to create ``KIND.json`` and the folder ``KIND``.
+        count: number of pictures.
         size: (h, w) in pixels.
-        kind: of ``FORMATS``.
+        kind: a key of ``FORMATS``.
     """
     folder = root / kind
     folder.mkdir(parents=True)

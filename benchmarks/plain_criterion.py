@@ -1,9 +1,9 @@
-"""Matcher and losses as DETR's descendants write them: one layer and one image at a time.
+"""Matcher and losses as other DETR implementations write them: in loops over layers and images.
 
-What :mod:`smca.training` does in one call for all layers and images is written out here in loops,
-each with a cost matrix of its own, from the same definitions.
+:mod:`smca.training` handles all layers and images in one call. This module applies the same
+definitions to one image and layer at a time, each with its own cost matrix.
 
-Shapes: N queries, K class columns, M objects of an image.
+Shapes: N queries, K class logits, M objects of an image.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ALPHA, _GAMMA, _NO_OBJECT = 0.25, 2.0, 0.1
 def match(
     logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor, *, softmax: bool
 ) -> tuple[Tensor, Tensor]:
-    """Query and object of each pair in one image and layer, (P,) each, on the host.
+    """Return query and object of each of the P pairs in one image and layer, (P,) on the host.
 
     Args:
         logits, boxes: (N, K) and (N, 4) cxcywh in [0, 1].
-        labels, wanted: (M,) and (M, 4), the objects.
-        softmax: class cost -p of a softmax; else the focal one.
+        labels, wanted: labels (M,) and boxes (M, 4) of the objects.
+        softmax: whether the class cost is -p of a softmax; otherwise it is the focal cost.
     """
     if softmax:
         class_cost = -logits.softmax(-1)[:, labels]
@@ -52,7 +52,7 @@ def match(
 def match_all(
     predictions: Predictions, labels: Sequence[Tensor], boxes: Sequence[Tensor], *, softmax: bool
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """:func:`match` of each image in each layer."""
+    """Return the result of :func:`match` for each image in each layer."""
     return [
         [
             match(*image, softmax=softmax)
@@ -65,12 +65,13 @@ def match_all(
 def losses(
     predictions: Predictions, labels: Sequence[Tensor], boxes: Sequence[Tensor], *, softmax: bool
 ) -> dict[str, Tensor]:
-    """Weighted losses by the names that :class:`smca.training.SetCriterion` gives them.
+    """Return the weighted losses, named as in :class:`smca.training.SetCriterion`.
 
     Args:
-        predictions: of all layers.
-        labels, boxes: (M,) and (M, 4) cxcywh in [0, 1], an image.
-        softmax: DETR's cross-entropy with a no-object column; else the sigmoid focal loss.
+        predictions: the predictions of all layers.
+        labels, boxes: (M,) and (M, 4) cxcywh in [0, 1] for each image.
+        softmax: whether to use DETR's cross-entropy with a no-object class; otherwise the class
+            loss is the sigmoid focal loss.
     """
     pairs = match_all(predictions, labels, boxes, softmax=softmax)
     count = max(1, sum(len(image) for image in labels))
@@ -111,10 +112,10 @@ def _focal_loss(
 def _softmax_loss(
     logits: Tensor, labels: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]], count: int
 ) -> Tensor:
-    columns = logits.shape[-1]
-    wanted = torch.full(logits.shape[:2], columns - 1, device=logits.device)
+    num_logits = logits.shape[-1]
+    wanted = torch.full(logits.shape[:2], num_logits - 1, device=logits.device)
     for image, (queries, objects) in enumerate(pairs):
         wanted[image, queries] = labels[image][objects]
-    weight = torch.ones(columns, device=logits.device)
+    weight = torch.ones(num_logits, device=logits.device)
     weight[-1] = _NO_OBJECT
     return F.cross_entropy(logits.transpose(1, 2), wanted, weight)

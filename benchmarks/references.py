@@ -1,6 +1,6 @@
-"""Attention as others write it, with the signature of :func:`smca.modeling.attention.attend`.
+"""Other forms of attention with the signature of :func:`smca.modeling.attention.attend`.
 
-Shapes: B images, N queries, L keys, H heads, d channels a head, G Gaussians a query.
+Shapes: B images, N queries, L keys, H heads, d channels per head, G Gaussians per query.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from smca.modeling import attention
 from smca.modeling.attention import PADDING, LogitBias, attend
 from smca.modeling.gaussians import Gaussians, Grid
 
-# How the public implementations attend in training, with its probability of dropping a weight.
+# The attention of the public implementations in training, and the recipe's dropout probability.
 UNFUSED_RECIPE, RECIPE_DROPOUT = "unfused, dropout", 0.1
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A bias on attention logits, all of it: (B, G, N, L), in float32."""
+    """A bias on attention logits as a full matrix: (B, G, N, L), in float32."""
 
     logits: Tensor
 
 
 def log_densities(gaussians: Gaussians, grid: Grid) -> list[Matrix]:
-    """In place of :meth:`Gaussians.biases`: log G of every cell of a map, as Eqs. 4-6 read."""
+    """Replace :meth:`Gaussians.biases`: return log G of every cell of each map by Eqs. 4-6."""
     return [_log_density(gaussians, grid, scale) for scale in range(len(grid.shapes))]
 
 
@@ -50,7 +50,7 @@ def _log_density(gaussians: Gaussians, grid: Grid, scale: int) -> Matrix:
 
 
 def dense(biases: Sequence[LogitBias | Matrix]) -> Tensor:
-    """The sum of biases as a matrix, in float32: (B or 1, G or 1, N or 1, L)."""
+    """Return the sum of the biases as a matrix, in float32: (B or 1, G or 1, N or 1, L)."""
     matrices = (
         bias.logits if isinstance(bias, Matrix) else bias.query @ bias.key.transpose(-2, -1)
         for bias in biases
@@ -67,7 +67,7 @@ def unfused_attend(
     biases: Sequence[LogitBias | Matrix] = (),
     dropout: float = 0.0,
 ) -> Tensor:
-    """Plain operations, each with a tensor of (B, H, N, L) as its result."""
+    """Attend by plain operations, each of which creates a tensor of (B, H, N, L)."""
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if biases:
         logits = logits + dense(biases)
@@ -76,7 +76,7 @@ def unfused_attend(
 
 
 def dropping_attend(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
-    """:func:`unfused_attend` with the recipe's dropout in training, whatever is asked for."""
+    """Call :func:`unfused_attend` with the recipe's dropout in training, ignoring ``dropout``."""
     options["dropout"] = RECIPE_DROPOUT if torch.is_grad_enabled() else 0.0
     return unfused_attend(query, key, value, **options)
 
@@ -89,7 +89,7 @@ def dense_attend(
     biases: Sequence[LogitBias | Matrix] = (),
     dropout: float = 0.0,
 ) -> Tensor:
-    """torch's attention with the biases as a dense mask."""
+    """Attend by torch's attention, with the biases as a dense mask."""
     mask = dense(biases).to(query.dtype) if biases else None
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -104,7 +104,7 @@ ATTENDS: dict[str, Callable[..., Tensor]] = {
 
 @contextmanager
 def attention_replaced(name: str) -> Iterator[None]:
-    """The project's attention is one of ``ATTENDS`` for a while, and log G in the form it takes."""
+    """Replace the project's attention by ``name`` of ``ATTENDS``, and the form of log G to match."""
     if name == "fused":
         yield
         return

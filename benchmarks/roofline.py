@@ -1,4 +1,4 @@
-"""The precisions that benchmarks run in, and what a device can do at its best in each."""
+"""Select the precision of a benchmark, and measure a device's peaks in it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PRECISIONS = ("fp32", "tf32", *HALF)
 
 @contextmanager
 def precision(name: str) -> Iterator[torch.dtype]:
-    """What matrix products and convolutions compute in: one of ``PRECISIONS``.
+    """Set the precision of matrix products and convolutions to one of ``PRECISIONS``.
 
     Yields:
-        the type of numbers, which is also what autocast takes on either kind of device.
+        the numbers' dtype; for half precision, also autocast's dtype on a CPU and on CUDA.
     """
     dtype = HALF.get(name, torch.float32)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -37,13 +37,19 @@ def precision(name: str) -> Iterator[torch.dtype]:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a device reached at its best, in floating-point operations and bytes a second."""
+    """The best measured rates of a device: floating-point operations and bytes per second."""
 
     flops: float
     bytes: float
 
     def reached(self, flops: float, moved: float, seconds: float) -> Row:
-        """Columns of the operations and bytes that something needs at least, and takes so long."""
+        """Return the columns of a work's rates, absolute and relative to the peaks.
+
+        Args:
+            flops: least number of floating-point operations that the work needs.
+            moved: least number of bytes that the work reads and writes.
+            seconds: measured time of the work.
+        """
         return {
             "tflops": flops / seconds / 1e12,
             "of_peak_flops": flops / seconds / self.flops,
@@ -53,11 +59,11 @@ class Peaks:
 
 
 def measured_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """A device's peaks, by a product of two large matrices and by a copy of 256 MiB (a CPU: 64).
+    """Measure a device's peaks by a large matrix product and by a copy of 256 MiB (64 on a CPU).
 
     Args:
-        device: to be measured.
-        dtype: of the matrices; see :func:`precision` for tf32.
+        device: the device to measure.
+        dtype: dtype of the matrices; :func:`precision` selects tf32.
     """
     size = 8192 if device.type == "cuda" else 256  # a CPU may be very slow in float16
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""A config's detector at work on made-up images: inference and steps of training, by stages."""
+"""Run a config's detector on random images: inference and training steps, timed by stages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ from smca.structures import Detections, Size
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
 
-# The detector's, in order; "heads" also picks the best detections in inference.
+# The detector's parts, in order; "heads" includes the selection of detections in inference.
 PARTS = ("backbone", "neck", "encoder", "decoder", "heads")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Batch images of ``size`` (h, w) pixels on a device, and the precision by name."""
+    """The images' size, and the precision and device of the work.
+
+    Attributes:
+        size: (h, w) of the images in pixels.
+        batch: number of images.
+        precision: one of :data:`roofline.PRECISIONS`.
+        device: torch's name of the device.
+    """
 
     size: Size
     batch: int
@@ -41,7 +48,7 @@ class Setting:
 
 
 class Workload:
-    """What the native host does with a batch, from pixels on the host to boxes or an update."""
+    """The native host's work on a batch, from pixels on the host to detections or an update."""
 
     def __init__(self, cfg: CfgNode, setting: Setting):
         torch.manual_seed(0)
@@ -49,7 +56,7 @@ class Workload:
         self.setting = setting
         self.device = torch.device(setting.device)
         self.detector = build_detector(cfg).to(self.device)
-        _tame(self.detector.backbone)
+        _damp_residuals(self.detector.backbone)
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
         optimizer = build_optimizer(cfg, self.detector)
@@ -58,9 +65,9 @@ class Workload:
         self.see(setting.size, setting.batch)
 
     def see(self, size: Size, batch: int) -> None:
-        """Work on other images from now on."""
+        """Replace the batch by random images of another size and number."""
         images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8)
-        # As loaders give them.
+        # Loaders return pinned images, too.
         self.images = list(images.pin_memory() if self.device.type == "cuda" else images)
         labels = torch.arange(NUM_OBJECTS) % self.cfg.MODEL.SMCA.NUM_CLASSES
         self.objects = [labels] * batch, [made_up_boxes(*size)] * batch
@@ -70,12 +77,12 @@ class Workload:
         return pad_images(self.images, mean=self.mean, std=self.std)
 
     def targets(self, sizes: list[Size]) -> Targets:
-        """Objects of the batch, whose images are of these sizes."""
+        """Return the objects of the batch, whose images have these sizes."""
         return Targets.from_images(*self.objects, sizes, self.device)
 
     @torch.no_grad()
     def infer(self) -> list[Detections]:
-        """The detections of the batch."""
+        """Return the detections of the batch."""
         self.detector.eval()
         images, sizes = self._batch()
         half = torch.autocast(self.device.type, enabled=self.setting.half)
@@ -88,7 +95,10 @@ class Workload:
             )
 
     def train(self) -> dict[str, float]:
-        """A step: forward, matcher, loss, backward, clipping and update; returns the losses."""
+        """Train one step and return its losses.
+
+        A step includes forward pass, matcher, loss, backward pass, clipping and update.
+        """
         self.detector.train()
         images, sizes = self._batch()
         targets = self.targets(sizes)
@@ -143,8 +153,8 @@ class Workload:
 
 
 @torch.no_grad()
-def _tame(backbone: torch.nn.Module) -> None:
-    """Keep the numbers of a deep backbone without trained weights within float16."""
+def _damp_residuals(backbone: torch.nn.Module) -> None:
+    """Scale residual branches so that a deep untrained backbone stays within float16's range."""
     for module in backbone.modules():
         if isinstance(module, (BasicBlock, Bottleneck)):
             *_, last = module.children()

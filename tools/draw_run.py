@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", help="checkpoint (default: the run's last one)")
     parser.add_argument("--output", help="folder (default: OUTPUT_DIR/pictures)")
     parser.add_argument("--images", type=int, default=12, help="images to draw detections on")
-    parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention of")
+    parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention for")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score drawn")
     args = parser.parse_args()
     if min(args.images, args.queries) < 1:
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def gt_boxes(record: dict) -> torch.Tensor:
-    """The ground-truth boxes of an image, xyxy in pixels, without crowds."""
+    """Return the ground-truth boxes of an image, xyxy in pixels, without crowds."""
     boxes = [entry["bbox"] for entry in record["annotations"] if not entry["iscrowd"]]
     return box_convert(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "xywh", "xyxy")
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import importable, load
+from data_workload import importable, load
 from measuring import ROOT, Row
 from photos import write_photos
 

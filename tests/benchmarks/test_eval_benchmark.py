@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import eval as program
+import eval_workload
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def test_stages_make_up_the_whole_and_evaluations_agree(train_net, tmp_path):
 
 def test_detections_are_a_function_of_the_case(tmp_path):
     first, second = (
-        program.made_up(program.Case(6, 30, 5, str(folder)))
+        eval_workload.made_up(eval_workload.Case(6, 30, 5, str(folder)))
         for folder in (tmp_path / "a", tmp_path / "b")
         if folder.mkdir() is None
     )
