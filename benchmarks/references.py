@@ -104,7 +104,7 @@ ATTENDS: dict[str, Callable[..., Tensor]] = {
 
 @contextmanager
 def attention_replaced(name: str) -> Iterator[None]:
-    """Replace the project's attention by ``name`` of ``ATTENDS``, and the form of log G to match."""
+    """Replace the project's attention by one of ``ATTENDS``, and log G by the form it takes."""
     if name == "fused":
         yield
         return

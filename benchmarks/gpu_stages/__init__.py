@@ -1,1 +1,1 @@
-"""The stages of benchmarks/gpu_check.py, each a module with ``run(check)``."""
+"""The stages of benchmarks/gpu_check.py; each is a module with a function ``run(check)``."""

@@ -1,4 +1,4 @@
-"""Means that may be faster on a GPU than the project's defaults: each beside them, in turns."""
+"""Compare optimisations and alternatives with the project's defaults on a GPU."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def own_width(
     biases: list = (),
     dropout: float = 0.0,
 ) -> Tensor:
-    """The project's attention with values as wide as they are: no flash kernel takes them."""
+    """Attend without padding the values to the keys' width, which flash kernels require."""
     query, key = attention._with_biases(query, key, biases)
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=1.0)
 
 
 def pairwise_distance(a: Tensor, b: Tensor, p: int) -> Tensor:
-    """``torch.cdist(a, b, p=1)`` by plain operations."""
+    """Return ``torch.cdist(a, b, p=1)``, computed by plain operations."""
     return (a[..., :, None, :] - b[..., None, :, :]).abs().sum(-1)
 
 
 def in_float32(
     self: ModulatedCoAttention, query: Tensor, key: Tensor, value: Tensor, biases: Sequence = ()
 ) -> Tensor:
-    """The co-attention in float32, whatever autocast says."""
+    """Compute the co-attention in float32, also within autocast."""
     with full_precision(query.device):
         out = Attention.attend(self, query.float(), key.float(), value.float(), biases)
     return out.to(query.dtype)
@@ -57,7 +57,7 @@ def in_float32(
 
 @contextlib.contextmanager
 def co_attention_in_float32() -> Iterator[None]:
-    """And factors of log G that are one float32 each."""
+    """Compute the co-attention in float32, and store each factor of log G as one float32."""
     of = Grid.of
 
     def wide(*args: object, **options: object) -> Grid:
@@ -70,7 +70,7 @@ def co_attention_in_float32() -> Iterator[None]:
         yield
 
 
-# Each against the default, in training steps of SMCA.
+# Ablations to compare with the default in training steps of SMCA.
 STEPS = {
     "co-attention in float32": Ablation(taken=False, patch=co_attention_in_float32),
     "channels last": Ablation(
@@ -95,7 +95,7 @@ STEPS = {
 
 @contextlib.contextmanager
 def cudnn(enabled: bool) -> Iterator[None]:
-    """torch may choose cuDNN's attention, or may not."""
+    """Allow or forbid torch to choose cuDNN's attention."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(enabled)
     try:
@@ -105,7 +105,7 @@ def cudnn(enabled: bool) -> Iterator[None]:
 
 
 def run(check: Check) -> None:
-    # Of so many images that the device is busy; of few the host sets the pace.
+    # A large batch keeps the device busy; with a small one the host limits the speed.
     batch = 16
     first = ["co-attention in float32", "channels last", "cuDNN attention"]
     compare(check, first, batch, "bf16")
@@ -132,7 +132,7 @@ def run(check: Check) -> None:
 
 
 def compare(check: Check, names: Sequence[str], batch: int, number: str) -> None:
-    """Training steps with and without each of some means."""
+    """Time training steps with and without each of the named ablations."""
     setting = check.setting(batch, number)
     usual = functools.cache(lambda: Worker(check.config(MAIN), setting, DEFAULT, "training"))
     for name in names:
@@ -141,7 +141,7 @@ def compare(check: Check, names: Sequence[str], batch: int, number: str) -> None
 
 
 def steps(check: Check, ablation: Ablation, default: Callable[[], Worker], setting: Setting) -> Row:
-    """A training step with and without a means."""
+    """Return the times of a training step with and without an ablation."""
     usual, other = default(), Worker(check.config(MAIN), setting, ablation, "training")
     both = ("with", "without") if ablation.taken else ("without", "with")
     functions = dict(zip(both, (usual, other), strict=True))
@@ -155,7 +155,7 @@ def steps(check: Check, ablation: Ablation, default: Callable[[], Worker], setti
 
 
 def co_attention(check: Check, number: str) -> None:
-    """One co-attention, forward and backward, with other ways to have log G."""
+    """Time one co-attention, forward and backward, with several ways to add log G."""
     for shape in check.pick(((50, 84), (100, 168)), ((5, 7),)):
         case = Case(shape, check.pick(4, 1), check.pick(300, 9), number, str(check.device))
         check.attempt(
@@ -168,6 +168,7 @@ def co_attention(check: Check, number: str) -> None:
 
 
 def ways(check: Check, case: Case) -> Iterator[Row]:
+    """Yield a row for each way to compute the co-attention."""
     numbers = CoAttention(case)
     fused = numbers.work("fused", backward=True)
 
@@ -206,7 +207,10 @@ def ways(check: Check, case: Case) -> Iterator[Row]:
 
 
 def many_sizes(check: Check, enabled: bool, dropout: float) -> Row:
-    """The first pass over images of many sizes, which may build a plan for each, and the second."""
+    """Return the time of a first and of a second pass over batches of many image sizes.
+
+    In the first pass, cuDNN may build a plan for each size.
+    """
     cfg = check.config(MAIN, "MODEL.SMCA.ATTENTION_DROPOUT", dropout)
     sizes = [(480 + 32 * i, 1333 - 40 * i) for i in range(check.pick(10, 1))]
     if check.tiny:
@@ -228,7 +232,7 @@ def many_sizes(check: Check, enabled: bool, dropout: float) -> Row:
 
 
 def first_steps(check: Check, scale: float) -> Row:
-    """How many of a run's first steps float16 loses to overflow."""
+    """Count how many of a run's first steps float16 skips because of overflow."""
     with mock.patch.object(step, "INITIAL_SCALE", scale):
         workload = Workload(check.config(MAIN), check.setting(2, "fp16"))
     lost, count = 0, check.pick(30, 2)

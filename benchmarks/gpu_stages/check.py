@@ -1,4 +1,4 @@
-"""What each stage of a GPU check works with."""
+"""The interface between a GPU check and its stages: device, sizes, time limit and record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from smca.analysis.host import NATIVE
 
 from .record import Record
 
-Any_ = TypeVar("Any_")
-# Part of its time after which a stage begins nothing more, so that it is seldom cut off.
+T = TypeVar("T")
+# After this share of its time, a stage begins no further measurement, so that it is seldom cut off.
 _BEGINS_UNTIL = 0.9
-# A detector that a CPU trains in a moment.
+# Config values of a detector that a CPU trains quickly.
 TINY = (
     *("MODEL.RESNETS.DEPTH", 10, "MODEL.RESNETS.NORM", "FrozenBN"),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
@@ -31,15 +31,20 @@ TINY = (
 
 
 class Check:
-    """The device, the time that is left, and where rows go."""
+    """The device, the time limit and the record of a stage.
+
+    Attributes:
+        until: the moment, in :func:`time.monotonic`'s seconds, after which no measurement begins.
+        left: names of the measurements for which no time was left.
+    """
 
     def __init__(self, device: str, *, tiny: bool, record: Record, limit: float):
         """
         Args:
-            device: as torch names it.
-            tiny: everything at sizes that a CPU manages in seconds.
-            record: whose last stage is this one.
-            limit: seconds that this stage has.
+            device: torch's name of the device.
+            tiny: whether to rehearse at sizes that take a CPU only seconds.
+            record: the record whose last stage is this one.
+            limit: time of this stage in seconds.
         """
         self.device = torch.device(device)
         self.tiny = tiny
@@ -51,29 +56,31 @@ class Check:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def pick(self, real: Any_, tiny: Any_) -> Any_:
-        """What is worked with: ``tiny`` in a rehearsal."""
+    def pick(self, real: T, tiny: T) -> T:
+        """Return ``tiny`` in a rehearsal, and ``real`` otherwise."""
         return tiny if self.tiny else real
 
     def config(self, name: str, *changes: object) -> CfgNode:
-        """A config of configs/."""
+        """Return a config of configs/ with changes, and with a tiny model in a rehearsal."""
         tiny = TINY if self.tiny else ()
         return NATIVE.read(str(ROOT / f"configs/{name}.yaml"), [*tiny, *changes])
 
     def setting(self, batch: int, precision: str) -> Setting:
-        """So many images, of the size that training and evaluation have at most."""
+        """Return a setting with images of the largest size in training and evaluation."""
         size = self.pick((800, 1333), (64, 96))
         return Setting(size, self.pick(batch, 2), precision, str(self.device))
 
     def attempt(
         self, table: str, work: Callable[[], Row | Iterable[Row]], **case: object
     ) -> list[Row]:
-        """Add what ``work`` returns to the record, or why it failed; nothing if time is over.
+        """Add the rows that ``work`` returns to the record, or a row with its error.
+
+        If the stage's time is over, this only notes that the measurement was left out.
 
         Args:
-            table: of the report.
-            work: measures; it returns a row or several.
-            case: columns that each row begins with.
+            table: name of the report's table.
+            work: performs the measurement, and returns one or several rows.
+            case: first columns of each row.
 
         Returns:
             the rows.
@@ -98,12 +105,12 @@ class Check:
         return rows
 
     def free(self) -> None:
-        """Give memory back that nothing holds any more."""
+        """Release unused memory to the system and the device."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
 
 
 def holds(value: float, limit: float) -> Row:
-    """Columns of a value that may be so large."""
+    """Return the columns of a value that passes if it is at most ``limit``."""
     return {"value": value, "limit": limit, "passed": value <= limit}

@@ -1,6 +1,6 @@
-"""SMCA's attention on a device, beside float64 on the CPU.
+"""Compare SMCA's attention on a device with float64 on the CPU.
 
-Shapes: B images, N queries, L keys, H heads, d channels a head, G Gaussians a query.
+Shapes: B images, N queries, L keys, H heads, d channels per head, G Gaussians per query.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from smca.structures import Size
 
 HEADS, CHANNELS = 8, 32
 # The largest scale of a Gaussian, and beta.
-_LARGEST, _BETA = 2.0, 8.0
-# A weight that no precision rounds to zero.
+_MAX_SCALE, _BETA = 2.0, 8.0
+# No precision rounds weights above this to zero.
 _SURELY_SEEN = 1e-4
 
 
 @dataclass(frozen=True)
 class Case:
-    """B images with N queries and a map of ``shape`` cells.
+    """The sizes of an attention, and the kind of its Gaussians.
 
     Attributes:
-        kind: of the precision, as MODEL.SMCA.MODULATION.SCALE; "shared" is independent with one
+        kind: a value of MODEL.SMCA.MODULATION.SCALE, or "shared" for independent scales with one
             Gaussian for all heads.
-        padded: the last image ends before the map does.
+        padded: whether the last image has padding at its right side.
+        shape: (h, w) of the map in cells.
+        images: number of images.
+        queries: number of queries for each image.
     """
 
     kind: str
@@ -46,10 +49,15 @@ class Case:
 
 
 class Numbers:
-    """What a case attends with: leaves whose gradients are wanted, by name, in float64.
+    """The random inputs of a case in float64.
 
-    Queries, keys and values are numbers that every half precision has exactly, so that all
-    precisions are compared with the same ones.
+    Queries, keys and values are exactly representable in every half precision, so that all
+    precisions work on the same numbers.
+
+    Attributes:
+        leaves: the tensors for which to compute gradients, by name.
+        gradient: the output's gradient.
+        padding: (B, L) bool, True where a key is padding; None without padding.
     """
 
     def __init__(self, case: Case):
@@ -67,11 +75,11 @@ class Numbers:
             for name, size in sizes.items()
         }
         place = images, queries, 1, gaussians
-        # Numbers of float32, which the prior computes in.
-        extent = torch.tensor(case.shape[::-1])
-        self.leaves["center"] = (torch.rand(*place, 2, generator=generator) * extent).double()
+        # The prior computes in float32, so these are numbers of float32.
+        size = torch.tensor(case.shape[::-1])
+        self.leaves["center"] = (torch.rand(*place, 2, generator=generator) * size).double()
         channels = {"fixed": 0, "single": 1, "oriented": 3}.get(case.kind, 2)
-        scales = torch.rand(*place, channels, generator=generator) * _LARGEST
+        scales = torch.rand(*place, channels, generator=generator) * _MAX_SCALE
         self.leaves["scales"] = scales.double()
         self.gradient = self.leaves.pop("gradient")
         self.padding = None
@@ -81,7 +89,7 @@ class Numbers:
             self.padding = padding.flatten(1)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The leaves on a device: centres and scales in float32 where the others are halves."""
+        """Return the leaves on a device; centres and scales have at least float32."""
         wide = torch.promote_types(dtype, torch.float32)
         return {
             name: leaf.to(device, wide if name in ("center", "scales") else dtype).requires_grad_()
@@ -89,7 +97,7 @@ class Numbers:
         }
 
     def attend(self, leaves: dict[str, Tensor], *, dropout: float = 0.0) -> Tensor:
-        """(B, H, N, d)."""
+        """Return the attention's output, (B, H, N, d)."""
         center = leaves["center"]
         gaussians = Gaussians(
             center=center,
@@ -107,7 +115,7 @@ class Numbers:
         return attention.attend(*tokens, biases=gaussians.biases(grid), dropout=dropout)
 
     def exact(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Output and gradients in float64, from matrices as Eqs. 1 to 6 read."""
+        """Return output and gradients in float64, from dense matrices by Eqs. 1 to 6."""
         leaves = self.on(torch.device("cpu"), torch.float64)
         with attention_replaced("unfused"):
             out = self.attend(leaves)
@@ -115,7 +123,7 @@ class Numbers:
 
 
 def _precision(kind: str, scales: Tensor, like: Tensor) -> Tensor:
-    """(..., 3): xx, yy, xy of P."""
+    """Return the entries xx, yy and xy of the Gaussians' precision matrices P, (..., 3)."""
     if kind == "fixed":
         return F.pad(torch.ones_like(like), (0, 1))
     if kind == "oriented":
@@ -131,7 +139,7 @@ def _gradients(out: Tensor, leaves: dict[str, Tensor], gradient: Tensor) -> dict
 
 
 def error(found: Iterable[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest relative error, by norms; infinite where numbers are not finite."""
+    """Return the largest relative error in norm; it is infinite if any number is not finite."""
     largest = 0.0
     for each, reference in zip(found, wanted, strict=True):
         each = each.detach().double().cpu()
@@ -141,7 +149,10 @@ def error(found: Iterable[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def _gradient_errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
-    """Columns of queries, keys and values, and of the Gaussians, whose sums cancel the most."""
+    """Return one column for queries, keys and values, and one for the Gaussians.
+
+    The gradients of the Gaussians are less exact, because large terms cancel in their sums.
+    """
     columns = {"gradient error": ("query", "key", "value"), "of Gaussians": ("center", "scales")}
     return {
         column: error(
@@ -153,7 +164,7 @@ def _gradient_errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dic
 
 
 def errors(numbers: Numbers, exact: tuple, name: str, device: torch.device) -> dict:
-    """Columns: errors of output and gradients in a precision, and the kernels that ran."""
+    """Return the errors of output and gradients in a precision, and the kernels that ran."""
     with precision(name) as dtype, Operations() as operations:
         leaves = numbers.on(device, dtype)
         out = numbers.attend(leaves)
@@ -168,10 +179,11 @@ def errors(numbers: Numbers, exact: tuple, name: str, device: torch.device) -> d
 
 
 def errors_with_dropout(numbers: Numbers, name: str, device: torch.device, dropout: float) -> dict:
-    """The same with dropped weights, whose mask is read off values that are units.
+    """Return the columns of :func:`errors` for an attention with dropout.
 
-    The mask is drawn anew in each run from the same seed, and so in the backward pass: that of the
-    gradients is right only where both agree.
+    Unit vectors as values reveal the mask of dropped weights. Each forward pass draws this mask
+    again from the same seed, as does the backward pass, so the gradients are right only if all
+    masks agree.
     """
     with precision(name) as dtype:
         leaves = numbers.on(device, dtype)
@@ -186,7 +198,7 @@ def errors_with_dropout(numbers: Numbers, name: str, device: torch.device, dropo
                 torch.manual_seed(1)
                 weights = numbers.attend({**leaves, "value": units.to(device)}, dropout=dropout)
                 kept.append(weights[..., : columns.shape[1]].double().cpu())
-    # Weights that round to zero look dropped, but count for nothing.
+    # Weights that round to zero look dropped, but do not affect the result.
     mask = (torch.cat(kept, dim=-1) != 0).double() / (1 - dropout)
     dropped = 0.0
 

@@ -1,4 +1,4 @@
-"""The machine: device, driver, software, and the peaks that a device reaches."""
+"""Describe the machine: device, driver, software, and the measured peaks of the device."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def run(check: Check) -> None:
 
 
 def software() -> Row:
+    """Return the versions of the software, and the number of CPU cores."""
     return {
         "Python": platform.python_version(),
         "torch": torch.__version__,
@@ -37,6 +38,7 @@ def software() -> Row:
 
 
 def device(chosen: torch.device) -> Row:
+    """Return the properties of a CUDA device."""
     found = torch.cuda.get_device_properties(chosen)
     return {
         "name": found.name,
@@ -49,7 +51,7 @@ def device(chosen: torch.device) -> Row:
 
 
 def _driver() -> str:
-    """The driver's version, as nvidia-smi says it."""
+    """Return the driver's version as reported by nvidia-smi, or "unknown"."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return "unknown"
@@ -59,7 +61,7 @@ def _driver() -> str:
 
 
 def set_up(chosen: torch.device) -> Iterator[Row]:
-    """Whether this build of torch is for this device, with what is fast on it."""
+    """Check that this build of torch supports the device, and list the fast paths it enables."""
     major, minor = torch.cuda.get_device_capability(chosen)
     built = torch.cuda.get_arch_list()
     yield {"what": "torch is built for", "found": " ".join(built)}
@@ -73,7 +75,7 @@ def set_up(chosen: torch.device) -> Iterator[Row]:
 
 
 def peaks(chosen: torch.device, name: str) -> Row:
-    """What large matrix products and copies reach."""
+    """Return the rates of large matrix products and copies in a precision."""
     with precision(name) as dtype:
         found = measured_peaks(chosen, dtype)
     return {"tflops": found.flops / 1e12, "copy GB/s": found.bytes / 1e9}

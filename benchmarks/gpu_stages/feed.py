@@ -1,4 +1,4 @@
-"""How many images a second loader processes deliver, and how many the training needs."""
+"""Measure the images per second that loader processes deliver, and how many training needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def run(check: Check) -> None:
 
 
 def loading(check: Check) -> Iterator[Row]:
-    """JPEG files of COCO's size, mapped for training, by processes."""
+    """Yield the rate of loading JPEG files of COCO's size for each number of processes.
+
+    Further rows give the number of processes that each measured training needs.
+    """
     native, *_ = importable()
     cores = os.cpu_count() or 1
     counts = check.pick([1, *(n for n in (4, 8, 16) if n <= cores)], [1])
@@ -43,7 +46,7 @@ def loading(check: Check) -> Iterator[Row]:
             seconds, _ = load(native, records, workers, args)
             rates[workers] = 1 / seconds
             yield {"processes": workers, "images/s": rates[workers], "CPU cores": cores}
-    # Of one process, which has a core to itself.
+    # Divide by the rate of one process, which has a core to itself.
     for stage in check.record.runs()[-1]["stages"]:
         for row in stage["rows"]:
             if row["table"] == "training" and row.get("attention") == "fused":

@@ -1,4 +1,4 @@
-"""SMCA's co-attention by FlexAttention, where the Gaussian changes each logit."""
+"""SMCA's co-attention by FlexAttention, which adds the Gaussian to each logit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 
 def flex_attend(numbers: CoAttention) -> Callable[[], object]:
-    """Its forward and backward pass; the first call compiles it."""
+    """Return a function that runs forward and backward pass; its first call compiles."""
     columns = numbers.shape[1]
     compiled = torch.compile(flex_attention, dynamic=False)
 

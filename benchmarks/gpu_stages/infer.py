@@ -1,4 +1,4 @@
-"""Inference: images a second by batch and precision, compiled, and with CUDA graphs."""
+"""Measure inference: images per second by batch and precision, compiled, and with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def run(check: Check) -> None:
 
 
 def measure(check: Check, model: str, name: str, batch: int, number: str) -> None:
+    """Add the row of a model's inference, with ``number`` as the precision."""
+
     def row() -> Row:
         workload = Workload(check.config(name), setting)
         times = interleave(
@@ -49,12 +51,12 @@ def measure(check: Check, model: str, name: str, batch: int, number: str) -> Non
 
 
 def compiled(check: Check, number: str, mode: str | None) -> Iterator[Row]:
-    """The detector compiled for one size of images, beside the same as it is."""
+    """Yield the row of a detector compiled for one image size, compared with eager mode."""
     torch._dynamo.reset()
     workload = Workload(check.config(MAIN), check.setting(1, number))
     before = interleave({"it": workload.infer}, device=check.device, rounds=check.pick(7, 1))
     eager = workload.detector
-    # Inductor takes a CPU half a minute.
+    # Inductor needs half a minute on a CPU.
     backend = check.pick("inductor", "eager")
     call: Callable[..., object] = torch.compile(
         eager.forward, mode=mode, backend=backend, dynamic=False

@@ -1,4 +1,4 @@
-"""The quickstart's model, trained and evaluated with and without mixed precision."""
+"""Train and evaluate the quickstart's model with and without mixed precision."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MODES = {
 
 def run(check: Check) -> None:
     sizes = check.pick(QUICKSTART, {"num_train": 16, "num_val": 4})
-    # Reused by the next check.
+    # The next check in the same folder reuses these images.
     name = check.pick("shapes", "shapes_tiny")
     shapes = write_shapes_dataset(check.record.path.parent / name, **sizes)
-    # Side by side: neither keeps a GPU busy.
+    # Run all modes at once, since none of them keeps a GPU busy.
     runs = {
         mode: Training(check, mode, shapes)
         for mode in check.pick(tuple(MODES), ("float32", "bfloat16"))
@@ -36,11 +36,11 @@ def run(check: Check) -> None:
 
 
 class Training:
-    """A run of the training program, which begins at once."""
+    """A run of the training program that starts with the construction of this object."""
 
     def __init__(self, check: Check, mode: str, shapes: dict):
         self.folder = check.record.path.parent / f"learn_{mode}"
-        shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier check
+        shutil.rmtree(self.folder, ignore_errors=True)  # from an earlier check
         datasets = [[f"shapes_{split}", *files] for split, files in shapes.items()]
         options = [
             *("MODEL.DEVICE", str(check.device), "OUTPUT_DIR", str(self.folder), "SEED", "0"),
@@ -58,7 +58,7 @@ class Training:
         )
 
     def result(self) -> Row:
-        """AP and time, once it has ended."""
+        """Wait for the run's end, and return its AP and time."""
         if code := self.process.wait():
             raise RuntimeError(f"train_net.py ended with code {code}")
         metrics = (self.folder / "metrics.json").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The medium race of benchmarks/convergence.py, as far as the time goes."""
+"""Run the medium race of benchmarks/convergence.py within the given time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def run(check: Check) -> None:
 
 
 def race(check: Check) -> Iterator[Row]:
-    """Evaluations of all runs so far; the next check in the same folder goes on."""
+    """Run or continue the race, and yield the evaluations of all runs so far."""
     folder = check.record.path.parent / "race"
-    # Fewer than the race's own, which take ten minutes to draw.
+    # The race's own numbers of images would take ten minutes to draw.
     images = check.pick(("1500", "200"), ("8", "4"))
     command = [
         *(sys.executable, str(ROOT / "benchmarks/convergence.py")),
@@ -41,7 +41,7 @@ def race(check: Check) -> Iterator[Row]:
     try:
         code = process.wait(max(1.0, check.until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        # It saves, and so does what it runs.
+        # The race and its training run save on SIGTERM.
         process.terminate()
         code = process.wait()
     runs = read_race(folder, list(SYSTEMS), iterations=sys.maxsize)

@@ -1,4 +1,4 @@
-"""The file that a GPU check writes: runs, each with its stages, each with the rows it measured."""
+"""Read and write the file of a GPU check: its runs, their stages, and the measured rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUT_OFF, STOPPED = "cut off", "stopped"
 
 
 def code_hash() -> str:
-    """Of what is measured and what measures it: results of another hash are of other code."""
+    """Return a hash of the measured and the measuring code, to tell results of other code apart."""
     digest = hashlib.sha256()
     for path in sorted(_measured()):
         digest.update(path.name.encode() + path.read_bytes())
@@ -31,11 +31,11 @@ def _measured() -> Iterator[Path]:
 
 
 def read_runs(path: Path) -> list[dict]:
-    """The runs of a file.
+    """Return the runs of a file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ConfigError: it is not one that :class:`Record` has written.
+        FileNotFoundError: the file does not exist.
+        ConfigError: the file was not written by :class:`Record`, or is damaged.
     """
     try:
         runs = json.loads(path.read_text())
@@ -43,31 +43,32 @@ def read_runs(path: Path) -> list[dict]:
     except (ValueError, TypeError, KeyError):
         whole = False
     if not whole:
-        from smca.config import (
-            ConfigError,  # brings torch, which those who write do without
-        )
+        # This imports torch, which writing a record does not need.
+        from smca.config import ConfigError
 
         raise ConfigError(f"{path} is not a gpu_check.json, or damaged; move it away")
     return runs
 
 
 class Record:
-    """Appends to a file that is whole at every moment, whoever is stopped when.
+    """Append to a file that stays complete even if a process stops while it writes.
 
-    The program and the process of its running stage write in turns.
+    The program and the process of its running stage never write at the same time.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / FILE
 
     def runs(self) -> list[dict]:
-        """What has been recorded so far."""
+        """Return the runs recorded so far."""
         return read_runs(self.path) if self.path.exists() else []
 
     def begin_run(self, **facts: object) -> None:
+        """Append a run without stages."""
         self._write([*self.runs(), {**facts, "code": code_hash(), "stages": []}])
 
     def begin_stage(self, name: str, limit: float) -> None:
+        """Append a running stage, with its time limit in seconds, to the last run."""
         runs = self.runs()
         stage = {"stage": name, "status": RUNNING, "limit": round(limit), "reason": "", "rows": []}
         runs[-1]["stages"].append(stage)
@@ -80,7 +81,7 @@ class Record:
         self._write(runs)
 
     def end_stage(self, **facts: object) -> dict:
-        """Add facts, such as its status, to the running stage; returns the stage."""
+        """Add facts, such as the status, to the running stage, and return the stage."""
         runs = self.runs()
         runs[-1]["stages"][-1] |= facts
         self._write(runs)
@@ -94,7 +95,7 @@ class Record:
 
 
 def _plain(value: object) -> object:
-    """What JSON has: no dataclasses, no infinite numbers."""
+    """Return a value that JSON can hold: without dataclasses, infinite numbers and NaN."""
     if is_dataclass(value):
         value = asdict(value)
     if isinstance(value, dict):

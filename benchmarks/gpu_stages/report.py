@@ -1,4 +1,4 @@
-"""The tables of GPU checks, for a terminal and for docs/PERFORMANCE.md."""
+"""Format the results of GPU checks as tables for a terminal and for docs/PERFORMANCE.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smca.config import ConfigError
 from .record import DONE, FAILED, code_hash, read_runs
 
 PAGE = ROOT / "docs/PERFORMANCE.md"
-# How the tables name columns that a record names more briefly.
+# The tables' names of columns whose names in a record are shorter.
 TITLES = {"of": "kernels", "of Gaussians": "gradient error, Gaussians"}
 BEGIN, END = "<!-- gpu: begin -->\n", "<!-- gpu: end -->\n"
 
@@ -53,7 +53,7 @@ def _by_columns(rows: Sequence[dict]) -> list[str]:
 
 
 def _worst(rows: Sequence[dict]) -> list[dict]:
-    """Merge the many cases of the attention to a row for each precision, with its worst errors."""
+    """Merge the cases of the attention into a row for each precision, with the largest errors."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         if "error" not in row:
@@ -83,7 +83,7 @@ def _short(kernel: str) -> str:
 
 
 def _origin(run: dict, stage: dict) -> str:
-    """Return where the numbers of a stage come from, and how the stage ended."""
+    """Return a line with the origin of a stage's numbers, and with the status of the stage."""
     how = stage["status"] if stage["status"] == DONE else f"**{stage['status']}**"
     took = f", {stage['seconds']:.0f} s" if "seconds" in stage else ""
     reason = f": {stage['reason']}" if stage["reason"] else ""
@@ -106,7 +106,7 @@ def failures(stages: Sequence[dict]) -> list[str]:
     """Return a line for each check that did not pass, and each stage or measurement that failed."""
     found = []
     for stage in stages:
-        # A check that was not made has not passed.
+        # A check that was left out has not passed.
         unchecked = stage["stage"] == "right" and stage["reason"]
         if stage["status"] == FAILED or unchecked:
             found.append(f"FAIL  {stage['stage']}: {stage['reason']}")
@@ -123,8 +123,8 @@ def main(files: Sequence[Path], *, docs: bool) -> int:
     """Print the tables of result files, oldest first; with ``docs`` also put them into the page.
 
     Raises:
-        FileNotFoundError: a file that is not there.
-        ConfigError: a file that no GPU check wrote, or a page without the two marks.
+        FileNotFoundError: a file does not exist.
+        ConfigError: no GPU check wrote a file, or the page lacks the two marks.
     """
     runs = [run for path in files for run in read_runs(path)]
     text = tables(runs)

@@ -1,4 +1,4 @@
-"""Whether the device computes what it should, on fused kernels, without waiting."""
+"""Check that the device computes the right results, on fused kernels and without waits."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from smca.structures import Size
 from .check import Check, holds
 from .exact import Case, Numbers, errors, errors_with_dropout
 
-# Relative, by norms: twice to four times what rounding once makes (2^-11, 2^-8), for a gradient ten
-# times.
+# The largest relative errors in norm. In half precision, outputs may err by two to four times the
+# error of one rounding (2^-8 in bfloat16, 2^-11 in float16), and gradients by about ten times it.
 OUTPUT = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2, "fp16": 2e-3}
 GRADIENT = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 4e-2, "fp16": 1e-2}
-# What rounding once makes, with a margin of 2. In the gradients of Gaussians it counts as often as
-# the map has cells on a side: there, squares of coordinates cancel.
+# Twice the error of one rounding. In the gradients of the Gaussians this error is multiplied by the
+# map's longer side in cells, because squares of coordinates cancel there.
 ROUNDING = {"fp32": 2e-6, "tf32": 2e-6, "bf16": 2.0**-8, "fp16": 2.0**-11}
 DROPOUT = 0.1
-# Config and changes.
+# Config and changes of each model.
 FAMILIES: dict[str, tuple] = {
     "SMCA": ("smca_R50_50ep",),
     "SMCA, single scale": ("smca_single_scale_R50_50ep",),
@@ -46,13 +46,12 @@ FAMILIES: dict[str, tuple] = {
     "Deformable DETR": ("baselines/deformable_detr_R50_50ep",),
 }
 
-
-# Maps of the co-attention, with images and queries that its matrices in float64 have room for.
+# Maps of the co-attention, with numbers of images and queries whose float64 matrices fit in memory.
 MAPS = {(25, 34): (2, 300), (50, 84): (2, 100), (100, 168): (1, 50)}
 
 
 def run(check: Check) -> None:
-    # As training has it, see TrainingStep.
+    # Training disables cuDNN's attention, too; see TrainingStep.
     torch.backends.cuda.enable_cudnn_sdp(False)
     smallest, *larger = check.pick(MAPS, {(5, 7): (2, 9)}).items()
     attention(check, *smallest, dropouts=(0.0, DROPOUT))
@@ -71,9 +70,9 @@ def run(check: Check) -> None:
 def attention(
     check: Check, shape: Size, sizes: tuple[int, int], *, dropouts: Sequence[float]
 ) -> None:
-    """Every kind of Gaussian, with and without padding and dropout, in every precision."""
+    """Check each kind of Gaussian, with and without padding and dropout, in each precision."""
     kinds = ("independent", "oriented", "single", "fixed", "shared")
-    # What is exact takes a CPU a second or more: the first map has all kinds, and dropout.
+    # An exact result takes a CPU a second or more; only the first map has all kinds and dropout.
     for kind in kinds if len(dropouts) > 1 else kinds[:2]:
         for padded in (True, False):
             numbers = Numbers(Case(kind, padded, shape, *sizes))
@@ -94,7 +93,7 @@ def attention(
 def compared(
     check: Check, number: str, numbers: Numbers, exact: Callable[[], tuple], dropout: float
 ) -> Row:
-    """Errors in a precision, and whether they are what rounding makes, on a fused kernel."""
+    """Return the errors in a precision; they pass at the size of rounding, on a fused kernel."""
     if dropout:
         row = errors_with_dropout(numbers, number, check.device, dropout)
     else:
@@ -104,7 +103,7 @@ def compared(
         "gradient error": row["gradient error"] <= GRADIENT[number],
         "of Gaussians": row["of Gaussians"] <= ROUNDING[number] * max(numbers.case.shape),
         "dropped": abs(row["dropped"] - dropout) < 0.02,
-        # A CPU's have no dropout.
+        # A CPU has no fused kernel with dropout.
         "kernels": row["kernels"] != "math" or (dropout > 0 and not check.cuda),
     }
     wrong = ", ".join(what for what, holding in passed.items() if not holding)
@@ -112,22 +111,23 @@ def compared(
 
 
 def padded_pair(size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes of two images, of which the second is padded."""
+    """Return the sizes of two images, the second of which needs padding."""
     height, width = size
     return [size, (height * 3 // 4, width - 8)]
 
 
 def workload_of(check: Check, family: str, device: str, *changes: object) -> Workload:
-    """A family's detector with random weights; without ``changes`` nothing is dropped."""
+    """Return a model's workload with random weights; dropout is off unless ``changes`` set it."""
     off = ("MODEL.SMCA.DROPOUT", 0.0, "MODEL.SMCA.ATTENTION_DROPOUT", 0.0)
     cfg = check.config(*FAMILIES[family], *off, *changes)
     return Workload(cfg, Setting(check.pick((480, 640), (64, 96)), 2, "fp32", device))
 
 
 def _images(check: Check) -> Tensor:
+    """Return a padded batch of two random images."""
     size = check.pick((480, 640), (64, 96))
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    # As pixels are, less their mean; a tiny backbone would make numbers too large of these.
+    # The range of pixels minus their mean; a tiny backbone would amplify these numbers too much.
     images *= check.pick(50, 5)
     _, (height, width) = padded_pair(size)
     images[1, :, height:] = 0
@@ -136,7 +136,7 @@ def _images(check: Check) -> Tensor:
 
 
 def half_precision(check: Check) -> None:
-    """Logits of every family beside those of float32."""
+    """Compare the logits of every model with those of float32."""
     images = _images(check)
     sizes = padded_pair(tuple(images.shape[-2:]))
     for family in FAMILIES:
@@ -159,7 +159,7 @@ def half_precision(check: Check) -> None:
 
 
 def _losses(workload: Workload, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradients of the sum of the losses as one vector."""
+    """Return the logits, and the gradients of the sum of the losses as one vector."""
     detector = workload.detector.train()
     sizes = padded_pair(tuple(images.shape[-2:]))
     predictions = detector(images.to(workload.device), sizes)
@@ -171,7 +171,7 @@ def _losses(workload: Workload, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def like_cpu(check: Check) -> Iterator[Row]:
-    """A detector with the same weights and images on both, TF32 off."""
+    """Compare the device with the CPU, with the same weights and images and without TF32."""
     images = _images(check)
     found = []
     for device in ("cpu", str(check.device)):
@@ -186,7 +186,7 @@ def like_cpu(check: Check) -> Iterator[Row]:
 
 
 def recomputing(check: Check) -> Row:
-    """Gradients with dropout, of blocks that are computed again and of blocks that are not."""
+    """Compare the gradients, with dropout, of recomputed blocks and of ordinary blocks."""
     images = _images(check)
     found = []
     for recompute in ("none", "all"):
@@ -202,7 +202,7 @@ def recomputing(check: Check) -> Row:
 
 
 def waits(check: Check) -> None:
-    """Training steps in which torch raises wherever the host waits, but where the matcher may."""
+    """Run training steps in which torch raises if the host waits anywhere but in the matcher."""
     for family in FAMILIES:
         for number in ("fp32", *HALF):
             work = functools.partial(_step_without_waits, check, family, number)
@@ -210,6 +210,7 @@ def waits(check: Check) -> None:
 
 
 def _step_without_waits(check: Check, family: str, number: str) -> Row:
+    """Count the permitted waits of a training step; raise at any other wait."""
     setting = Setting(check.pick((320, 416), (64, 96)), 2, number, str(check.device))
     workload = Workload(check.config(*FAMILIES[family]), setting)
     workload.train()
@@ -221,7 +222,10 @@ def _step_without_waits(check: Check, family: str, number: str) -> Row:
 
 @contextlib.contextmanager
 def _only_where_permitted(seen: list) -> Iterator[None]:
-    """Raise at every wait but ``Tensor.cpu``, which the matcher calls for its costs."""
+    """Make torch raise at every wait except ``Tensor.cpu``, which the matcher calls for its costs.
+
+    ``seen`` collects the shapes of the tensors that this call transfers.
+    """
     cpu = Tensor.cpu
 
     def permitted(tensor: Tensor) -> Tensor:
@@ -242,7 +246,7 @@ def _only_where_permitted(seen: list) -> Iterator[None]:
 
 
 def growth(check: Check) -> Iterator[Row]:
-    """The power of queries, keys and both with which memory grows, forward and backward."""
+    """Yield the power with which memory grows with keys, queries and both, in both passes."""
     rows, columns = check.pick((25, 84), (5, 8))
     queries = check.pick(300, 20)
     for what in ("keys", "queries", "keys and queries"):
@@ -262,7 +266,7 @@ def growth(check: Check) -> Iterator[Row]:
 
 
 def _needed(work: Callable[[], object], check: Check) -> int:
-    """Bytes at the peak of ``work``; without an allocator that counts, of its largest tensor."""
+    """Return the peak memory of ``work`` in bytes; on a CPU, the elements of its largest tensor."""
     if not check.cuda:
         with Operations() as operations:
             work()
@@ -275,7 +279,7 @@ def _needed(work: Callable[[], object], check: Check) -> int:
 
 
 def gpu_tests() -> Row:
-    """The tests that are marked gpu."""
+    """Run the tests that are marked gpu."""
     if importlib.util.find_spec("pytest") is None:
         return {"result": "pytest is not installed: pip install pytest hypothesis"}
     files = [

@@ -1,4 +1,4 @@
-"""Steps of training: images a second, memory, and where the time goes."""
+"""Measure training steps: images per second, memory, and the share of each part."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHERS = {
     "Conditional DETR": "baselines/conditional_detr_R50_50ep",
     "SMCA, depthwise": "smca_depthwise_R50_50ep",
 }
-# Kinds of kernels by their names, the first that fits.
+# The kinds of kernels with patterns of their names; the first match counts.
 KINDS = {
     "attention": r"flash|fmha|attention|sdpa",
     "convolution": r"conv|wgrad|dgrad|implicit|nhwc|nchw|winograd",
@@ -73,7 +73,11 @@ def run(check: Check) -> None:
 def measure(
     check: Check, model: str, name: str, batch: int, number: str, variants: list[str], rounds: int
 ) -> None:
-    """Rows of a model's steps, with attention of ``variants``; the first one by parts, too."""
+    """Add the rows of a model's training steps with each variant of attention.
+
+    Another row has the shares of the parts with the project's attention. ``number`` names the
+    precision.
+    """
     setting = check.setting(batch, number)
     case = {"model": model, "batch": setting.batch, "precision": number}
     workload = Workload(check.config(name), setting)
@@ -106,7 +110,7 @@ def measure(
 
 
 def _peak(work: Callable[[], object], check: Check) -> int | None:
-    """Bytes of all tensors at the peak of a step."""
+    """Return the peak memory of a step in bytes, including the resting model; None on a CPU."""
     if not check.cuda:
         return None
     torch.cuda.reset_peak_memory_stats(check.device)
@@ -115,11 +119,11 @@ def _peak(work: Callable[[], object], check: Check) -> int | None:
 
 
 def parts(check: Check, batch: int, number: str) -> Iterator[Row]:
-    """Encoder and decoder alone, forward and backward, beside the peak of matrix products."""
+    """Yield the rows of encoder and decoder, forward and backward, with their share of the peak."""
     setting = check.setting(batch, number)
     workload = Workload(check.config(MAIN), setting)
     detector = workload.detector
-    # Of one image; backward computes twice what forward does.
+    # These counts are for one image; the backward pass computes twice as much as the forward pass.
     subject = detector_subject(detector, workload.cfg)
     counts = count_model(subject, size=setting.size, activations=False).parts
     detector.train()
@@ -156,14 +160,17 @@ def parts(check: Check, batch: int, number: str) -> Iterator[Row]:
 
 
 def kernels(check: Check, batch: int, number: str) -> list[Row]:
-    """What the device does in a step, by kinds of kernels, and the longest of them."""
+    """Return the device's time in a step by kinds of kernels, and the longest kernels."""
     workload = Workload(check.config(MAIN), check.setting(batch, number))
     workload.train()
     return [_kinds(workload.train, check), *_longest(workload.train, check)]
 
 
 def _events(work: Callable[[], object], check: Check) -> tuple[Counter[str], int]:
-    """Microseconds of the device by kernel, and how many were launched; on a CPU of operations."""
+    """Return the device's microseconds by kernel, and the number of launched kernels.
+
+    On a CPU, operations take the place of kernels.
+    """
     work()
     with torch.profiler.profile(acc_events=True) as profile:
         work()
@@ -189,7 +196,7 @@ def _kinds(work: Callable[[], object], check: Check) -> Row:
         found[next(kind, "other")] += spent
     total = sum(found.values())
     shares = {kind: quotient(found[kind], total) for kind in (*KINDS, "other")}
-    # Less than the seconds that the work takes: the device waits for the host.
+    # The work takes longer than these seconds, because the device also waits for the host.
     return {"launched": launched, "busy seconds": total / 1e6, **shares}
 
 
