@@ -105,7 +105,7 @@ def require_device(device: str) -> None:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
         raise ConfigError(
             f"--device is {device}, but torch sees no GPU; torch {torch.__version__} {built} "
-            "(nvidia-smi says which the driver has); --device cpu --tiny rehearses without one"
+            "(nvidia-smi reports the driver's version); --device cpu --tiny rehearses without a GPU"
         )
     count, index = torch.cuda.device_count(), torch.device(device).index
     if index is not None and index >= count:
