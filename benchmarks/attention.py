@@ -167,6 +167,7 @@ def scaling(case: Case, args: argparse.Namespace) -> tuple[list[Row], list[Perfo
 
 
 def map_size(text: str) -> Size:
+    """Return "ROWSxCOLUMNS" as (rows, columns)."""
     rows, columns = map(int, text.split("x"))
     return rows, columns
 
