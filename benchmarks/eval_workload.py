@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +21,7 @@ from smca.evaluation import evaluate, scoring
 from smca.evaluation.detections import tabulate
 from smca.evaluation.ground_truth import read_ground_truth
 from smca.evaluation.scoring import AP_NAMES
+from smca.hosts import has_detectron2
 from smca.structures import Detections
 
 HEIGHT, WIDTH = 480, 640
@@ -165,13 +165,13 @@ def alone(case: Case) -> Callable[[], Results]:
 
 def detectron2(case: Case) -> Callable[[], Results]:
     """Return a function that evaluates like Detectron2's host."""
-    from smca.d2 import analysis
+    from detectron2_evaluation import evaluation
 
     dataset, detections = made_up(case)
-    return analysis.evaluation(detections, dataset, (HEIGHT, WIDTH), case.folder)
+    return evaluation(detections, dataset, (HEIGHT, WIDTH), case.folder)
 
 
 def evaluations() -> dict[str, Callable[[Case], Callable[[], Results]]]:
     """Return the functions above by name, without Detectron2's where it is not installed."""
     found = {"plain": plain, "native": native, "native, 1 process": alone}
-    return found | {"detectron2": detectron2} if find_spec("detectron2") else found
+    return found | {"detectron2": detectron2} if has_detectron2() else found

@@ -34,7 +34,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 
 from footprint import Footprint, footprint
@@ -42,9 +41,10 @@ from matplotlib.figure import Figure
 from measuring import OUT, ROOT, PerformanceTarget, Row, write
 
 from smca.engine.guard import guarded
+from smca.hosts import has_detectron2
 from smca.visualization.curves import finish_axes
 
-ENGINES = ["native", *(["detectron2"] if find_spec("detectron2") else [])]
+ENGINES = ["native", *(["detectron2"] if has_detectron2() else [])]
 # The quickstart's own run is shorter.
 LONGER = ["SOLVER.MAX_ITER", "2000"]
 TARGET_GROWTH = 0.02

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -17,11 +14,7 @@ from torch import Tensor, nn
 
 from ..analysis.host import Host, Subject, detector_subject, made_up_boxes, uncompiled
 from ..config import add_smca_config, load_cfg
-from ..data.coco import CocoDataset
 from ..modeling.detector import Detector
-from ..structures import Detections
-from .datasets import register_datasets
-from .evaluation import CocoEvaluator
 
 
 def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -69,46 +62,6 @@ def build(cfg: CfgNode, device: str) -> Subject:
         return sum(losses.values())
 
     return Subject(model=model, infer=infer, loss=loss)
-
-
-def evaluation(
-    detections: Iterable[tuple[int, Detections]],
-    dataset: CocoDataset,
-    size: tuple[int, int],
-    output_dir: str,
-) -> Callable[[], dict[str, float]]:
-    """Return a function that evaluates detections as Detectron2's models give them.
-
-    Args:
-        detections: image id and detections, image after image.
-        dataset: the ground truth.
-        size: (h, w) of all images in pixels.
-        output_dir: folder of the results.
-    """
-    cfg = get_cfg()
-    add_smca_config(cfg)
-    cfg.DATASETS.COCO_FORMAT = [[dataset.name, dataset.json_file, dataset.image_root]]
-    register_datasets(cfg)
-    DatasetCatalog.get(dataset.name)
-    instances = {
-        image_id: Instances(
-            size,
-            pred_boxes=Boxes(found.boxes),
-            scores=found.scores,
-            pred_classes=found.labels,
-        )
-        for image_id, found in detections
-    }
-
-    def work() -> dict[str, float]:
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator = CocoEvaluator(dataset.name, output_dir=output_dir)
-            evaluator.reset()
-            for image_id, found in instances.items():
-                evaluator.process([{"image_id": image_id}], [{"instances": found}])
-            return evaluator.evaluate()["bbox"]
-
-    return work
 
 
 DETECTRON2 = Host(name="detectron2", read=read, build=build)
