@@ -215,6 +215,6 @@ def test_an_unreadable_image_is_passed_over(d2_config, shapes, caplog, tmp_path)
 
 
 def test_batches_that_cannot_be_shared_out(d2_config, monkeypatch):
-    monkeypatch.setattr("smca.d2.trainer.comm.get_world_size", lambda: 3)
+    monkeypatch.setattr("smca.data.loader.world_size", lambda: 3)
     with pytest.raises(ConfigError, match="SOLVER.IMS_PER_BATCH is 4"):
         Trainer.build_train_loader(d2_config())

@@ -186,7 +186,7 @@ def require_finite(scores: Tensor) -> None:
 
 
 def read_image(image: ImageLike) -> Image.Image:
-    """An image as 8-bit RGB, turned as its EXIF orientation says; see :class:`Predictor`."""
+    """Return an image as 8-bit RGB, turned as its EXIF orientation says; see :class:`Predictor`."""
     if isinstance(image, (str, os.PathLike)):
         try:
             return read_rgb(os.fspath(image))
@@ -195,6 +195,8 @@ def read_image(image: ImageLike) -> Image.Image:
         except OSError as error:
             raise OSError(f"{os.fspath(image)} cannot be read as an image: {error}") from error
     if isinstance(image, Image.Image):
+        if not (image.width and image.height):
+            raise ValueError(f"an image of {image.width}x{image.height} pixels is no image")
         return upright_rgb(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
