@@ -75,12 +75,13 @@ def read_tensors(path: str | os.PathLike) -> dict:
     return content | {key: _tensors(part, key, path) for key, part in parts.items()}
 
 
-def require_file(path: str) -> None:
-    """Raise FileNotFoundError unless the path of a checkpoint is that of a file."""
+def require_file(path: str, key: str = "") -> None:
+    """Raise FileNotFoundError unless the path of a checkpoint, named by a key, is that of a file."""
     if not os.path.isfile(path):
         fault = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
         remedy = "; download it, and name the file" if "://" in path else ""
-        raise FileNotFoundError(f"checkpoint {path!r} {fault}{remedy}")
+        place = f" ({key})" if key else ""
+        raise FileNotFoundError(f"checkpoint {path!r}{place} {fault}{remedy}")
 
 
 def damage(path: str | os.PathLike) -> str | None:

@@ -89,4 +89,4 @@ def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], N
         return
     # Detectron2 may know an address of another kind.
     if cfg.MODEL.WEIGHTS and "://" not in (path := fetch(cfg.MODEL.WEIGHTS)):
-        require_file(path)
+        require_file(path, key="MODEL.WEIGHTS")
