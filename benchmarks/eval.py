@@ -5,10 +5,8 @@ By default, the numbers of images, objects and classes match COCO's validation s
 has as many detections as a detector returns. Nine of ten objects have a detection that nearly fits;
 all other detections lie anywhere. "plain" makes a dict of every detection, writes all of them by
 json.dump and passes them to pycocotools at once. The benchmark times the stages of each evaluation;
-"other" is mostly the conversion of detections to lists. Peak memory excludes the detections, and
-the processes to which the native host distributes the classes; each of those needs at most as much
-as "native, 1 process". The error is the largest difference of any result from the plain form's, in
-percent.
+"other" is mostly the conversion of detections to lists. Peak memory excludes the detections. The
+error is the largest difference of any result from the plain form's, in percent.
 
 Example:
     python benchmarks/eval.py --images 500 --rounds 2

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 
 from smca.data.coco import CocoDataset, load_coco
-from smca.evaluation import evaluate, scoring
+from smca.evaluation import evaluate
 from smca.evaluation.detections import tabulate
 from smca.evaluation.ground_truth import read_ground_truth
 from smca.evaluation.scoring import AP_NAMES
@@ -158,11 +157,6 @@ def native(case: Case) -> Callable[[], Results]:
     return work
 
 
-def alone(case: Case) -> Callable[[], Results]:
-    """Return a function that evaluates like the native host, but in one process."""
-    return mock.patch.object(scoring, "_MAX_PROCESSES", 1)(native(case))
-
-
 def detectron2(case: Case) -> Callable[[], Results]:
     """Return a function that evaluates like Detectron2's host."""
     from detectron2_evaluation import evaluation
@@ -173,5 +167,5 @@ def detectron2(case: Case) -> Callable[[], Results]:
 
 def evaluations() -> dict[str, Callable[[Case], Callable[[], Results]]]:
     """Return the functions above by name, without Detectron2's where it is not installed."""
-    found = {"plain": plain, "native": native, "native, 1 process": alone}
+    found = {"plain": plain, "native": native}
     return found | {"detectron2": detectron2} if has_detectron2() else found

@@ -10,7 +10,7 @@ import eval_workload
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOSTS = ["native", "native, 1 process", *(["detectron2"] if find_spec("detectron2") else [])]
+HOSTS = ["native", *(["detectron2"] if find_spec("detectron2") else [])]
 STAGES = ["all", "read", "write", "score", "other"]
 
 

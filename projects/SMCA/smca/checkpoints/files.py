@@ -76,7 +76,7 @@ def read_tensors(path: str | os.PathLike) -> dict:
 
 
 def require_file(path: str, key: str = "") -> None:
-    """Raise FileNotFoundError unless the path of a checkpoint, named by a key, is that of a file."""
+    """Raise FileNotFoundError, naming the config key, unless a checkpoint's path is a file."""
     if not os.path.isfile(path):
         fault = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
         remedy = "; download it, and name the file" if "://" in path else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from operator import itemgetter
@@ -11,7 +10,6 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
-from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -51,8 +49,6 @@ class CocoEvaluator(COCOEvaluator):
             self._metadata.json_file = converted
         json_file = PathManager.get_local_path(self._metadata.json_file)
         self._coco_api = read_ground_truth(dataset_name, json_file)
-        # Detectron2's scorer would log several lines for each class.
-        logging.getLogger(COCOeval_opt.__module__).setLevel(logging.WARNING)
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         found = [output["instances"].to("cpu") for output in outputs]
@@ -80,5 +76,4 @@ class CocoEvaluator(COCOEvaluator):
             self._coco_api,
             self._output_dir,
             by_class=self._by_class,
-            cocoeval=COCOeval_opt,
         )

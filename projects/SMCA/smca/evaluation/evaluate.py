@@ -8,8 +8,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from faster_coco_eval import COCO
 
 from ..errors import DatasetError
 from .detections import RESULTS_FILE, write_results
@@ -25,7 +24,6 @@ def evaluate(
     output_dir: str,
     *,
     by_class: bool = True,
-    cocoeval: type[COCOeval] = COCOeval,
 ) -> dict[str, dict[str, float]]:
     """Write the detections of a dataset to ``coco_instances_results.json``, and score them.
 
@@ -35,7 +33,6 @@ def evaluate(
         ground_truth: see :func:`~smca.evaluation.ground_truth.read_ground_truth`.
         output_dir: folder of the file.
         by_class: add the AP of each class.
-        cocoeval: pycocotools' class, or another one that does the same.
 
     Returns:
         ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>", ...}}`` in percent;
@@ -62,7 +59,7 @@ def evaluate(
     if not len(rows):
         logger.warning("%s: there are no detections to evaluate", name)
         return {"bbox": dict.fromkeys(AP_NAMES, math.nan)}
-    result, class_aps = average_precision(rows, ground_truth, cocoeval)
+    result, class_aps = average_precision(rows, ground_truth)
     if by_class and classes > 1:
         names = distinct([category["name"] for category in ground_truth.dataset["categories"]])
         result |= {CLASS_PREFIX + name: ap for name, ap in zip(names, class_aps, strict=True)}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import math
 from operator import itemgetter
 
-from pycocotools.coco import COCO
+from faster_coco_eval import COCO
 
 from ..data.coco_format import is_number, read_annotation_file
 from ..errors import DatasetError
@@ -17,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_ground_truth(name: str, json_file: str) -> COCO:
-    """Read the annotation file of dataset ``name`` for pycocotools.
+    """Read the annotation file of dataset ``name`` for faster-coco-eval.
 
     Returns:
         images, categories and annotations with the keys that scoring needs. The categories are in
         the order of their ids, which is that of the contiguous labels. Annotations get new ids,
-        since pycocotools takes a match with annotation 0 for no match. A missing area becomes the
+        since a match with annotation 0 would be taken for no match. A missing area becomes the
         box's, a missing ``iscrowd`` 0. A box without extent, or one that is not finite, becomes
         empty: it counts as missed.
 
@@ -38,8 +36,6 @@ def read_ground_truth(name: str, json_file: str) -> COCO:
                 {"id": entry["id"], "name": entry["name"]}
                 for entry in sorted(content["categories"], key=itemgetter("id"))
             ],
-            # Some versions of pycocotools read it.
-            "info": {},
         }
         if "annotations" in content:
             entries = content["annotations"]
@@ -49,8 +45,7 @@ def read_ground_truth(name: str, json_file: str) -> COCO:
             wrong = sum("area" in entry and not _is_area(entry["area"]) for entry in entries)
             if wrong:
                 logger.warning("%s: %d invalid areas are replaced by their boxes'", name, wrong)
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
+        coco.createIndex()
     except (LookupError, TypeError, ValueError) as error:
         raise DatasetError(
             f"dataset {name!r}: {json_file} cannot be scored against, perhaps it has changed "
