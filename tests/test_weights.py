@@ -66,7 +66,7 @@ def refused(process):
     return output.splitlines()
 
 
-def test_the_missions_command_without_a_network(engine, offline, cache, train_net, tmp_path):
+def test_the_readmes_command_without_a_network(engine, offline, cache, train_net, tmp_path):
     run = ("--config-file", "configs/smca_R50_108ep.yaml", "--num-gpus", 8)
     arguments = (*run, "--engine", engine, "OUTPUT_DIR", tmp_path / "out")
     *before, last = refused(train_net(*arguments, wait=False))
