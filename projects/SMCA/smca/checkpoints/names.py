@@ -1,29 +1,80 @@
 """How other programs name the tensors of a detector: torchvision, and the authors of DETRs.
 
-A table maps a module or parameter of this project to its name in a released file. ``#`` stands for
-the number of a layer, the same in both. Where the table says ``in_proj``, the file has query, key
-and value in one matrix.
+A rule is a regular expression and its replacement; rules apply in the order in which they stand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-_NUMBER = re.compile(r"\b(blocks|layers|res\d)\.(\d+)\.")
-_ENCODER = ("encoder.blocks.#", "transformer.encoder.layers.#")
-_DECODER = ("decoder.layers.#", "transformer.decoder.layers.#")
-# From torchvision's names of a ResNet to Detectron2's, in this order.
-_TORCHVISION = (
-    (re.compile(r"^layer(\d)\b"), lambda match: f"res{int(match[1]) + 1}"),
-    (re.compile(r"^(conv1|bn1)\b"), r"stem.\1"),
-    (re.compile(r"\bbn(\d)\b"), r"conv\1.norm"),
-    (re.compile(r"\bdownsample\.0\b"), "shortcut"),
-    (re.compile(r"\bdownsample\.1\b"), "shortcut.norm"),
+_Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
+# From torchvision's names of a ResNet to Detectron2's.
+_TORCHVISION: _Rules = (
+    (r"^layer(\d)\b", lambda match: f"res{int(match[1]) + 1}"),
+    (r"^(conv1|bn1)\b", r"stem.\1"),
+    (r"\bbn(\d)\b", r"conv\1.norm"),
+    (r"\bdownsample\.0\b", "shortcut"),
+    (r"\bdownsample\.1\b", "shortcut.norm"),
 )
+
+# From the names in files of DETR, Conditional DETR and SMCA to those of this project. No name has
+# two meanings in them.
+_RELEASED: _Rules = (
+    (r"^transformer\.encoder\.layers\.", "encoder.blocks."),
+    (r"^transformer\.decoder\.", "decoder."),
+    (r"\.linear1\.", ".ffn.0."),
+    (r"\.linear2\.", ".ffn.3."),
+    (r"^input_proj\.", "neck.projections.0."),
+    (r"^query_embed\.", "decoder.query_embed."),
+    (r"^class_embed\.", "heads.class_head."),
+    # Attention.
+    (r"^(encoder\..*)\.self_attn\.", r"\1.attention."),
+    (r"\.self_attn\.", ".self_attention."),
+    (r"\.(multihead|cross)_attn\.", ".co_attention."),
+    # Conditional DETR, which has layers for content and position.
+    (r"\.sa_", ".self_attention."),
+    (r"\.ca_", ".co_attention."),
+    (r"\.([qk])content_proj\.", r".\1_proj."),
+    (r"\.([qk])pos_proj\.", r".\1_pos."),
+    (r"\.qpos_sine_proj\.", ".q_sine."),
+    # SMCA.
+    (r"\.point2\.", ".prior.offsets."),
+    (r"\.point3\.", ".prior.scales."),
+    (r"\.point4\.", ".prior.selection."),
+    (r"\.norm4\.", ".prior.norm."),
+    # The depthwise encoder.
+    (r"^input_proj_512\.", "neck.projections.0."),
+    (r"^input_proj_1024\.", "neck.projections.1."),
+    (r"^input_proj_2048\.", "neck.projections.2."),
+    (r"^input_proj_2048_3\.", "neck.projections.3."),
+    (r"^transformer\.level_embed$", "neck.level_embed"),
+    (r"^transformer\.conv\.", "encoder.reduce."),
+    (r"\.conv_1\.", ".mixer.project_in."),
+    (r"\.conv_2\.", ".mixer.project_out."),
+    (r"\.self_attn_8\.", ".mixer.within.0."),
+    (r"\.self_attn_16\.", ".mixer.within.1."),
+    (r"\.self_attn_32\.", ".mixer.within.2."),
+    (r"\.self_attn_64\.", ".mixer.within.3."),
+    (r"\.high_to_low_(\d)\.", lambda match: f".mixer.down.{int(match[1]) - 1}."),
+    (r"\.low_to_high_(\d)\.", lambda match: f".mixer.up.{int(match[1]) - 1}."),
+    # MLPs, in which this project also numbers the ReLUs between the linear layers.
+    (r"\.layers\.(\d)\.(weight|bias)$", lambda match: f".{2 * int(match[1])}.{match[2]}"),
+    (r"^bbox_embed\.", "heads.box_head."),
+    (r"^decoder\.layers\.0\.point1\.", "decoder.center."),
+    (r"^decoder\.ref_point_head\.", "decoder.reference."),
+    (r"^decoder\.query_scale\.", "decoder.transform."),
+)
+
+
+def _rename(name: str, rules: _Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -32,7 +83,7 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Tensors of a whole detector keep their names. The classifier ``fc`` of a bare ResNet is dropped.
     """
     if "layer1.0.conv1.weight" in model:
-        model = {_detectron2_name(name): tensor for name, tensor in model.items()}
+        model = {_rename(name, _TORCHVISION): tensor for name, tensor in model.items()}
     if "stem.conv1.weight" not in model:
         return dict(model)
     return {
@@ -42,117 +93,21 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _detectron2_name(name: str) -> str:
-    for pattern, replacement in _TORCHVISION:
-        name = pattern.sub(replacement, name)
-    return name
+def own_names(name: str, body: str) -> list[str]:
+    """This project's names of the tensors that a tensor of a released file holds.
 
+    They are one, or three where the file has query, key and value in one matrix.
 
-def _resnet(prefix: str) -> dict[str, str]:
-    """The backbone, which released files have as torchvision's ResNet after ``prefix``."""
-    layers = [f"{kind}{number}" for kind in ("conv", "bn") for number in (1, 2, 3)]
-    layers += ["downsample.0", "downsample.1"]
-    names = [f"layer{stage}.#.{layer}" for stage in range(1, 5) for layer in layers]
-    names += ["conv1", "bn1"]
-    return {f"backbone.{_detectron2_name(name)}": prefix + name for name in names}
-
-
-def _mlp(ours: str, theirs: str, layers: int) -> dict[str, str]:
-    """An MLP, where this project also numbers the ReLUs between the linear layers."""
-    return {f"{ours}.{2 * number}": f"{theirs}.layers.{number}" for number in range(layers)}
-
-
-def _layer(ours: str, theirs: str, norms: int) -> dict[str, str]:
-    """The norms and feed-forward network that every layer has."""
-    names = {f"norm{number}": f"norm{number}" for number in range(1, norms + 1)}
-    names |= {"ffn.0": "linear1", "ffn.3": "linear2"}
-    return {f"{ours}.{name}": f"{theirs}.{there}" for name, there in names.items()}
-
-
-def _attention(ours: str, theirs: str) -> dict[str, str]:
-    """Multi-head attention whose query, key and value are one matrix in the file."""
-    names = {f"{ours}.{part}_proj": f"{theirs}.in_proj" for part in "qkv"}
-    return {**names, f"{ours}.out_proj": f"{theirs}.out_proj"}
-
-
-def _inside(places: tuple[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """``names`` of the parts of a module, with the module's own names before them."""
-    ours, theirs = places
-    return {f"{ours}.{name}": f"{theirs}.{there}" for name, there in names.items()}
-
-
-_COMMON = {
-    **_resnet("backbone.0.body."),
-    **_layer(*_ENCODER, norms=2),
-    **_layer(*_DECODER, norms=3),
-    "decoder.norm": "transformer.decoder.norm",
-    "decoder.query_embed": "query_embed",
-    "heads.class_head": "class_embed",
-    **_mlp("heads.box_head", "bbox_embed", 3),
-}
-_SINGLE_SCALE = {
-    **_COMMON,
-    "neck.projections.0": "input_proj",
-    **_attention(f"{_ENCODER[0]}.attention", f"{_ENCODER[1]}.self_attn"),
-}
-_PLAIN_DECODER = {
-    **_attention(f"{_DECODER[0]}.self_attention", f"{_DECODER[1]}.self_attn"),
-    **_attention(f"{_DECODER[0]}.co_attention", f"{_DECODER[1]}.multihead_attn"),
-}
-_SMCA_DECODER = {
-    **_PLAIN_DECODER,
-    # An MLP that is named as the box head is.
-    **_mlp("decoder.center", "transformer.decoder.layers.0.point1", 3),
-    **_inside(
-        _DECODER,
-        {
-            "prior.offsets": "point2",
-            "prior.scales": "point3",
-            "prior.selection": "point4",
-            "prior.norm": "norm4",
-        },
-    ),
-}
-_CONDITIONAL_DECODER = {
-    **_inside(
-        _DECODER,
-        {
-            "self_attention.q_proj": "sa_qcontent_proj",
-            "self_attention.q_pos": "sa_qpos_proj",
-            "self_attention.k_proj": "sa_kcontent_proj",
-            "self_attention.k_pos": "sa_kpos_proj",
-            "self_attention.v_proj": "sa_v_proj",
-            "self_attention.out_proj": "self_attn.out_proj",
-            "co_attention.q_proj": "ca_qcontent_proj",
-            "co_attention.q_pos": "ca_qpos_proj",
-            "co_attention.q_sine": "ca_qpos_sine_proj",
-            "co_attention.k_proj": "ca_kcontent_proj",
-            "co_attention.k_pos": "ca_kpos_proj",
-            "co_attention.v_proj": "ca_v_proj",
-            "co_attention.out_proj": "cross_attn.out_proj",
-        },
-    ),
-    **_mlp("decoder.reference", "transformer.decoder.ref_point_head", 2),
-    **_mlp("decoder.transform", "transformer.decoder.query_scale", 2),
-}
-_DEPTHWISE_ENCODER = {
-    **{
-        f"neck.projections.{scale}": f"input_proj_{channels}"
-        for scale, channels in enumerate(("512", "1024", "2048", "2048_3"))
-    },
-    "neck.level_embed": "transformer.level_embed",
-    "encoder.reduce": "transformer.conv",
-    **_inside(
-        _ENCODER,
-        {
-            "mixer.project_in": "conv_1",
-            "mixer.project_out": "conv_2",
-            **{f"mixer.within.{scale}": f"self_attn_{8 << scale}" for scale in range(4)},
-            **{f"mixer.down.{scale}": f"high_to_low_{scale + 1}" for scale in range(3)},
-            **{f"mixer.up.{scale}": f"low_to_high_{scale + 1}" for scale in range(3)},
-        },
-    ),
-}
+    Args:
+        name: in the file.
+        body: see :class:`Kind`.
+    """
+    if name.startswith(body):
+        return ["backbone." + _rename(name.removeprefix(body), _TORCHVISION)]
+    name = _rename(name, _RELEASED)
+    if ".in_proj_" in name:
+        return [name.replace(".in_proj_", f".{part}_proj.") for part in "qkv"]
+    return [name]
 
 
 @dataclass(frozen=True)
@@ -163,15 +118,15 @@ class Kind:
         title: its name in messages.
         marker: the start of a tensor's name, by which the kind is told from those after it.
         config: the matching file of configs/, where ``{}`` is the backbone.
-        names: the table of names.
         dc5: configs/ has such a file for DC5 backbones, too.
+        body: the start of the names of the backbone, which is torchvision's ResNet.
     """
 
     title: str
     marker: str
     config: str
-    names: dict[str, str]
     dc5: bool = False
+    body: str = "backbone.0.body."
 
 
 KINDS = {
@@ -179,59 +134,28 @@ KINDS = {
         title="SMCA with the depthwise encoder",
         marker="transformer.encoder.layers.0.self_attn_8.",
         config="smca_depthwise_{}_50ep",
-        names={**_COMMON, **_SMCA_DECODER, **_DEPTHWISE_ENCODER},
     ),
     "conditional_detr": Kind(
         title="Conditional DETR",
         marker="transformer.decoder.layers.0.ca_",
         config="baselines/conditional_detr_{}_50ep",
-        names={**_SINGLE_SCALE, **_CONDITIONAL_DECODER},
         dc5=True,
     ),
     "smca": Kind(
         title="single-scale SMCA",
         marker="transformer.decoder.layers.0.point",
         config="smca_single_scale_R50_50ep",
-        names={**_SINGLE_SCALE, **_SMCA_DECODER},
     ),
     "detr": Kind(
         title="DETR",
         marker="transformer.decoder.layers.0.multihead_attn.",
         config="baselines/detr_{}_500ep",
-        names={**_SINGLE_SCALE, **_PLAIN_DECODER},
         dc5=True,
     ),
     "torchvision_resnet": Kind(
         title="torchvision's ResNet",
         marker="layer1.0.conv1.",
         config="smca_{}_50ep",
-        names=_resnet(""),
+        body="",
     ),
 }
-
-
-def released_name(ours: str, names: Mapping[str, str]) -> tuple[str, int | None] | None:
-    """Find a tensor of this project in a released file.
-
-    Args:
-        ours: the tensor's name.
-        names: the table of a :class:`Kind`.
-
-    Returns:
-        the name in the file, and which third of its rows the tensor is (None: all of them); or
-        None when the kind has no such tensor.
-    """
-    number = _NUMBER.search(ours)
-    key = _NUMBER.sub(r"\1.#.", ours, count=1)
-    module, _, leaf = key.rpartition(".")
-    third = None
-    if key in names:
-        theirs = names[key]
-    elif module not in names:
-        return None
-    elif names[module].endswith(".in_proj"):
-        theirs = f"{names[module]}_{leaf}"
-        third = ("q_proj", "k_proj", "v_proj").index(module.rpartition(".")[2])
-    else:
-        theirs = f"{names[module]}.{leaf}"
-    return theirs.replace("#", number[2] if number else "#"), third

@@ -25,9 +25,8 @@ from ..errors import CheckpointError
 from ..modeling.backbone import DEPTHS
 from .files import read_tensors
 from .loading import CLASS_HEAD, some
-from .names import KINDS, released_name
+from .names import KINDS, own_names
 
-COCO_IDS = list(COCO_CLASSES)
 _NO_OBJECT = 91
 _SHOWN = 20
 
@@ -87,7 +86,7 @@ def recognise(released: Released) -> str:
 def read_options(released: Released, kind: str) -> dict[str, object]:
     """The values of config keys that the file shows, by key."""
     tensors, settings = released.tensors, released.settings
-    depth = _depth(tensors, "" if kind == "torchvision_resnet" else "backbone.0.body.")
+    depth = _depth(tensors, KINDS[kind].body)
     found: dict[str, object] = {"MODEL.RESNETS.DEPTH": depth}
     if depth in (18, 34):
         found["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
@@ -144,29 +143,29 @@ def convert(
     Raises:
         CheckpointError: tensors are missing, left over or of a wrong shape; all are named.
     """
-    converted, missing, wrong = {}, {}, {}
-    used = set()
-    for name, tensor in expected.items():
-        if kind == "torchvision_resnet" and not name.startswith("backbone."):
-            continue
-        place = released_name(name, KINDS[kind].names)
-        if place is None or place[0] not in released.tensors:
-            missing[place[0] if place else f"the source of {name}"] = None
-            continue
-        theirs, third = place
-        used.add(theirs)
+    if kind == "torchvision_resnet":
+        expected = {name: t for name, t in expected.items() if name.startswith("backbone.")}
+    body = KINDS[kind].body
+    sources = {ours: theirs for theirs in released.tensors for ours in own_names(theirs, body)}
+    found = [name for name in expected if name in sources]
+    converted, wrong = {}, {}
+    for name in found:
+        theirs, wanted = sources[name], tuple(expected[name].shape)
         source = released.tensors[theirs].detach()
-        wanted = tuple(tensor.shape)
-        fitted = _fit(source, wanted, name, third)
+        fitted = _fit(source, theirs, name, wanted)
         if fitted is not None and fitted.shape == wanted:
             converted[name] = fitted.clone()
         else:
             wrong.setdefault(theirs, f"{theirs} {tuple(source.shape)} for {name} {wanted}")
+    used = {sources[name] for name in found}
     rest = [name for name in released.tensors if name not in used]
-    left_out = [name for name in rest if _is_idle(name, kind)]
+    # Batch norm's counters, and the classifier of a bare ResNet.
+    left_out = [name for name in rest if name.endswith(".num_batches_tracked")]
+    if kind == "torchvision_resnet":
+        left_out += [name for name in rest if name in ("fc.weight", "fc.bias")]
     faults = {
         "left over": [name for name in rest if name not in left_out],
-        "missing": list(missing),
+        "missing": [name for name in expected if name not in sources],
         "of a wrong shape": list(wrong.values()),
     }
     if any(faults.values()):
@@ -177,13 +176,16 @@ def convert(
     return converted, left_out
 
 
-def _fit(source: Tensor, wanted: tuple[int, ...], name: str, third: int | None) -> Tensor | None:
+def _fit(source: Tensor, theirs: str, name: str, wanted: tuple[int, ...]) -> Tensor | None:
     """``source`` cut or padded for the tensor ``name``; None when it cannot be."""
-    if third is not None:
+    if ".in_proj_" in theirs:
+        third = ("q_proj", "k_proj", "v_proj").index(name.split(".")[-2])
         fits = source.shape == (3 * wanted[0], *wanted[1:])
         return source.unflatten(0, (3, -1))[third] if fits else None
     if name.startswith(CLASS_HEAD):
-        columns = [*COCO_IDS, _NO_OBJECT] if wanted[0] > len(COCO_IDS) else list(COCO_IDS)
+        columns = list(COCO_CLASSES)
+        if wanted[0] > len(columns):
+            columns.append(_NO_OBJECT)
         rows = source.shape[0] if source.ndim else 0
         fits = rows in (_NO_OBJECT, _NO_OBJECT + 1) and columns[-1] < rows
         return source[columns] if fits else None
@@ -193,12 +195,6 @@ def _fit(source: Tensor, wanted: tuple[int, ...], name: str, third: int | None) 
         # A smaller odd kernel is a larger one with zeros around.
         return F.pad(source, [max(0, wanted[-1] - source.shape[-1]) // 2] * 4)
     return source
-
-
-def _is_idle(name: str, kind: str) -> bool:
-    """Whether a tensor is a counter of batch norm, or the classifier of a bare ResNet."""
-    classifier = kind == "torchvision_resnet" and name in ("fc.weight", "fc.bias")
-    return classifier or name.endswith(".num_batches_tracked")
 
 
 def _depth(tensors: Mapping[str, Tensor], body: str) -> int | None:
