@@ -51,7 +51,7 @@ def with_shape(name, *shape):
         (
             "detr",
             without(f"{LAYER}.self_attn.in_proj_weight"),
-            r"missing: .*layers\.3\.self_attention\.q_proj\.weight, .*k_proj\.weight, .*v_proj\.weight$",
+            r"missing: .*layers\.3\.self_attention\.q_proj.*, .*\.k_proj.*, .*\.v_proj\.weight$",
         ),
         (
             "detr",

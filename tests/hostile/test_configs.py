@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import smca
-from smca.config import ConfigError, flatten, load_cfg, read_config_file, read_yaml
+from smca.config import ConfigError, flatten, load_cfg, read_config_file
 
 FILES = {
     "list": ("- VERSION\n", "holds a list"),
@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 def test_a_key_may_change_one_that_is_merged_in(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("A: &a {X: 1, Y: 2}\nB: {<<: *a, X: 3}\n")
-    assert read_yaml(path) == {"A": {"X": 1, "Y": 2}, "B": {"X": 3, "Y": 2}}
+    assert read_config_file(path) == {"A.X": 1, "A.Y": 2, "B.X": 3, "B.Y": 2}
 
 
 def test_an_empty_file_has_the_defaults(tmp_path):
@@ -94,7 +94,7 @@ def test_no_code_runs_wherever_it_stands(tmp_path, payload, tag):
         (tmp_path / "harmless.yaml").write_text("_BASE_: [evil.yaml]\n")
         assert "evil.yaml, line 1 " in refused(tmp_path / "harmless.yaml", "cannot be read")
         with pytest.raises(ConfigError, match=r"evil\.yaml, line 1 "):
-            read_yaml(path)
+            read_config_file(path)
         with pytest.raises(ConfigError, match=r"evil\.yaml, line 1 "):
             smca.Predictor(path)
 
@@ -118,8 +118,9 @@ def test_bases_are_taken_as_detectron2_takes_them(tmp_path):
     (tmp_path / "b.yaml").write_text("SEED: 1\nSOLVER: {MAX_ITER: 5, GAMMA: 0.5}\n")
     (tmp_path / "sub/c.yaml").write_text(f"_BASE_: {tmp_path}/b.yaml\nSOLVER: {{GAMMA: 0.25}}\n")
     read = read_config_file(str(tmp_path / "sub/a.yaml"))
-    assert read == {"SEED": 3, "SOLVER": {"MAX_ITER": 5, "GAMMA": 0.25}}
-    assert read == type(smca.get_cfg()).load_yaml_with_base(str(tmp_path / "sub/a.yaml"))
+    assert read == {"SEED": 3, "SOLVER.MAX_ITER": 5, "SOLVER.GAMMA": 0.25}
+    theirs = type(smca.get_cfg()).load_yaml_with_base(str(tmp_path / "sub/a.yaml"))
+    assert read == flatten(theirs)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import flatten, read_yaml
+from ..config import read_config_file
 from ..evaluation.scoring import AP_NAMES
 from .markdown import markdown_table
 
@@ -154,7 +154,7 @@ def _read_run(folder: Path, name: str, images: int | None) -> History:
     metrics = read_metrics(folder / "metrics.json")
     config_file = folder / "config.yaml"
     # The config may be of another version of the code.
-    config = flatten(read_yaml(config_file)) if config_file.exists() else {}
+    config = read_config_file(config_file) if config_file.exists() else {}
     # The first of several datasets counts, as it does for `model_best.pth`.
     tests = config.get("DATASETS.TEST", ())
     first = tests[0] if isinstance(tests, list) and tests else None

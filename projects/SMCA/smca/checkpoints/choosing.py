@@ -76,9 +76,7 @@ def _only_starts(start: str, folder: str) -> bool:
     if os.path.abspath(os.path.dirname(start)) == os.path.abspath(folder):
         return False  # one of the run's own
     with contextlib.suppress(ConfigError):  # its config.yaml is missing or damaged
-        content = read_config_file(os.path.join(folder, "config.yaml"))
-        for group, key in (("MODEL", "WEIGHTS"), ("train", "init_checkpoint")):  # YAML, LazyConfig
-            part = content.get(group)
-            if isinstance(part, dict) and key in part:
-                return os.path.realpath(str(part[key])) == os.path.realpath(start)
+        values = read_config_file(os.path.join(folder, "config.yaml"))
+        begun = values.get("MODEL.WEIGHTS", values.get("train.init_checkpoint"))  # or a LazyConfig
+        return begun is not None and os.path.realpath(str(begun)) == os.path.realpath(start)
     return False

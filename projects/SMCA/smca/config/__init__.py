@@ -1,12 +1,10 @@
 """The table of config keys, and how configs are found, read and checked."""
 
 from ..errors import ConfigError
-from .device import choose_device
-from .keys import KEYS, add_smca_config, flatten, get_cfg, load_cfg
+from .files import config_file, config_names, flatten, read_config_file
+from .keys import KEYS, add_smca_config, get_cfg, load_cfg
 from .model_keys import PRECISION_CHANNELS
-from .validation import is_own_model, require_own_model, validate, validate_model
-from .yaml_files import read_config_file, read_yaml
-from .zoo import config_file, config_names
+from .validation import choose_device, is_own_model, require_own_model, validate, validate_model
 
 __all__ = [
     "KEYS",
@@ -21,7 +19,6 @@ __all__ = [
     "is_own_model",
     "load_cfg",
     "read_config_file",
-    "read_yaml",
     "require_own_model",
     "validate",
     "validate_model",

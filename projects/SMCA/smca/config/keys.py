@@ -10,10 +10,10 @@ from typing import Any
 from fvcore.common.config import CfgNode as CN
 
 from ..errors import ConfigError
+from .files import flatten, read_config_file
 from .model_keys import MODEL_KEYS
 from .rules import Key, Own
 from .run_keys import RUN_KEYS
-from .yaml_files import read_config_file
 
 KEYS: dict[str, Key] = {**MODEL_KEYS, **RUN_KEYS}
 
@@ -76,9 +76,10 @@ def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[Any] = ()) -> CN:
             named), or a value has another type than the default.
     """
     defaults = flatten(cfg)
-    loaded = flatten(read_config_file(config_file)) if config_file else {}
-    for key, value in loaded.items():
-        if not _is_foreign(key, defaults):
+    # Detectron2's own config has these keys.
+    foreign = () if "MODEL.MASK_ON" in defaults else DETECTRON2_ONLY
+    for key, value in read_config_file(config_file).items() if config_file else ():
+        if not any(f"{key}.".startswith(f"{name}.") for name in foreign):
             _set(cfg, key, value, defaults, config_file)
     if len(opts) % 2:
         raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
@@ -91,7 +92,7 @@ def load_cfg(cfg: CN, config_file: str = "", opts: Sequence[Any] = ()) -> CN:
 
 def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str) -> None:
     if key not in defaults:
-        if keys := [name for name in defaults if _is_below(name, key)]:
+        if keys := [name for name in defaults if name.startswith(f"{key}.")]:
             raise ConfigError(f"{key} in {source} is a group of keys; set a key, such as {keys[0]}")
         near = difflib.get_close_matches(key, defaults, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -107,27 +108,3 @@ def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str
         raise ConfigError(
             f"{key} in {source} is {value!r}; it must have the type of its default, {default!r}"
         ) from error
-
-
-def _is_below(key: str, group: str) -> bool:
-    return key.startswith(f"{group}.")
-
-
-def _is_foreign(key: str, defaults: Mapping[str, Any]) -> bool:
-    """Whether only Detectron2 reads a key, and ``defaults`` are not Detectron2's."""
-    return any(
-        (key == name or _is_below(key, name))
-        and not any(default == name or _is_below(default, name) for default in defaults)
-        for name in DETECTRON2_ONLY
-    )
-
-
-def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by whole keys: ``{"MODEL.SMCA.NHEADS": 8, ...}``."""
-    flat = {}
-    for key, value in cfg.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
+import torch
 from fvcore.common.config import CfgNode as CN
 
 from ..errors import ConfigError
-from .keys import flatten
+from .files import flatten
 from .model_keys import MODEL_KEYS
 from .rules import Key
 from .run_keys import RUN_KEYS
+
+logger = logging.getLogger(__name__)
 
 
 def is_own_model(cfg: CN) -> bool:
@@ -38,13 +42,13 @@ def validate_model(cfg: CN) -> None:
     """
     require_own_model(cfg)
     _check_model(cfg)
-    _require(
-        cfg.MODEL.SMCA.NUM_CLASSES > 0,
-        "MODEL.SMCA.NUM_CLASSES",
-        cfg.MODEL.SMCA.NUM_CLASSES,
-        "at least 1 to build a model; where training or evaluation starts, 0 is replaced by the "
-        "number in the data, which the config.yaml of the run then has",
-    )
+    if cfg.MODEL.SMCA.NUM_CLASSES == 0:
+        raise _fault(
+            cfg,
+            "MODEL.SMCA.NUM_CLASSES",
+            "at least 1 to build a model; where training or evaluation starts, 0 is replaced by "
+            "the number in the data, which the config.yaml of the run then has",
+        )
 
 
 def validate(cfg: CN) -> None:
@@ -58,38 +62,27 @@ def validate(cfg: CN) -> None:
     if is_own_model(cfg):
         _check_model(cfg)
     _check_each(RUN_KEYS, cfg)
-    solver, inputs = cfg.SOLVER, cfg.INPUT
-    _require(
-        not solver.RESCALE_INTERVAL or solver.WARMUP_ITERS < solver.MAX_ITER,
-        "SOLVER.WARMUP_ITERS",
-        solver.WARMUP_ITERS,
-        f"less than SOLVER.MAX_ITER ({solver.MAX_ITER}) with SOLVER.RESCALE_INTERVAL",
-    )
-    sizes = inputs.MIN_SIZE_TRAIN
-    _require(
-        inputs.MIN_SIZE_TRAIN_SAMPLING != "range"
-        or (isinstance(sizes, (list, tuple)) and len(sizes) == 2 and sizes[0] <= sizes[1]),
-        "INPUT.MIN_SIZE_TRAIN",
-        sizes,
-        "two sizes, least and greatest, with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'",
-    )
+    solver, sizes = cfg.SOLVER, cfg.INPUT.MIN_SIZE_TRAIN
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        allowed = f"less than SOLVER.MAX_ITER ({solver.MAX_ITER}) with SOLVER.RESCALE_INTERVAL"
+        raise _fault(cfg, "SOLVER.WARMUP_ITERS", allowed)
+    is_range = isinstance(sizes, (list, tuple)) and len(sizes) == 2 and sizes[0] <= sizes[1]
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not is_range:
+        allowed = "two sizes, least and greatest, with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
+        raise _fault(cfg, "INPUT.MIN_SIZE_TRAIN", allowed)
 
 
 def _check_model(cfg: CN) -> None:
     _check_each(MODEL_KEYS, cfg)
     smca = cfg.MODEL.SMCA
-    _require(
-        smca.HIDDEN_DIM % smca.NHEADS == 0 and smca.HIDDEN_DIM % 4 == 0,
-        "MODEL.SMCA.HIDDEN_DIM",
-        smca.HIDDEN_DIM,
-        f"a multiple of 4 and of MODEL.SMCA.NHEADS ({smca.NHEADS})",
-    )
-    _require(
-        0 < len(set(smca.IN_FEATURES)) == len(smca.IN_FEATURES) <= smca.NUM_SCALES,
-        "MODEL.SMCA.IN_FEATURES",
-        smca.IN_FEATURES,
-        f"1 to MODEL.SMCA.NUM_SCALES ({smca.NUM_SCALES}) names of backbone maps, each once",
-    )
+    if smca.HIDDEN_DIM % smca.NHEADS or smca.HIDDEN_DIM % 4:
+        allowed = f"a multiple of 4 and of MODEL.SMCA.NHEADS ({smca.NHEADS})"
+        raise _fault(cfg, "MODEL.SMCA.HIDDEN_DIM", allowed)
+    if not 0 < len(set(smca.IN_FEATURES)) == len(smca.IN_FEATURES) <= smca.NUM_SCALES:
+        allowed = (
+            f"1 to MODEL.SMCA.NUM_SCALES ({smca.NUM_SCALES}) names of backbone maps, each once"
+        )
+        raise _fault(cfg, "MODEL.SMCA.IN_FEATURES", allowed)
 
 
 def _check_each(keys: Mapping[str, Key], cfg: CN) -> None:
@@ -97,10 +90,27 @@ def _check_each(keys: Mapping[str, Key], cfg: CN) -> None:
     values = flatten(cfg)
     for name, key in keys.items():
         group = name.rpartition(".")[0]
-        if key.rule and values.get(f"{group}.ENABLED", True):
-            _require(key.rule.allows(values[name]), name, values[name], key.rule.words)
+        if key.rule and values.get(f"{group}.ENABLED", True) and not key.rule.allows(values[name]):
+            raise _fault(cfg, name, key.rule.words)
 
 
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
+def _fault(cfg: CN, name: str, allowed: str) -> ConfigError:
+    return ConfigError(f"{name} is {flatten(cfg)[name]!r}; it must be {allowed}")
+
+
+def choose_device(cfg: CN, device: str | torch.device | None = None) -> torch.device:
+    """``device``; or where it is None MODEL.DEVICE, and the CPU where there is no such GPU.
+
+    Raises:
+        ConfigError: torch has no such device, or there is no GPU for a ``device`` that is one.
+    """
+    try:
+        chosen = torch.device(device or cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device or cfg.MODEL.DEVICE!r}: {error}") from error
+    if chosen.type != "cuda" or torch.cuda.is_available():
+        return chosen
+    if device is not None:
+        raise ConfigError(f"device {str(device)!r}: there is no GPU that torch can use; take 'cpu'")
+    logger.info("MODEL.DEVICE is %s: there is no GPU, the CPU is used", chosen)
+    return torch.device("cpu")

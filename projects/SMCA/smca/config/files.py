@@ -1,0 +1,128 @@
+"""Config files: found by their names in the model zoo, and read without running code from them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+# The folder configs/ of an installed package, and the repository's.
+_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[4] / "configs")
+
+
+def config_names(folder: Path | None = None) -> list[str]:
+    """The names of all configs below a folder that are models, in alphabetical order.
+
+    Args:
+        folder: None is the model zoo.
+
+    Returns:
+        paths from the folder, without ".yaml".
+    """
+    folder = folder or _zoo()
+    return [
+        file.relative_to(folder).with_suffix("").as_posix()
+        for file in sorted(folder.rglob("*.yaml"))
+        if not file.name.startswith("Base-")
+    ]
+
+
+def config_file(name: str) -> str:
+    """The path of a config of the model zoo, by its name with or without ".yaml".
+
+    Raises:
+        ConfigError: there is none of this name; the nearest are named.
+    """
+    name = name.removesuffix(".yaml")
+    known = config_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "smca.model_zoo.list() names them"
+        raise ConfigError(f"the model zoo has no config {name!r}; {hint}")
+    return str(_zoo() / f"{name}.yaml")
+
+
+def _zoo() -> Path:
+    for folder in _FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        f"the configs are in none of {', '.join(map(str, _FOLDERS))}; install the package anew"
+    )
+
+
+def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a YAML file by whole keys, over those of the files that its ``_BASE_`` names.
+
+    Args:
+        path: of the file. Its ``_BASE_`` is a path, or a list of paths, relative to its folder.
+        inside: the files that have led to it by ``_BASE_``.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, is not YAML, asks for Python objects, has
+            a key twice or does not consist of keys; or its ``_BASE_`` is not a path of a file, or
+            leads back to its file.
+    """
+    if os.path.realpath(path) in inside:
+        raise ConfigError(f"{path} leads back to itself by _BASE_")
+    content = _read_yaml(path)
+    bases = content.pop("_BASE_", [])
+    values: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path} has _BASE_ {base!r}; it must be a path or a list of paths")
+        file = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if not os.path.isfile(file):
+            raise ConfigError(f"{path} has _BASE_ {base!r}, and there is no file {file!r}")
+        values |= read_config_file(file, inside=(*inside, os.path.realpath(path)))
+    return values | flatten(content)
+
+
+def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        raise ConfigError(f"config file {os.fspath(path)!r} does not exist")
+    try:
+        with open(path, "rb") as file:
+            content = yaml.load(file, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line} cannot be read as YAML: {error.problem}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not keys")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that stands twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: list[object] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands here again", key.start_mark
+                )
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
+    """The values of a nested config by whole keys: ``{"MODEL.SMCA.NHEADS": 8, ...}``."""
+    flat = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
