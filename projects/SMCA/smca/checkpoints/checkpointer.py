@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import logging
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fvcore.common.checkpoint import Checkpointer
@@ -13,7 +15,7 @@ from torch import nn
 
 from ..errors import CheckpointError, ConfigError
 from .fetching import local_file
-from .files import damage, read_checkpoint, write_checkpoint, write_whole
+from .files import damage, read_checkpoint, require_file, write_checkpoint, write_whole
 from .loading import frozen_tensors, load_state, pop_weights, some
 
 logger = logging.getLogger(__name__)
@@ -30,19 +32,18 @@ def can_resume(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, LAST))
 
 
-def has_checkpoint(folder: str) -> bool:
-    """Whether a run has left a checkpoint to use in its folder."""
-    return can_resume(folder) or os.path.isfile(os.path.join(folder, f"{FINAL}.pth"))
-
-
 def newest_checkpoint(folder: str) -> str:
     """The newest whole checkpoint of a run's folder; damaged ones are passed over and named.
+
+    Returns:
+        its path; "" if no run has left a checkpoint there.
 
     Raises:
         CheckpointError: none is whole.
     """
-    tag = Path(folder, LAST)
-    name = f"{FINAL}.pth"
+    tag, name = Path(folder, LAST), f"{FINAL}.pth"
+    if not tag.exists() and not os.path.isfile(os.path.join(folder, name)):
+        return ""
     if tag.exists():
         # The run may have been moved. If the tag is empty, it is itself the damaged file.
         name = os.path.basename(tag.read_text(encoding="utf-8", errors="replace").strip()) or LAST
@@ -94,6 +95,7 @@ class SafeCheckpointing(Checkpointer):
     def load(self, path: str, *args, **kwargs) -> dict:
         if path:
             path = local_file(path, self.path_manager)
+            require_file(path)
         else:
             self._missing = list(self.model.state_dict())
         return super().load(path, *args, **kwargs)
@@ -105,9 +107,9 @@ class SafeCheckpointing(Checkpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         if resume and self.save_dir and self.save_to_disk:
             # A run that was killed leaves unfinished files.
-            for name in ("model_*.pth.tmp", f"{LAST}.tmp"):
-                for unfinished in Path(self.save_dir).glob(name):
-                    unfinished.unlink(missing_ok=True)
+            folder = Path(self.save_dir)
+            for unfinished in (*folder.glob("model_*.pth.tmp"), folder / f"{LAST}.tmp"):
+                unfinished.unlink(missing_ok=True)
         elif self.save_dir and not resume and self.has_checkpoint():
             logger.warning(
                 "%s has a run's checkpoints, which this one replaces; --resume would have gone on "
@@ -175,3 +177,33 @@ class SafeCheckpointing(Checkpointer):
         state = checkpoint.pop("model") if self._resuming else pop_weights(checkpoint)
         strict = self._strict or self._resuming
         self._missing = load_state(self.model, state, source=self._loaded, strict=strict)
+
+
+@dataclass
+class BestModel:
+    """Writes ``model_best.pth`` whenever an evaluation is better than all before.
+
+    The file itself is never read, as it may be another run's. A run that resumes repeats an
+    evaluation that the checkpoint does not know of.
+
+    Attributes:
+        checkpointer: writes the file.
+        best_metric, best_iter: the best value and its iteration; None before the first.
+    """
+
+    checkpointer: SafeCheckpointing
+    best_metric: float | None = None
+    best_iter: int | None = None
+
+    def offer(self, value: float, iteration: int) -> None:
+        """Save the model if ``value``, reached at ``iteration``, is the highest so far."""
+        if math.isfinite(value) and (self.best_metric is None or value > self.best_metric):
+            self.best_metric, self.best_iter = float(value), int(iteration)
+            logger.info("best AP so far: %.3f", value)
+            self.checkpointer.save(BEST, resumable=False, iteration=iteration)
+
+    def state_dict(self) -> dict:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from ..config import read_config_file
 from ..errors import ConfigError
-from .checkpointer import has_checkpoint, newest_checkpoint
+from .checkpointer import newest_checkpoint
 
 # Addresses and files of ResNets trained on ImageNet, which are not detectors.
 _BACKBONE = re.compile(r"/ImageNetPretrained/|(^|/)resnet\d+-[0-9a-f]{8}\.pth$")
@@ -53,9 +53,9 @@ def trained_weights(
         return _trained(Weights(named or start, "as named"))
     folders = [os.path.dirname(config_file)] if config_file else []
     for folder in dict.fromkeys([*folders, cfg.OUTPUT_DIR]):
-        if has_checkpoint(folder) and _only_starts(start, folder):
+        if _only_starts(start, folder) and (newest := newest_checkpoint(folder)):
             why = "the last checkpoint of the run" + (f", and not {start}" if start else "")
-            return Weights(newest_checkpoint(folder), why)
+            return Weights(newest, why)
     return _trained(Weights(start, "MODEL.WEIGHTS of the config"))
 
 

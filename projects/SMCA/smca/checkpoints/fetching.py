@@ -23,19 +23,13 @@ _PATIENCE = 60.0
 
 
 def local_file(weights: str, path_manager: PathManager) -> str:
-    """The path of a checkpoint's file, by its path or any address.
-
-    Args:
-        weights: a path, or an address of :func:`fetch` or of ``path_manager``.
-        path_manager: fetches what other kinds of addresses name.
+    """The path of a checkpoint, which :func:`fetch` or ``path_manager`` fetches by its address.
 
     Raises:
-        FileNotFoundError: a path where there is no file.
         CheckpointError: the file cannot be fetched.
     """
     path = fetch(weights)
     if "://" not in path:
-        require_file(path)
         return path
     try:
         found = path_manager.get_local_path(path)

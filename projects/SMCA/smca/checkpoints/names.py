@@ -118,14 +118,12 @@ class Kind:
         title: its name in messages.
         marker: the start of a tensor's name, by which the kind is told from those after it.
         config: the matching file of configs/, where ``{}`` is the backbone.
-        dc5: configs/ has such a file for DC5 backbones, too.
         body: the start of the names of the backbone, which is torchvision's ResNet.
     """
 
     title: str
     marker: str
     config: str
-    dc5: bool = False
     body: str = "backbone.0.body."
 
 
@@ -139,7 +137,6 @@ KINDS = {
         title="Conditional DETR",
         marker="transformer.decoder.layers.0.ca_",
         config="baselines/conditional_detr_{}_50ep",
-        dc5=True,
     ),
     "smca": Kind(
         title="single-scale SMCA",
@@ -150,7 +147,6 @@ KINDS = {
         title="DETR",
         marker="transformer.decoder.layers.0.multihead_attn.",
         config="baselines/detr_{}_500ep",
-        dc5=True,
     ),
     "torchvision_resnet": Kind(
         title="torchvision's ResNet",

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import config_names
 from ..data.coco import COCO_CLASSES
 from ..errors import CheckpointError
 from ..modeling.backbone import DEPTHS
@@ -120,10 +121,10 @@ def matching_configs(released: Released, kind: str) -> list[str]:
     config = KINDS[kind].config
     if kind == "detr" and _length(released.tensors, "class_embed.weight") == _NO_OBJECT:
         config = "baselines/detr_focal_{}_50ep"
-    plain, dc5 = config.format(backbone), config.format(f"DC5_{backbone}")
-    if not KINDS[kind].dc5:
-        return [plain]
-    return {None: [plain, dc5], 1: [plain], 2: [dc5]}[options.get("MODEL.RESNETS.RES5_DILATION")]
+    names = (config.format(backbone), config.format(f"DC5_{backbone}"))
+    configs = [name for name in dict.fromkeys(names) if name in config_names()]
+    dilation = options.get("MODEL.RESNETS.RES5_DILATION")
+    return {None: configs, 1: configs[:1], 2: configs[-1:]}[dilation]
 
 
 def convert(
