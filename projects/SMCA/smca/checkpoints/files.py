@@ -123,18 +123,17 @@ def _tensors(part: object, key: str, path: str) -> dict[str, Tensor]:
             f"{path} holds Caffe2's ResNet; take one with torchvision's layout, "
             "such as detectron2://ImageNetPretrained/torchvision/R-50.pkl"
         )
-    return {name: _tensor(value, name, path) for name, value in part.items()}
-
-
-def _tensor(value: object, name: object, path: str) -> Tensor:
-    place = f"{path}: {reprlib.repr(name)}"
-    if not _is_text(name):
-        raise CheckpointError(f"{place} is not a tensor's name")
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
-    if not isinstance(value, Tensor):
-        raise CheckpointError(f"{place} is a {type(value).__name__}, not a tensor")
-    return value
+    tensors = {}
+    for name, value in part.items():
+        place = f"{path}: {reprlib.repr(name)}"
+        if not _is_text(name):
+            raise CheckpointError(f"{place} is not a tensor's name")
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{place} is a {type(value).__name__}, not a tensor")
+        tensors[name] = value
+    return tensors
 
 
 class _Dtype:
