@@ -23,10 +23,7 @@ def is_own_model(cfg: CN) -> bool:
 
 
 def require_own_model(cfg: CN) -> None:
-    """
-    Raises:
-        ConfigError: the config is for a model of Detectron2.
-    """
+    """Raise a ConfigError if the config is for a model of Detectron2."""
     if not is_own_model(cfg):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA', or "
