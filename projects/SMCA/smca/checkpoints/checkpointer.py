@@ -90,14 +90,12 @@ class SafeCheckpointing(Checkpointer):
         self._resuming = False
         # The last file that was loaded, and the model's tensors that it lacks.
         self._loaded = ""
-        self._missing: Sequence[str] = ()
+        self._missing = list(self.model.state_dict())
 
     def load(self, path: str, *args, **kwargs) -> dict:
         if path:
             path = local_file(path, self.path_manager)
             require_file(path)
-        else:
-            self._missing = list(self.model.state_dict())
         return super().load(path, *args, **kwargs)
 
     def get_checkpoint_file(self) -> str:

@@ -12,20 +12,18 @@ import yaml
 
 from ..errors import ConfigError
 
-# The folder configs/ of an installed package, and the repository's.
-_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[4] / "configs")
+# The model zoo: the folder configs/ of an installed package, or else the repository's.
+_ZOO = Path(__file__).parents[1] / "configs"
+if not _ZOO.is_dir():
+    _ZOO = Path(__file__).parents[4] / "configs"
 
 
-def config_names(folder: Path | None = None) -> list[str]:
+def config_names(folder: Path = _ZOO) -> list[str]:
     """The names of all configs below a folder that are models, in alphabetical order.
-
-    Args:
-        folder: None is the model zoo.
 
     Returns:
         paths from the folder, without ".yaml".
     """
-    folder = folder or _zoo()
     return [
         file.relative_to(folder).with_suffix("").as_posix()
         for file in sorted(folder.rglob("*.yaml"))
@@ -44,17 +42,8 @@ def config_file(name: str) -> str:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "smca.model_zoo.list() names them"
-        raise ConfigError(f"the model zoo has no config {name!r}; {hint}")
-    return str(_zoo() / f"{name}.yaml")
-
-
-def _zoo() -> Path:
-    for folder in _FOLDERS:
-        if folder.is_dir():
-            return folder
-    raise ConfigError(
-        f"the configs are in none of {', '.join(map(str, _FOLDERS))}; install the package anew"
-    )
+        raise ConfigError(f"the model zoo ({_ZOO}) has no config {name!r}; {hint}")
+    return str(_ZOO / f"{name}.yaml")
 
 
 def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -> dict[str, Any]:
