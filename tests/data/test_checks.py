@@ -183,9 +183,9 @@ def test_all_entries_that_are_not_cocos_are_listed(folder):
     folder.content = {"images": []}
     assert [*folder.check().findings.values()] == [
         [
-            "the file has no 'categories'",
+            "the file has no list 'categories'",
             "the file has no entries in 'images'",
-            "the file has no 'annotations'",
+            "the file has no list 'annotations'",
         ]
     ]
 

@@ -90,7 +90,7 @@ def test_records_are_detectron2s_standard_dicts(write, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["annotations"], None, ["no 'annotations'"]),
+        (["annotations"], None, ["no list 'annotations'"]),
         (["images"], [], ["no entries in 'images'"]),
         (["categories"], {"id": 1}, ["categories", "list"]),
         (["categories", 1, "name"], None, ["categories[1]", "'name'"]),

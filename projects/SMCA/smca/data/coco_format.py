@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,14 +18,42 @@ XYWH_ABS = 1  # as in detectron2.structures.BoxMode
 _INT64 = 2**63  # ids are 64 bits wide in NumPy and torch
 _MAX_FLOAT32 = 3.4e38  # training has boxes in float32
 _MIN_SIDE = 1e-3  # pixels of a box inside its image; less may vanish in float32
-# The fields that entries must have, by section; what else they have is ignored.
-_FIELDS: dict[str, dict[str, type]] = {
-    "categories": {"id": int, "name": str},
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
-}
-
 Report = Callable[[str], None]
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a JSON value is a number, which need not be finite."""
+    return isinstance(value, float) or _is_int(value)
+
+
+def _is_int(value: object) -> bool:
+    # JSON's true is an int in Python.
+    return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64
+
+
+def _is_side(value: object) -> bool:
+    return _is_int(value) and value > 0
+
+
+def _is_text(value: object) -> bool:
+    # Names are written to terminals and tables, and name files.
+    return isinstance(value, str) and bool(value.strip()) and not CONTROLS.search(value)
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+_INT = _is_int, "an int of 64 bits"
+_SIDE = _is_side, "a positive int of 64 bits, in pixels"
+_TEXT = _is_text, "text without control characters"
+_BOX = _is_box, "four numbers x, y, w, h"
+# The fields that entries must have, by section: a test and its description. Entries may have more.
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "categories": {"id": _INT, "name": _TEXT},
+    "images": {"id": _INT, "file_name": _TEXT, "height": _SIDE, "width": _SIDE},
+    "annotations": {"image_id": _INT, "category_id": _INT, "bbox": _BOX},
+}
 
 
 def refuse(name: str, json_file: str) -> Report:
@@ -63,22 +90,13 @@ def read_annotation_file(name: str, json_file: str, image_root: str | None = Non
     try:
         # Some programs begin a file with a byte order mark.
         with open(json_file, encoding="utf-8-sig") as file:
-            content = json.load(file, object_pairs_hook=_unique_keys)
+            content = json.load(file)
     except OSError as error:
         raise DatasetError(f"dataset {name!r}: {json_file} cannot be read: {error}") from error
     except ValueError as error:
         raise DatasetError(f"dataset {name!r}: {json_file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         refuse(name, json_file)(f"it is a {type(content).__name__}, not an object")
-    return content
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; of equal keys, Python would silently keep the last."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"an object has the key {reprlib.repr(key)} {count} times")
     return content
 
 
@@ -104,11 +122,6 @@ def read_images(content: dict, image_root: str, report: Report) -> dict[int, dic
     The records, see :mod:`smca.data.coco`, have no annotations yet.
     """
     root = os.path.abspath(image_root)
-
-    def fault(entry: dict) -> str | None:
-        size = {key: entry[key] for key in ("height", "width")}
-        return f"has {size}, in pixels" if min(size.values()) <= 0 else None
-
     records = {
         entry["id"]: {
             "file_name": os.path.normpath(os.path.join(root, entry["file_name"])),
@@ -117,7 +130,7 @@ def read_images(content: dict, image_root: str, report: Report) -> dict[int, dic
             "width": entry["width"],
             "annotations": [],
         }
-        for _, entry in _entries(content, "images", report, fault)
+        for _, entry in _entries(content, "images", report)
     }
     return dict(sorted(records.items()))
 
@@ -127,25 +140,20 @@ def read_annotations(
 ) -> Iterator[tuple[int, int, dict]]:
     """Yield each annotation's position in the file, its image id, and itself as records have it."""
     contiguous = {category: index for index, category in enumerate(categories)}
-
-    def fault(entry: dict) -> str | None:
-        category, bbox, crowd = entry["category_id"], entry["bbox"], entry.get("iscrowd", 0)
+    for position, entry in _entries(content, "annotations", report):
+        category, crowd = entry["category_id"], entry.get("iscrowd", 0)
         if category not in contiguous:
-            return f"has category_id {category}, which 'categories' lacks"
-        if len(bbox) != 4 or not all(map(is_number, bbox)):
-            return f"has bbox {reprlib.repr(bbox)}; it must be four numbers x, y, w, h"
-        if crowd not in (0, 1):
-            return f"has iscrowd {reprlib.repr(crowd)}; it must be 0 or 1"
-        return None
-
-    for position, entry in _entries(content, "annotations", report, fault):
-        annotation = {
-            "bbox": entry["bbox"],
-            "bbox_mode": XYWH_ABS,
-            "category_id": contiguous[entry["category_id"]],
-            "iscrowd": int(entry.get("iscrowd", 0)),
-        }
-        yield position, entry["image_id"], annotation
+            report(f"annotations[{position}] has category_id {category}, which 'categories' lacks")
+        elif crowd not in (0, 1):
+            report(f"annotations[{position}] has iscrowd {reprlib.repr(crowd)}; it must be 0 or 1")
+        else:
+            annotation = {
+                "bbox": entry["bbox"],
+                "bbox_mode": XYWH_ABS,
+                "category_id": contiguous[category],
+                "iscrowd": int(crowd),
+            }
+            yield position, entry["image_id"], annotation
 
 
 def box_fault(bbox: list[float], height: int, width: int) -> str | None:
@@ -167,31 +175,16 @@ def box_fault(bbox: list[float], height: int, width: int) -> str | None:
     return None
 
 
-def is_number(value: object) -> bool:
-    """Tell whether a JSON value is a number, which need not be finite."""
-    # JSON's true is an int in Python.
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, float) or (isinstance(value, int) and -_INT64 <= value < _INT64)
-
-
-def _entries(
-    content: dict,
-    section: str,
-    report: Report,
-    fault_of: Callable[[dict], str | None] = lambda entry: None,
-) -> Iterator[tuple[int, dict]]:
-    """Yield the position and the content of each entry of a section, and report those that lack
-    fields or have a ``fault_of``.
-    """
-    if fault := _field_fault(content, {section: list}):
-        report(f"the file {fault}")
+def _entries(content: dict, section: str, report: Report) -> Iterator[tuple[int, dict]]:
+    """Yield the position and the content of each entry of a section that has all its fields."""
+    if not isinstance(content.get(section), list):
+        report(f"the file has no list '{section}'")
         return
     if not content[section] and section != "annotations":
         report(f"the file has no entries in '{section}'")
     seen = set()
     for position, entry in enumerate(content[section]):
-        fault = _field_fault(entry, _FIELDS[section]) or fault_of(entry)
+        fault = _fault(entry, _FIELDS[section])
         if not fault and section != "annotations":
             fault = f"has the id {entry['id']} of another" if entry["id"] in seen else None
             seen.add(entry["id"])
@@ -201,19 +194,13 @@ def _entries(
             yield position, entry
 
 
-def _field_fault(entry: object, fields: dict[str, type]) -> str | None:
-    """Return which field an entry lacks or has of the wrong type, or None."""
+def _fault(entry: object, fields: dict[str, tuple[Callable[[Any], bool], str]]) -> str | None:
+    """Return which field an entry lacks or has wrong, or None."""
     if not isinstance(entry, dict):
         return f"is a {type(entry).__name__}, not an object"
-    for key, kind in fields.items():
+    for key, (fits, expected) in fields.items():
         if key not in entry:
             return f"has no '{key}'"
-        value, expected = entry[key], None
-        if not isinstance(value, kind) or (kind is int and not is_number(value)):
-            expected = "an int of 64 bits" if kind is int else kind.__name__
-        elif kind is str and (not value.strip() or CONTROLS.search(value)):
-            # Names are written to terminals and tables, and name files.
-            expected = "text without control characters"
-        if expected:
-            return f"has {key} {reprlib.repr(value)}; it must be {expected}"
+        if not fits(entry[key]):
+            return f"has {key} {reprlib.repr(entry[key])}; it must be {expected}"
     return None
