@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import weakref
 from multiprocessing.sharedctypes import RawArray
 
 from ..errors import LoaderError
@@ -19,6 +20,8 @@ _REMEDIES = {
     ),
 }
 _CRASH = "if that file crashes its decoder again, replace it or take it out of the annotations"
+# The end of a loader process in torch's words: its number, and a name of the signal, "Killed".
+_ENDED = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*))?"
 # Seconds between the end of a process's connections and the signal of its end, at most.
 _SIGNAL_DELAY = 0.5
 
@@ -29,27 +32,16 @@ class Note(ctypes.Structure):
     _fields_ = (("pid", ctypes.c_int64), ("file_name", ctypes.c_char * 4096))
 
 
-# The notes of this process's loaders, and its own note if it is a loader process.
-_notes: list[ctypes.Array[Note]] = []
+# The notes of this process's loaders while they exist, and its own note if it is a loader process.
+_notes: weakref.WeakValueDictionary[int, ctypes.Array[Note]] = weakref.WeakValueDictionary()
 _own: Note | None = None
 
 
 def make_notes(count: int) -> ctypes.Array[Note]:
-    """Make a note for each process of a new loader."""
-    # Drop the places of loaders that have ended, so that they do not accumulate.
-    _notes[:] = [notes for notes in _notes if any(map(_may_live, notes))]
-    _notes.append(RawArray(Note, count))
-    return _notes[-1]
-
-
-def _may_live(own: Note) -> bool:
-    if own.pid == 0:
-        return True  # not started yet
-    try:
-        os.kill(own.pid, 0)
-    except OSError:
-        return False
-    return True
+    """Make a note for each process of a new loader, which has to keep them."""
+    notes = RawArray(Note, count)
+    _notes[id(notes)] = notes
+    return notes
 
 
 def claim_note(own: Note) -> None:
@@ -77,22 +69,15 @@ def explain_end(error: BaseException) -> LoaderError | None:
             time.sleep(_SIGNAL_DELAY)
         except RuntimeError as news:
             error.__cause__ = news
-    text = f"{error} {error.__cause__}"
-    found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ", text)
+    # The cause, where there is one, names the signal.
+    found = re.search(_ENDED, f"{error.__cause__} {error}")
     if not found:
         return None
     pids = {int(pid) for pid in found[1].split(",")}
-    names = [os.fsdecode(own.file_name) for notes in _notes for own in notes if own.pid in pids]
-    file_name = names[0] if names else ""
+    names = [own.file_name for notes in _notes.values() for own in notes if own.pid in pids]
+    file_name = os.fsdecode(names[0]) if names else ""
     doing = f"while it read {file_name}" if file_name else "between two batches"
-    number = _signal_in(text)
-    how = "ended by itself" if number is None else f"was ended by {signal.Signals(number).name}"
+    number = {signal.strsignal(number): number for number in signal.Signals}.get(found[2])
+    how = f"was ended by {number.name}" if number else "ended by itself"
     remedy = _REMEDIES.get(number, _CRASH if file_name else "")
     return LoaderError(f"a loader process {how} {doing}" + (f"; {remedy}" if remedy else ""))
-
-
-def _signal_in(text: str) -> int | None:
-    """Return the number of the signal that torch's message names."""
-    names = {signal.strsignal(number): number for number in signal.valid_signals()}
-    found = re.search(r"killed by signal: ([^.]*)\.", text)
-    return names.get(found[1]) if found else None
