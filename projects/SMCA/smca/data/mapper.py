@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -106,7 +107,7 @@ class DetrMapper:
         boxes = clip_boxes_to_image(boxes, (height, width)).float()
         boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
 
-        image, boxes = self._augment(image, boxes)
+        image, boxes = self._augment([image, boxes])
         boxes = clip_boxes_to_image(boxes.as_subclass(Tensor), (image.height, image.width))
         kept = (boxes[:, 2:] - boxes[:, :2] > 1e-5).all(dim=1)
         return Sample(
@@ -121,26 +122,21 @@ class DetrMapper:
 
     def map_image(self, image: Image.Image) -> Tensor:
         """Map an RGB image that has no record: (3, h, w) uint8, as in a sample."""
-        no_boxes = BoundingBoxes(
-            torch.zeros(0, 4), format="XYXY", canvas_size=(image.height, image.width)
-        )
-        image, _ = self._augment(image, no_boxes)
+        (image,) = self._augment([image])
         return self._pixels(image)
 
     def _pixels(self, image: Image.Image) -> Tensor:
         pixels = F.pil_to_tensor(image)
         return pixels.flip(0) if self.image_format == "BGR" else pixels
 
-    def _augment(
-        self, image: Image.Image, boxes: BoundingBoxes
-    ) -> tuple[Image.Image, BoundingBoxes]:
+    def _augment(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """Augment an image and, if it has boxes, these in the same way."""
         if self.flip and _coin():
-            image, boxes = self.flip(image), self.flip(boxes)
+            parts = [self.flip(part) for part in parts]
         if self.crop_sizes and _coin():
-            short = _choice(self.sizes_before_crop)
-            image, boxes = _resize(image, boxes, short, LONGEST_BEFORE_CROP)
-            image, boxes = _crop(image, boxes, *self.crop_sizes)
-        return _resize(image, boxes, _choice(self.sizes), self.max_size)
+            parts = _resize(parts, _choice(self.sizes_before_crop), LONGEST_BEFORE_CROP)
+            parts = _crop(parts, *self.crop_sizes)
+        return _resize(parts, _choice(self.sizes), self.max_size)
 
 
 def _coin() -> bool:
@@ -156,19 +152,16 @@ def _choice(sizes: Sequence[int]) -> int:
     return sizes[_draw(0, len(sizes) - 1)] if len(sizes) > 1 else sizes[0]
 
 
-def _resize(
-    image: Image.Image, boxes: BoundingBoxes, short: int, longest: float
-) -> tuple[Image.Image, BoundingBoxes]:
+def _resize(parts: Sequence[Any], short: int, longest: float) -> Sequence[Any]:
     if short == 0:
-        return image, boxes
-    shape = list(resized_shape(image.height, image.width, short, longest))
+        return parts
+    shape = list(resized_shape(parts[0].height, parts[0].width, short, longest))
     # On a PIL image this is Pillow's own filter on 8 bits, bit for bit what Detectron2 does.
-    return F.resize(image, shape), F.resize(boxes, shape)
+    return [F.resize(part, shape) for part in parts]
 
 
-def _crop(
-    image: Image.Image, boxes: BoundingBoxes, least: int, most: int
-) -> tuple[Image.Image, BoundingBoxes]:
-    h, w = (_draw(min(side, least), min(side, most)) for side in (image.height, image.width))
-    place = _draw(0, image.height - h), _draw(0, image.width - w), h, w
-    return F.crop(image, *place), F.crop(boxes, *place)
+def _crop(parts: Sequence[Any], least: int, most: int) -> Sequence[Any]:
+    height, width = parts[0].height, parts[0].width
+    h, w = (_draw(min(side, least), min(side, most)) for side in (height, width))
+    place = _draw(0, height - h), _draw(0, width - w), h, w
+    return [F.crop(part, *place) for part in parts]
