@@ -6,12 +6,18 @@ from __future__ import annotations
 
 import filecmp
 import functools
+import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 
 from ...errors import DatasetError
 from ..coco import shown
@@ -22,12 +28,37 @@ from ..coco_format import (
     read_categories,
     read_images,
 )
+from ..images import open_image, read_rgb, upright_size
 from . import findings
 from .findings import SLACK, TINY, Finding
-from .images import probe_images
 
 
-@dataclass
+class ImageFile(NamedTuple):
+    """The size of an image file as it is shown, and what tells its copies; or why it is unreadable.
+
+    Copies have the same SHA-256 or, where only the header was read, the same name and length.
+    """
+
+    size: tuple[int, int] | None = None  # width, height
+    fingerprint: str | tuple[str, int] | None = None
+    fault: str | None = None
+
+
+def probe_image(file_name: str, *, verify: bool) -> ImageFile:
+    """Read an image file's header, or with ``verify`` decode the file and compute its SHA-256."""
+    try:
+        if verify:
+            size = read_rgb(file_name).size
+            return ImageFile(size, hashlib.sha256(Path(file_name).read_bytes()).hexdigest())
+        with open_image(file_name) as image:
+            return ImageFile(
+                upright_size(image), (os.path.basename(file_name), os.path.getsize(file_name))
+            )
+    except OSError as error:
+        return ImageFile(fault=str(error))
+
+
+@dataclass(eq=False)
 class CheckedDataset:
     """A dataset and what was found in it.
 
@@ -35,7 +66,7 @@ class CheckedDataset:
         name, json_file, image_root: as in DATASETS.COCO_FORMAT.
         categories: name by COCO id.
         records: see :mod:`smca.data.coco`; entries that are not in COCO's format are left out.
-        digests: SHA-256 by file name, of images that were verified.
+        fingerprints: see :class:`ImageFile`, by file name, of the images that can be read.
         findings: the entries that have each finding.
     """
 
@@ -44,7 +75,7 @@ class CheckedDataset:
     image_root: str
     categories: dict[int, str] = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)
-    digests: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str | tuple[str, int]] = field(default_factory=dict)
     findings: dict[Finding, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -114,7 +145,7 @@ def check_together(
         training, evaluation: the datasets of DATASETS.TRAIN and of DATASETS.TEST.
         num_classes: of the model; 0: as many as the data has.
     """
-    everything = list({id(checked): checked for checked in (*training, *evaluation)}.values())
+    everything = list(dict.fromkeys((*training, *evaluation)))
     readable = [checked for checked in everything if checked.categories]
     for checked in readable:
         names, (first, *_) = checked.class_names, readable
@@ -170,69 +201,54 @@ def _check_categories(checked: CheckedDataset) -> None:
 
 
 def _check_files(checked: CheckedDataset, verify: bool) -> None:
-    first: dict[str, str] = {}
+    """Read all image files, with ``verify`` in as many processes as there are cores."""
     names = [record["file_name"] for record in checked.records]
-    images = probe_images(names, verify=verify, title=checked.name)
-    for record, (size, digest, fault) in zip(checked.records, images, strict=True):
-        file_name, expected = record["file_name"], (record["width"], record["height"])
-        name = checked.short(file_name)
-        if not os.path.exists(file_name):
-            checked.add(findings.MISSING, name)
-        elif fault is not None:
-            checked.add(findings.UNREADABLE_FILE, f"{name} ({fault})")
-        elif size != expected:
-            sizes = "{}x{}, not {}x{}".format(*size, *expected)
-            checked.add(findings.RESIZED, f"{name} ({sizes})")
-        if digest is not None:
-            checked.digests[file_name] = digest
-            if first.setdefault(digest, name) != name:
-                checked.add(findings.SAME_CONTENT, f"{name} ({first[digest]})")
+    probe = functools.partial(probe_image, verify=verify)
+    first: dict[object, str] = {}
+    with ProcessPoolExecutor() if verify else nullcontext() as pool:
+        images = pool.map(probe, names, chunksize=16) if pool else map(probe, names)
+        images = tqdm(images, checked.name, total=len(names), unit=" images", disable=None)
+        for record, (size, fingerprint, fault) in zip(checked.records, images, strict=True):
+            file_name, expected = record["file_name"], (record["width"], record["height"])
+            name = checked.short(file_name)
+            if not os.path.exists(file_name):
+                checked.add(findings.MISSING, name)
+            elif fault is not None:
+                checked.add(findings.UNREADABLE_FILE, f"{name} ({fault})")
+            elif size != expected:
+                sizes = "{}x{}, not {}x{}".format(*size, *expected)
+                checked.add(findings.RESIZED, f"{name} ({sizes})")
+            if fingerprint is not None:
+                checked.fingerprints[file_name] = fingerprint
+                if verify and first.setdefault(fingerprint, name) != name:
+                    checked.add(findings.SAME_CONTENT, f"{name} ({first[fingerprint]})")
 
 
 def _check_leak(train: CheckedDataset, test: CheckedDataset) -> None:
-    """Find images that both have: by path, by content if verified, or by name and content."""
+    """Find images that both have: the same file, or copies."""
     paths = {_real(record["file_name"]) for record in train.records}
-    copies = {digest: file_name for file_name, digest in train.digests.items()}
-    alike = {_name_and_size(record["file_name"]): record["file_name"] for record in train.records}
-    alike.pop(None, None)
+    copies = {fingerprint: file_name for file_name, fingerprint in train.fingerprints.items()}
     for record in test.records:
         path = record["file_name"]
-        copy = path if _real(path) in paths else copies.get(test.digests.get(path, ""))
-        if not copy and not test.digests and (other := alike.get(_name_and_size(path))):
-            copy = other if filecmp.cmp(path, other, shallow=False) else None
-        if copy:
+        copy = path if _real(path) in paths else copies.get(test.fingerprints.get(path, ""))
+        if copy and (copy == path or filecmp.cmp(path, copy, shallow=False)):
             test.add(findings.LEAKED, f"{test.short(path)} ({train.name}: {train.short(copy)})")
 
 
 def _check_folders(datasets: Sequence[CheckedDataset]) -> None:
     """Find images that no dataset names. Several datasets may share a folder."""
-    named = {_real(record["file_name"]) for checked in datasets for record in checked.records}
     endings = tuple(
         ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
     )
-    roots: set[str] = set()
-    for checked in datasets:
-        root = os.path.realpath(checked.image_root)
-        if root in roots or not checked.records:
-            continue
-        roots.add(root)
+    named = {_real(record["file_name"]) for checked in datasets for record in checked.records}
+    with_records = [checked for checked in datasets if checked.records]
+    folders = {os.path.realpath(checked.image_root): checked for checked in with_records[::-1]}
+    for root, checked in folders.items():
         for folder, _, files in os.walk(root):
             for file in sorted(files):
                 path = os.path.join(folder, file)
-                if file.lower().endswith(endings) and path not in named:
+                if file.lower().endswith(endings) and _real(path) not in named:
                     checked.add(findings.UNNAMED, os.path.relpath(path, root))
 
 
-def _name_and_size(file_name: str) -> tuple[str, int] | None:
-    if not os.path.isfile(file_name):
-        return None
-    return os.path.basename(file_name), os.path.getsize(file_name)
-
-
-_real_folder = functools.lru_cache(os.path.realpath)
-
-
-def _real(file_name: str) -> str:
-    """Return the path with the symbolic links among its folders resolved."""
-    folder, name = os.path.split(file_name)
-    return os.path.join(_real_folder(folder), name)
+_real = functools.cache(os.path.realpath)
