@@ -194,7 +194,7 @@ def test_a_file_that_is_none_is_a_finding(folder, tmp_path):
     checked = check_dataset("mine", str(tmp_path / "none.json"), str(tmp_path), num_queries=5)
     check_together([checked], [checked])
     ((finding, (entry,)),) = checked.findings.items()
-    assert finding == findings.FILE and "none.json does not exist" in entry
+    assert finding == findings.FILE and "none.json is not an existing file" in entry
 
 
 def test_only_verification_sees_what_is_behind_a_header(folder):

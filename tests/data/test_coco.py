@@ -121,9 +121,9 @@ def test_a_file_that_is_no_coco_json_is_refused(write, content):
 
 def test_missing_paths_are_named(write, tmp_path):
     json_file, folder = write(CONTENT)
-    with pytest.raises(DatasetError, match="nothing.json does not exist"):
+    with pytest.raises(DatasetError, match="nothing.json is not an existing file"):
         load_coco("mine", str(tmp_path / "nothing.json"), folder)
-    with pytest.raises(DatasetError, match="nowhere does not exist"):
+    with pytest.raises(DatasetError, match="nowhere is not an existing folder"):
         load_coco("mine", json_file, str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"none of its 2 images exists.*a\.png"):
@@ -135,7 +135,7 @@ def test_an_annotation_file_that_is_no_file_is_not_waited_for(write, tmp_path, m
     _, folder = write(CONTENT)
     make(tmp_path / "odd.json")
     for read in (load_coco, read_annotation_file):
-        with pytest.raises(DatasetError, match=r"odd\.json is not a file, but a folder"):
+        with pytest.raises(DatasetError, match=r"odd\.json is not an existing file"):
             read("mine", str(tmp_path / "odd.json"), folder)
 
 

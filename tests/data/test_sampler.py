@@ -94,5 +94,3 @@ def test_resuming_late_in_a_long_training_is_quick():
 def test_impossible_arguments_name_their_key():
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 6.*\(4\)"):
         TrainingBatches([0, 0], batch_size=6, world_size=4, seed=0)
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
-        TrainingBatches([], batch_size=4, seed=0)

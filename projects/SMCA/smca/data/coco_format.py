@@ -75,18 +75,16 @@ def read_annotation_file(name: str, json_file: str, image_root: str | None = Non
     Raises:
         DatasetError: a path does not exist; the file cannot be read or is not a JSON object.
     """
-    for path, exists in ((json_file, os.path.exists), (image_root, os.path.isdir)):
-        if path is not None and not exists(path):
+    for path, is_one, kind in (
+        (json_file, os.path.isfile, "file"),  # Reading a pipe could wait forever.
+        (image_root, os.path.isdir, "folder"),
+    ):
+        if path is not None and not is_one(path):
             raise DatasetError(
-                f"dataset {name!r}: {os.path.abspath(path)} does not exist; correct its entry in "
-                "DATASETS.COCO_FORMAT, or for COCO itself set $DETECTRON2_DATASETS to the folder "
-                "that holds coco/"
+                f"dataset {name!r}: {os.path.abspath(path)} is not an existing {kind}; correct its "
+                "entry in DATASETS.COCO_FORMAT, or for COCO itself set $DETECTRON2_DATASETS to the "
+                "folder that holds coco/"
             )
-    if not os.path.isfile(json_file):
-        # Reading a pipe could wait forever, and a device may never end.
-        raise DatasetError(
-            f"dataset {name!r}: {json_file} is not a file, but a folder, a pipe or a device"
-        )
     try:
         # Some programs begin a file with a byte order mark.
         with open(json_file, encoding="utf-8-sig") as file:

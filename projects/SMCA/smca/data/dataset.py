@@ -57,12 +57,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 class _MappedRecords(Dataset):
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], object]):
-        """
-        Args:
-            records: dicts with ``file_name``.
-            mapper: maps a record to a sample; in training it may draw from the generators of
-                Python, NumPy and torch.
-        """
         self.records = PackedRecords(records)
         self.mapper = mapper
 
@@ -91,13 +85,11 @@ class TrainingDataset(_MappedRecords):
                 try:
                     return self.mapper(record)
                 except OSError as error:
-                    self._warn(index, record["file_name"], error)
+                    if not self._warned[index]:
+                        self._warned[index] = True
+                        message = "cannot read %s: %s; training goes on without it"
+                        logger.warning(message, record["file_name"], error)
         raise DatasetError(f"none of the {len(self)} training images can be read")
-
-    def _warn(self, index: int, file_name: str, error: OSError) -> None:
-        if not self._warned[index]:
-            self._warned[index] = True
-            logger.warning("cannot read %s: %s; training goes on without it", file_name, error)
 
 
 class EvaluationDataset(_MappedRecords):

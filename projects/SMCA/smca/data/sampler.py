@@ -50,10 +50,8 @@ class TrainingBatches(Sampler[list[Draw]]):
             start: the first batch (training iteration) to yield.
 
         Raises:
-            ConfigError: there are no records, or workers cannot share a batch evenly.
+            ConfigError: workers cannot share a batch evenly.
         """
-        if len(groups) == 0:
-            raise ConfigError("there is no record to sample; DATASETS.TRAIN is empty")
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the "

@@ -89,7 +89,7 @@ def write_shapes_dataset(
         split: (str(root / "annotations" / f"{split}.json"), str(root / split)) for split in counts
     }
     info = {"description": "drawn shapes", "version": VERSION, "arguments": arguments}
-    if root.is_symlink() or root.exists():
+    if os.path.lexists(root):
         if _is_complete(files, info):
             logger.info("Reusing the shapes dataset in %s", root)
             return files
@@ -107,8 +107,6 @@ def write_shapes_dataset(
             content = {"info": info, **_write_split(partial / split, number, count, **options)}
             (partial / "annotations" / f"{split}.json").write_text(json.dumps(content))
         try:
-            if root.exists():
-                root.rmdir()
             partial.rename(root)
         except OSError:
             # Another process may have been faster.

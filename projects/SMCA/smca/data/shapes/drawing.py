@@ -203,5 +203,5 @@ def _contrasting_color(rng: np.random.Generator, *others: np.ndarray) -> np.ndar
 
 def _tight_box(mask: np.ndarray) -> list[int]:
     """Return the tight box ``[x, y, w, h]`` of a mask's pixels."""
-    (x1, *_, x2), (y1, *_, y2) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (0, 1))
-    return [int(x1), int(y1), int(x2 - x1 + 1), int(y2 - y1 + 1)]
+    x1, y1, x2, y2 = Image.fromarray(mask).getbbox()
+    return [x1, y1, x2 - x1, y2 - y1]
