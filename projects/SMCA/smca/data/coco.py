@@ -18,15 +18,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ..config import is_own_model
 from ..errors import DatasetError
-from .coco_format import (
-    box_fault,
-    read_annotation_file,
-    read_annotations,
-    read_categories,
-    read_class_names,
-    read_images,
-    refuse,
-)
+from . import coco_format
 
 logger = logging.getLogger(__name__)
 
@@ -106,12 +98,12 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
         DatasetError: a path does not exist; the file is not JSON or not in COCO's format; the
             folder has none of the images.
     """
-    content = read_annotation_file(name, json_file, image_root)
-    report = refuse(name, json_file)
-    categories = read_categories(content, report)
-    by_id = read_images(content, image_root, report)
+    content = coco_format.read_annotation_file(name, json_file, image_root)
+    report = coco_format.refuse(name, json_file)
+    categories = coco_format.read_categories(content, report)
+    by_id = coco_format.read_images(content, image_root, report)
     strays = 0
-    for _, image_id, annotation in read_annotations(content, categories, report):
+    for _, image_id, annotation in coco_format.read_annotations(content, categories, report):
         if image_id in by_id:
             by_id[image_id]["annotations"].append(annotation)
         else:
@@ -199,7 +191,7 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
     name = names[0]
     if name in COCO and name not in own_datasets(cfg):
         return len(COCO_CLASSES), f"dataset {name!r}"
-    classes = read_class_names(name, dataset_files(cfg, name)[0])
+    classes = coco_format.read_class_names(name, dataset_files(cfg, name)[0])
     return len(classes), f"dataset {name!r}: {shown(classes)}"
 
 
@@ -243,7 +235,9 @@ def drop_bad_boxes(records: Sequence[dict], name: str) -> list[dict]:
     kept_records = []
     for record in records:
         height, width = record["height"], record["width"]
-        entries = [(box_fault(a["bbox"], height, width), a) for a in record["annotations"]]
+        entries = [
+            (coco_format.box_fault(a["bbox"], height, width), a) for a in record["annotations"]
+        ]
         faults.update(fault for fault, _ in entries if fault)
         kept = [annotation for fault, annotation in entries if not fault]
         kept_records.append({**record, "annotations": kept})

@@ -131,16 +131,12 @@ class DetrMapper:
 
     def _augment(self, parts: Sequence[Any]) -> Sequence[Any]:
         """Augment an image and, if it has boxes, these in the same way."""
-        if self.flip and _coin():
+        if self.flip and torch.rand(()) < 0.5:
             parts = [self.flip(part) for part in parts]
-        if self.crop_sizes and _coin():
+        if self.crop_sizes and torch.rand(()) < 0.5:
             parts = _resize(parts, _choice(self.sizes_before_crop), LONGEST_BEFORE_CROP)
             parts = _crop(parts, *self.crop_sizes)
         return _resize(parts, _choice(self.sizes), self.max_size)
-
-
-def _coin() -> bool:
-    return bool(torch.rand(()) < 0.5)
 
 
 def _draw(low: int, high: int) -> int:

@@ -20,14 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...errors import DatasetError
+from .. import coco_format
 from ..coco import shown
-from ..coco_format import (
-    box_fault,
-    read_annotation_file,
-    read_annotations,
-    read_categories,
-    read_images,
-)
 from ..images import open_image, read_rgb, upright_size
 from . import findings
 from .findings import SLACK, TINY, Finding
@@ -102,17 +96,19 @@ def check_dataset(
     """
     checked = CheckedDataset(name, json_file, image_root)
     try:
-        content = read_annotation_file(name, json_file, image_root)
+        content = coco_format.read_annotation_file(name, json_file, image_root)
     except DatasetError as error:
         checked.add(findings.FILE, str(error))
         return checked
 
     report = functools.partial(checked.add, findings.FORMAT)
-    checked.categories = read_categories(content, report)
-    by_id = read_images(content, image_root, report)
+    checked.categories = coco_format.read_categories(content, report)
+    by_id = coco_format.read_images(content, image_root, report)
     checked.records = list(by_id.values())
     seen = set()
-    for position, image_id, annotation in read_annotations(content, checked.categories, report):
+    for position, image_id, annotation in coco_format.read_annotations(
+        content, checked.categories, report
+    ):
         where = f"annotations[{position}]"
         if image_id not in by_id:
             checked.add(findings.STRAY, f"{where} (image_id {image_id})")
@@ -161,7 +157,7 @@ def check_together(
 
 
 def _box_finding(bbox: list[float], height: int, width: int) -> Finding | None:
-    if fault := box_fault(bbox, height, width):
+    if fault := coco_format.box_fault(bbox, height, width):
         return findings.bad_boxes(fault)
     x, y, w, h = bbox
     if w > width + SLACK or h > height + SLACK:
@@ -178,7 +174,7 @@ def _check_images(checked: CheckedDataset, num_queries: int) -> None:
         objects = len(record["annotations"]) - crowds
         name = checked.short(record["file_name"])
         if objects > num_queries:
-            checked.add(findings.more_than(num_queries), f"{name} ({objects})")
+            checked.add(findings.MORE, f"{name} ({objects})")
         if crowds:
             checked.add(findings.CROWDS, f"{name} ({crowds})")
         if not record["annotations"]:

@@ -81,6 +81,9 @@ NUM_CLASSES = _error(
     "classes that are not MODEL.SMCA.NUM_CLASSES",
     "set it to 0, as many as the data has, or to their number",
 )
+MORE = _warning(
+    "images with more objects than MODEL.SMCA.NUM_QUERIES", "raise it: each query finds one object"
+)
 LEAKED = _error(
     "images to evaluate on that are trained on", "take them out of one: AP would be too high"
 )
@@ -90,12 +93,4 @@ def bad_boxes(fault: str) -> Finding:
     """Return the finding for a fault that :func:`smca.data.coco_format.box_fault` names."""
     return _error(
         f"boxes {fault}", f"{_BBOX}; training drops them, evaluation counts them as missed"
-    )
-
-
-def more_than(num_queries: int) -> Finding:
-    """Return the finding for images with more objects than queries."""
-    return _warning(
-        f"images with more objects than {num_queries} queries can find",
-        "raise MODEL.SMCA.NUM_QUERIES: each finds one",
     )
