@@ -11,7 +11,6 @@ from smca.data.coco import (
     count_classes,
     dataset_files,
     drop_bad_boxes,
-    drop_empty,
     load_coco,
     load_datasets,
     usable_records,
@@ -183,9 +182,10 @@ def test_bad_boxes_are_dropped_with_one_counted_warning(caplog):
 
 
 def test_a_crowd_alone_counts_as_empty():
-    crowd, thing = {"iscrowd": 1}, {"iscrowd": 0}
-    records = [{"annotations": entries} for entries in ([], [crowd], [crowd, thing])]
-    assert drop_empty(records) == records[2:]
+    crowd, thing = ({"bbox": [1, 1, 5, 5], "iscrowd": iscrowd} for iscrowd in (1, 0))
+    image = {"height": 20, "width": 30}
+    records = [{**image, "annotations": entries} for entries in ([], [crowd], [crowd, thing])]
+    assert usable_records([("mine", records)], filter_empty=True) == records[2:]
 
 
 @pytest.mark.parametrize(("filter_empty", "image_ids"), [(True, [9, 9]), (False, [4, 9, 4, 9])])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
@@ -133,7 +133,6 @@ def load_datasets(
     """Load the datasets with these names.
 
     Args:
-        names: DATASETS.TRAIN or DATASETS.TEST.
         like: the class names of other datasets, which must be the same.
 
     Raises:
@@ -146,14 +145,7 @@ def load_datasets(
 
 
 def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
-    """Check that the datasets have the same classes, and as many as the model.
-
-    Args:
-        classes: the class names of each dataset.
-
-    Raises:
-        DatasetError: they do not.
-    """
+    """Raise DatasetError unless all datasets have the same class names, as many as the model."""
     first = next(iter(classes), None)
     # Detectron2's own models keep their number of classes with their region heads.
     foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
@@ -195,33 +187,33 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
     return len(classes), f"dataset {name!r}: {shown(classes)}"
 
 
-def shown(names: Sequence[str], most: int = 20) -> str:
-    """Join the names, or the first of many, for a message."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def shown(names: Sequence[str]) -> str:
+    """Join the names, or the first 20 of many, for a message."""
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def usable_records(
-    datasets: Iterable[tuple[str, Sequence[dict]]], *, filter_empty: bool
+    datasets: Collection[tuple[str, Sequence[dict]]], *, filter_empty: bool
 ) -> list[dict]:
     """Return the records of all datasets together, without boxes that cannot be learned from.
 
     Args:
         datasets: the name and the records of each of DATASETS.TRAIN.
-        filter_empty: also leave out images without annotations.
+        filter_empty: also leave out images without annotations other than crowds.
 
     Raises:
         DatasetError: nothing is left to train on.
     """
-    names, kept = [], []
-    for name, records in datasets:
-        names.append(name)
-        kept += drop_bad_boxes(records, name)
+    kept = [record for name, records in datasets for record in drop_bad_boxes(records, name)]
     if filter_empty:
-        kept = drop_empty(kept)
+        number = len(kept)
+        kept = [r for r in kept if any(not entry["iscrowd"] for entry in r["annotations"])]
+        logger.info("left out %d images without annotations", number - len(kept))
     if not kept:
+        names = ", ".join(name for name, _ in datasets) or "empty"
         raise DatasetError(
-            f"DATASETS.TRAIN ({', '.join(names) or 'empty'}) has no image to train on; name a "
-            "dataset with boxes, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+            f"DATASETS.TRAIN ({names}) has no image to train on; name a dataset with boxes, or set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
         )
     return kept
 
@@ -235,21 +227,14 @@ def drop_bad_boxes(records: Sequence[dict], name: str) -> list[dict]:
     kept_records = []
     for record in records:
         height, width = record["height"], record["width"]
-        entries = [
-            (coco_format.box_fault(a["bbox"], height, width), a) for a in record["annotations"]
-        ]
-        faults.update(fault for fault, _ in entries if fault)
-        kept = [annotation for fault, annotation in entries if not fault]
+        kept = []
+        for annotation in record["annotations"]:
+            if fault := coco_format.box_fault(annotation["bbox"], height, width):
+                faults[fault] += 1
+            else:
+                kept.append(annotation)
         kept_records.append({**record, "annotations": kept})
     if faults:
         counts = ", ".join(f"{count} {fault}" for fault, count in faults.most_common())
         logger.warning("%s: dropped %d unusable boxes: %s", name, faults.total(), counts)
     return kept_records
-
-
-def drop_empty(records: Sequence[dict]) -> list[dict]:
-    """Return the records that have an annotation other than a crowd."""
-    kept = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
-    if len(kept) < len(records):
-        logger.info("left out %d images without annotations", len(records) - len(kept))
-    return kept
