@@ -68,9 +68,7 @@ def refuse(name: str, json_file: str) -> Report:
 
 
 def read_annotation_file(name: str, json_file: str, image_root: str | None = None) -> dict:
-    """Return the content of a dataset's annotation file, of which only the JSON is checked.
-
-    The folder ``image_root`` must exist too, if it is given.
+    """Return the content of a dataset's annotation file, whose entries are not checked yet.
 
     Raises:
         DatasetError: a path does not exist; the file cannot be read or is not a JSON object.
@@ -155,12 +153,7 @@ def read_annotations(
 
 
 def box_fault(bbox: list[float], height: int, width: int) -> str | None:
-    """Return why nothing can be learned from a box, or None.
-
-    Args:
-        bbox: x, y, w, h in pixels.
-        height, width: size of its image in pixels.
-    """
+    """Return why nothing can be learned from a box ``x, y, w, h`` in an image, or None."""
     x, y, w, h = bbox
     if not all(abs(number) <= _MAX_FLOAT32 for number in bbox):
         return "not finite"

@@ -72,12 +72,9 @@ def build_test_loader(
 
 
 def list_loader(dataset: Dataset, *, num_workers: int, **arguments: Any) -> DataLoader:
-    """Build a loader whose batches are lists of samples.
-
-    Samples are put in pinned memory if this process uses a GPU.
+    """Build a loader whose batches are lists of samples, pinned if this process uses a GPU.
 
     Args:
-        dataset: the samples.
         num_workers: number of loader processes; with 0 this process loads.
         arguments: further arguments of :class:`DataLoader`, such as ``batch_sampler``.
     """
