@@ -130,7 +130,11 @@ def draw_shapes(
         beneath += coverage[..., None] * (paint - beneath)
         topmost[window][coverage > 0] = len(placed)
         placed.append((name, box))
-    return [(name, _tight_box(topmost == index)) for index, (name, _) in enumerate(placed)]
+    shapes = []
+    for index, (name, _) in enumerate(placed):
+        x1, y1, x2, y2 = Image.fromarray(topmost == index).getbbox()
+        shapes.append((name, [x1, y1, x2 - x1, y2 - y1]))
+    return shapes
 
 
 def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
@@ -199,9 +203,3 @@ def _contrasting_color(rng: np.random.Generator, *others: np.ndarray) -> np.ndar
         color = rng.integers(0, 256, 3)
         if all(np.linalg.norm(color - other) >= _MIN_CONTRAST for other in others):
             return color
-
-
-def _tight_box(mask: np.ndarray) -> list[int]:
-    """Return the tight box ``[x, y, w, h]`` of a mask's pixels."""
-    x1, y1, x2, y2 = Image.fromarray(mask).getbbox()
-    return [x1, y1, x2 - x1, y2 - y1]
