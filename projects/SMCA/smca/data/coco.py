@@ -24,15 +24,12 @@ logger = logging.getLogger(__name__)
 
 # Annotation file and image folder under $DETECTRON2_DATASETS, by the dataset's name. COCO's are
 # where Detectron2 has them; the shapes are drawn when a run first uses them (smca.data.shapes).
-COCO = {
-    f"coco_2017_{split}": (f"coco/annotations/instances_{split}2017.json", f"coco/{split}2017")
-    for split in ("train", "val")
+_BUILTIN = {
+    "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
+    "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "shapes_train": ("shapes/annotations/train.json", "shapes/train"),
+    "shapes_val": ("shapes/annotations/val.json", "shapes/val"),
 }
-DRAWN = {
-    f"shapes_{split}": (f"shapes/annotations/{split}.json", f"shapes/{split}")
-    for split in ("train", "val")
-}
-_BUILTIN = COCO | DRAWN
 # COCO's 80 classes by id. torchvision lists a name for each id from 0 to 90, used or not.
 COCO_CLASSES = {
     number: name
@@ -80,15 +77,15 @@ def dataset_files(cfg: CfgNode, name: str) -> tuple[str, str]:
     """
     own = own_datasets(cfg)
     if name in own:
-        json_file, image_root = own[name]
-        return os.path.expanduser(json_file), os.path.expanduser(image_root)
-    if name in _BUILTIN:
-        json_file, image_root = _BUILTIN[name]
-        return os.path.join(datasets_root(), json_file), os.path.join(datasets_root(), image_root)
-    raise DatasetError(
-        f"unknown dataset {name!r}; known are {', '.join([*own, *_BUILTIN])}. A dataset of your "
-        "own is named by [name, annotation file, image folder] in DATASETS.COCO_FORMAT"
-    )
+        json_file, image_root = map(os.path.expanduser, own[name])
+    elif name in _BUILTIN:
+        json_file, image_root = (os.path.join(datasets_root(), path) for path in _BUILTIN[name])
+    else:
+        raise DatasetError(
+            f"unknown dataset {name!r}; known are {', '.join([*own, *_BUILTIN])}. A dataset of "
+            "your own is named by [name, annotation file, image folder] in DATASETS.COCO_FORMAT"
+        )
+    return json_file, image_root
 
 
 def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
@@ -181,7 +178,7 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
             "DATASETS.TEST are empty; name a dataset, or give the number"
         )
     name = names[0]
-    if name in COCO and name not in own_datasets(cfg):
+    if name in ("coco_2017_train", "coco_2017_val") and name not in own_datasets(cfg):
         return len(COCO_CLASSES), f"dataset {name!r}"
     classes = coco_format.read_class_names(name, dataset_files(cfg, name)[0])
     return len(classes), f"dataset {name!r}: {shown(classes)}"

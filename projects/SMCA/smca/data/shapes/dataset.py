@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from ...errors import DatasetError
-from ..coco import DRAWN, datasets_root, own_datasets
+from ..coco import datasets_root, own_datasets
 from .drawing import MIN_SIDE, SHAPES, draw_background, draw_shapes
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ def missing_shapes(cfg: CfgNode) -> str | None:
     """
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
     root = os.path.join(datasets_root(), "shapes")
-    return None if used.isdisjoint(DRAWN) or os.path.lexists(root) else root
+    drawn = used & {"shapes_train", "shapes_val"}
+    return root if drawn and not os.path.lexists(root) else None
 
 
 def write_shapes_dataset(
