@@ -44,10 +44,9 @@ def probe_image(file_name: str, *, verify: bool) -> ImageFile:
         if verify:
             size = read_rgb(file_name).size
             return ImageFile(size, hashlib.sha256(Path(file_name).read_bytes()).hexdigest())
+        fingerprint = os.path.basename(file_name), os.path.getsize(file_name)
         with open_image(file_name) as image:
-            return ImageFile(
-                upright_size(image), (os.path.basename(file_name), os.path.getsize(file_name))
-            )
+            return ImageFile(upright_size(image), fingerprint)
     except OSError as error:
         return ImageFile(fault=str(error))
 
