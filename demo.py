@@ -12,6 +12,7 @@ class plus 1.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import statistics
@@ -58,6 +59,7 @@ def parse() -> argparse.Namespace:
         help="folder for the pictures, which keep the names of the inputs (default: %(default)s)",
     )
     add("--save-json", metavar="FILE", help="write the detections in COCO's format, too")
+    add("--overwrite", action="store_true", help="replace pictures and results that exist")
     add("--threshold", type=float, default=0.3, help="least score (default: %(default)s)")
     add("--batch", type=int, default=1, help="images in a batch (default: %(default)s)")
     add("--device", help="cuda, cuda:1, cpu ... (default: MODEL.DEVICE, or cpu without a GPU)")
@@ -95,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
     used = [args.config_file, predictor.weights.path]
     outputs = [source.output for source in found]
     outputs += [Path(args.save_json)] if args.save_json else []
-    sources.claim(outputs, [*files, *used])
+    sources.check_outputs(outputs, [*files, *used], overwrite=args.overwrite)
     pictures = [] if any(source.is_video for source in found) else files
     results = CocoResults(predictor.cfg, predictor.class_names, pictures)
     skipped = []
@@ -108,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
     frames = sources.read_frames(found, skip)
     progress = tqdm(total=sources.count_frames(found), unit=" images")
     try:
-        with progress, sources.FrameWriter() as writer:
+        with progress, contextlib.closing(sources.FrameWriter()) as writer:
             while batch := list(islice(frames, args.batch)):
                 begun = time.perf_counter()
                 detections = predictor([frame.image for frame in batch], args.threshold)

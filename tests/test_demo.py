@@ -109,9 +109,9 @@ def test_files_folders_and_patterns(run, shapes, tmp_path):
     plain = np.asarray(Image.open(files[0]).resize((384, 384), Image.Resampling.BICUBIC))
     assert (drawn != plain).any(-1).mean() > 0.01
 
-    # Again, over what is its own; pairs after --input are no files.
+    # Again, in place of what is there; pairs after --input are no files.
     before = (out / "results.json").read_bytes()
-    again = ["--output", out, "--engine", "native", "--threshold", 0.1]
+    again = ["--output", out, "--engine", "native", "--threshold", 0.1, "--overwrite"]
     again += ["--save-json", out / "results.json", "--input", one / "a.png"]
     run(*again, "TEST.DETECTIONS_PER_IMAGE", 6)
     assert (out / "results.json").read_bytes() != before
@@ -224,26 +224,17 @@ def test_nothing_of_the_users_is_overwritten(tmp_path):
     mine, other = tmp_path / "mine.png", tmp_path / "other.png"
     write_images(mine, other)
     (tmp_path / "link.png").symlink_to(mine)
-    for output in (mine, tmp_path / "link.png"):
-        with pytest.raises(ConfigError, match="is an input"):
-            sources.claim([output], [mine])
-    with pytest.raises(ConfigError, match="exists and was not written by this program"):
-        sources.claim([other], [mine])
     new = tmp_path / "new" / "a.png"
-    with pytest.raises(ConfigError, match="written twice"):
-        sources.claim([new, new], [mine])
-    sources.claim([new, new.with_name("b.png")], [mine])
-    write_images(new)
-    sources.claim([new], [mine])
-    # A refused claim notes nothing: what is put there later is the user's.
-    later = new.with_name("later.png")
-    with pytest.raises(ConfigError, match="exists"):
-        sources.claim([later, other], [mine])
-    write_images(later)
-    with pytest.raises(ConfigError, match="exists"):
-        sources.claim([later], [mine])
-    with pytest.raises(ConfigError, match="cannot be written"):
-        sources.claim([mine / "a.png"], [])
+    for outputs in ([mine], [tmp_path / "link.png"], [new, new]):
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match="is an input or another output"):
+                sources.check_outputs(outputs, [str(mine)], overwrite=overwrite)
+    with pytest.raises(ConfigError, match=r"other\.png exists; give --overwrite"):
+        sources.check_outputs([new, other], [str(mine)], overwrite=False)
+    sources.check_outputs([new, other], [str(mine)], overwrite=True)
+    assert new.parent.is_dir() and not new.exists()
+    with pytest.raises(OSError, match=r"mine\.png"):
+        sources.check_outputs([mine / "a.png"], [], overwrite=False)
 
 
 def test_videos_say_what_they_need(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Detections):
     """The detections of an image, best first, with tensors on the CPU.
 
     Attributes:
@@ -45,9 +45,6 @@ class Result:
         class_names: (D,) names of these classes.
     """
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fvcore.common.config import CfgNode
-from torchvision.ops import box_convert
 
-from ..data.coco import CocoDataset, dataset_files, load_coco
+from ..data.coco import dataset_files, load_coco
 from ..errors import DatasetError
+from ..evaluation.detections import coco_results, tabulate
 
 if TYPE_CHECKING:
     from .predictor import Result
@@ -34,9 +35,7 @@ class CocoResults:
             class_names: class names of the model.
             paths: paths of all inputs; empty if some inputs are videos or cameras.
         """
-        dataset = _dataset_of(cfg, class_names, paths)
-        self._image_ids = _ids_by_path(dataset) if dataset else {}
-        self._category_ids = dataset.category_ids if dataset else range(1, len(class_names) + 1)
+        self._image_ids, self._category_ids = _ids(cfg, class_names, paths)
         self._count = 0
         self.entries: list[dict] = []
 
@@ -45,44 +44,31 @@ class CocoResults:
         name = frame.source.name
         place = {"file_name": name} | ({} if frame.number is None else {"frame": frame.number})
         image_id = self._image_ids.get(os.path.realpath(name), self._count)
-        boxes = box_convert(result.boxes, "xyxy", "xywh").tolist()
-        self.entries += [
-            {
-                "image_id": image_id,
-                "category_id": self._category_ids[label],
-                "bbox": box,
-                "score": score,
-                **place,
-            }
-            for box, score, label in zip(
-                boxes, result.scores.tolist(), result.labels.tolist(), strict=True
-            )
-        ]
+        rows = tabulate([(image_id, result)])
+        self.entries += [entry | place for entry in coco_results(rows, self._category_ids)]
 
     def write(self, path: str | os.PathLike) -> None:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(self.entries, file)
 
 
-def _dataset_of(
+def _ids(
     cfg: CfgNode, class_names: Sequence[str], paths: Sequence[str]
-) -> CocoDataset | None:
-    """The dataset that has all these images and the model's classes, if there is one."""
+) -> tuple[dict[str, int], Sequence[int]]:
+    """Image ids by path and category ids by class, of the dataset that has all images and classes.
+
+    If there is no such dataset, there are no image ids, and the category ids count from 1.
+    """
     wanted = {os.path.realpath(path) for path in paths}
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
-        try:
+        with contextlib.suppress(DatasetError):
             json_file, image_root = dataset_files(cfg, name)
             root = os.path.join(os.path.realpath(image_root), "")
             # Annotation files may be large, so that only likely ones are read.
             if not wanted or not all(path.startswith(root) for path in wanted):
                 continue
             dataset = load_coco(name, json_file, image_root)
-        except DatasetError:
-            continue
-        if dataset.class_names == tuple(class_names) and wanted <= set(_ids_by_path(dataset)):
-            return dataset
-    return None
-
-
-def _ids_by_path(dataset: CocoDataset) -> dict[str, int]:
-    return {os.path.realpath(record["file_name"]): record["image_id"] for record in dataset.records}
+            ids = {os.path.realpath(each["file_name"]): each["image_id"] for each in dataset.records}
+            if dataset.class_names == tuple(class_names) and wanted <= ids.keys():
+                return ids, dataset.category_ids
+    return {}, range(1, len(class_names) + 1)

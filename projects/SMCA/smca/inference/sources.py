@@ -8,8 +8,7 @@ from __future__ import annotations
 import glob
 import importlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +23,6 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv"}
 # Pictures and videos of these formats are drawn in the same format.
 _KEPT = {".jpg", ".jpeg", ".png", ".mp4"}
-# A file in each output folder, with the names of the files that the program wrote there.
-WRITTEN = ".smca_demo"
 
 
 @dataclass(frozen=True)
@@ -96,51 +93,27 @@ def gather(inputs: Sequence[str], output: str, camera: int | None = None) -> lis
     return sources
 
 
-def claim(outputs: Sequence[Path], inputs: Sequence[str | os.PathLike]) -> None:
-    """Make the folders of ``outputs``, and note there that the program writes these files.
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[str], *, overwrite: bool) -> None:
+    """Check that no output replaces a file by accident, and make the folders of the outputs.
 
     Raises:
-        ConfigError: an output is also an input, is named twice, exists and was not written by this
-            program, or cannot be written.
+        ConfigError: an output is an input or another output, or it exists and may not be replaced.
     """
-    read = {os.path.realpath(path) for path in inputs}
-    times = Counter(os.path.realpath(path) for path in outputs)
-    new = []
+    taken = {os.path.realpath(path) for path in inputs}
     for path in outputs:
-        place = os.path.realpath(path)
-        if place in read:
-            raise ConfigError(f"{path} is an input, which stays as it is; name another output")
-        if times[place] > 1:
-            raise ConfigError(f"{path} would be written twice; name another output")
-        record = path.parent / WRITTEN
-        if record.exists() and path.name in record.read_text().splitlines():
-            continue
-        if path.exists():
-            raise ConfigError(
-                f"{path} exists and was not written by this program; name another output"
-            )
-        new.append(path)
-    for path in new:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with (path.parent / WRITTEN).open("a") as record:
-                record.write(f"{path.name}\n")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error}") from error
+        if os.path.realpath(path) in taken:
+            raise ConfigError(f"{path} is an input or another output; name another place for it")
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists; give --overwrite, or name another place")
+        taken.add(os.path.realpath(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def count_frames(sources: Sequence[Source]) -> int | None:
     """The number of images, as far as videos tell it; None with a camera."""
-    count = 0
-    for source in sources:
-        if isinstance(source.path, int):
-            return None
-        if source.is_video:
-            cv2 = opencv()
-            count += max(0, int(cv2.VideoCapture(source.path).get(cv2.CAP_PROP_FRAME_COUNT)))
-        else:
-            count += 1
-    return count
+    if any(isinstance(source.path, int) for source in sources):
+        return None
+    return sum(_video_length(source.name) if source.is_video else 1 for source in sources)
 
 
 def read_frames(
@@ -165,17 +138,10 @@ def read_frames(
 
 
 class FrameWriter:
-    """Writes drawn frames to the outputs of their sources; a context that ends the last video."""
+    """Writes drawn frames to the outputs of their sources."""
 
     def __init__(self):
         self._video = None
-        self._path: Path | None = None
-
-    def __enter__(self) -> FrameWriter:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._finish()
 
     def write(self, frame: Frame, picture: Image.Image) -> None:
         """Write one frame.
@@ -188,24 +154,22 @@ class FrameWriter:
             ConfigError: the video cannot be written.
         """
         path = frame.source.output
-        if self._path != path:
-            self._finish()
         if frame.number is None:
             picture.save(path, quality=95)  # of JPEG
             return
-        if self._video is None:
+        if frame.number == 0:
+            self.close()
             cv2 = opencv()
             codec = cv2.VideoWriter_fourcc(*"mp4v")
-            self._path = path
             self._video = cv2.VideoWriter(str(path), codec, frame.rate, picture.size)
             if not self._video.isOpened():
                 raise ConfigError(f"{path} cannot be written as a video by this OpenCV")
         self._video.write(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
 
-    def _finish(self) -> None:
+    def close(self) -> None:
+        """End the last video."""
         if self._video is not None:
             self._video.release()
-        self._video = self._path = None
 
 
 def opencv() -> ModuleType:
@@ -220,6 +184,11 @@ def opencv() -> ModuleType:
         raise ConfigError(
             "videos and cameras need OpenCV: pip install opencv-python-headless"
         ) from error
+
+
+def _video_length(path: str) -> int:
+    cv2 = opencv()
+    return max(0, int(cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
 def _video_frames(source: Source, unreadable: Callable[[Source, str], None]) -> Iterator[Frame]:
