@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from fvcore.common.config import CfgNode
@@ -63,8 +62,12 @@ class Inference:
             images: (3, h, w) each, pixels in 0..255.
             output_sizes: (h, w) that the boxes of each image are scaled to.
         """
-        with evaluating(self.detector):
+        training = self.detector.training
+        self.detector.eval()
+        try:
             predictions = self.detector(*self.pad(images))
+        finally:
+            self.detector.train(training)
         detections = detect(
             predictions, output_sizes, max_detections=self.max_detections, softmax=self.softmax
         )
@@ -72,16 +75,3 @@ class Inference:
             Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
             for found in detections
         ]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a while."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()

@@ -14,7 +14,7 @@ from ..distributed import gather
 from ..evaluation.detections import results_folder, tabulate
 from ..evaluation.evaluate import evaluate
 from ..evaluation.ground_truth import read_ground_truth
-from ..inference.detect import Inference, evaluating
+from ..inference.detect import Inference
 from ..structures import Detections
 from .data import build_test_loader
 
@@ -50,8 +50,7 @@ class Evaluator(Inference):
         """Return the AP on each dataset, ``{dataset: {"bbox": {...}}}``; empty on all workers but
         the first.
         """
-        with evaluating(self.detector):
-            results = {dataset.name: self._evaluate(dataset) for dataset in self.datasets}
+        results = {dataset.name: self._evaluate(dataset) for dataset in self.datasets}
         return {name: result for name, result in results.items() if result}
 
     def _evaluate(self, dataset: CocoDataset) -> dict[str, dict[str, float]]:
