@@ -7,6 +7,7 @@ result.boxes, result.scores, result.class_names
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ..checkpoints import load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
 from ..checkpoints.loading import num_logits
 from ..config import choose_device, config_file, is_own_model, load_cfg, validate
-from ..data.coco import COCO_CLASSES, dataset_files
+from ..data.coco import COCO_CLASSES, dataset_files, own_datasets
 from ..data.coco_format import read_class_names
 from ..data.images import read_rgb, upright_rgb
 from ..data.mapper import DetrMapper
@@ -88,7 +89,11 @@ class Predictor:
             ConfigError: a config or a value cannot work, or weights or Detectron2 are missing.
             FileNotFoundError, CheckpointError: the checkpoint is missing or does not fit.
         """
-        host = _host(engine)
+        if engine not in ("native", "detectron2"):
+            raise ConfigError(f"engine is {engine!r}; it must be 'native' or 'detectron2'")
+        host: type[Inference] = Inference
+        if engine == "detectron2":
+            host = hosts.load("detectron2", "predictor").Detectron2Host
         file = "" if isinstance(config, CfgNode) else _path(os.fspath(config))
         cfg = host.read(file or config)
         cfg.defrost()
@@ -213,15 +218,6 @@ def _as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     return images if isinstance(images, (list, tuple)) else [images]
 
 
-def _host(engine: str) -> type[Inference]:
-    """The class that reads configs, and builds and runs models; Detectron2's is like Inference."""
-    if engine == "native":
-        return Inference
-    if engine == "detectron2":
-        return hosts.load("detectron2", "predictor").Detectron2Host
-    raise ConfigError(f"engine is {engine!r}; it must be 'native' or 'detectron2'")
-
-
 def _path(config: str) -> str:
     if os.path.isfile(config):
         return config
@@ -234,19 +230,15 @@ def _path(config: str) -> str:
 def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
     foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
     count = cfg.MODEL["ROI_HEADS" if foreign else "SMCA"].NUM_CLASSES
-    datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-    for names in (saved, *(_annotated_classes(cfg, name) for name in datasets)):
-        if names is not None and len(names) == count:
-            return tuple(names)
-    if count == len(COCO_CLASSES) and any(name.startswith("coco_2017_") for name in datasets):
-        return tuple(COCO_CLASSES.values())
+    if saved and len(saved) == count:
+        return tuple(saved)
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        is_coco = name.startswith("coco_2017_") and name not in own_datasets(cfg)
+        with contextlib.suppress(DatasetError):
+            if is_coco:
+                names = list(COCO_CLASSES.values())
+            else:
+                names = read_class_names(name, dataset_files(cfg, name)[0])
+            if len(names) == count:
+                return tuple(names)
     return tuple(map(str, range(count)))
-
-
-def _annotated_classes(cfg: CfgNode, dataset: str) -> Sequence[str] | None:
-    """The class names in a dataset's annotation file; None if it cannot be read."""
-    try:
-        json_file, _ = dataset_files(cfg, dataset)
-        return read_class_names(dataset, json_file)
-    except DatasetError:
-        return None
