@@ -82,7 +82,7 @@ def gather(inputs: Sequence[str], output: str, camera: int | None = None) -> lis
     paths = list(found.values())
     sources = [
         Source(path, Path(output) / name)
-        for path, name in zip(paths, _distinct_names(paths), strict=True)
+        for path, name in zip(paths, _output_names(paths), strict=True)
     ]
     if camera is not None:
         sources.append(Source(camera, Path(output) / f"camera{camera}.mp4"))
@@ -220,22 +220,20 @@ def _files(text: str) -> list[str]:
     return found
 
 
-def _distinct_names(paths: Sequence[str]) -> list[str]:
-    """Names of outputs: file names, or paths below their common folder where names are equal."""
-    names = [_output_name(path) for path in paths]
-    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    alike: dict[str, list[str]] = {}
-    for name, folder in zip(names, folders, strict=True):
-        alike.setdefault(name, []).append(folder)
-    below = [
-        os.path.relpath(folder, os.path.commonpath(alike[name]))
-        for name, folder in zip(names, folders, strict=True)
-    ]
-    return list(map(os.path.join, below, names))
+def _output_names(paths: Sequence[str]) -> list[Path]:
+    """File names with the ending of a format that is drawn, ".png" and ".mp4" where it is another.
+
+    Files of the same name have their paths below their common folder.
+    """
+    drawn = [Path(os.path.abspath(path) + _added_ending(path)) for path in paths]
+    folders: dict[str, list[Path]] = {}
+    for path in drawn:
+        folders.setdefault(path.name, []).append(path.parent)
+    return [path.relative_to(os.path.commonpath(folders[path.name])) for path in drawn]
 
 
-def _output_name(path: str) -> str:
-    name, suffix = Path(path).name, Path(path).suffix.lower()
+def _added_ending(path: str) -> str:
+    suffix = Path(path).suffix.lower()
     if suffix in _KEPT:
-        return name
-    return name + (".mp4" if suffix in VIDEOS else ".png")
+        return ""
+    return ".mp4" if suffix in VIDEOS else ".png"
