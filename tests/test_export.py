@@ -88,7 +88,7 @@ def pixel_detector(tiny_config):
         for head in detector.heads.modules():
             if isinstance(head, torch.nn.Linear):
                 head.weight.data *= 4
-        return cfg, PixelDetector(detector=detector, **PixelDetector.from_config(cfg))
+        return cfg, PixelDetector(cfg, detector)
 
     return build
 
@@ -182,7 +182,7 @@ def test_a_file_that_is_not_the_model_is_not_kept(pixel_detector, tmp_path, monk
             return boxes + self.calls, scores, labels
 
     cfg, model = pixel_detector()
-    drifting = Drifting(detector=model.detector, **PixelDetector.from_config(cfg))
+    drifting = Drifting(cfg, model.detector)
     path = tmp_path / "model.ts"
     path.write_text("of before")
     facts = metadata(cfg, NAMES)

@@ -72,7 +72,7 @@ def main() -> None:
     predictor = Predictor(args.config_file, args.weights, opts=opts, device="cpu")
     print(predictor.weights, flush=True)
     cfg = predictor.cfg
-    model = PixelDetector(detector=predictor.detector, **PixelDetector.from_config(cfg))
+    model = PixelDetector(cfg, predictor.detector)
     size = args.size and tuple(args.size)
     found = export(
         model,

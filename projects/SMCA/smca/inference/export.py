@@ -38,30 +38,20 @@ _EXAMPLE = (288, 416)
 class PixelDetector(nn.Module):
     """A detector from pixels to detections, as the module's docstring describes a file."""
 
-    def __init__(
-        self,
-        *,
-        detector: Detector,
-        pixel_mean: Tensor,
-        pixel_std: Tensor,
-        reverse_channels: bool,
-        max_detections: int,
-        softmax: bool,
-    ):
+    def __init__(self, cfg: CfgNode, detector: Detector):
         """
         Args:
+            cfg: the detector's config.
             detector: a detector of either host, on the CPU; it is put into evaluation mode.
-            pixel_mean, pixel_std: (3, 1, 1), in the detector's order of channels.
-            reverse_channels: whether the detector takes blue, green, red.
-            max_detections, softmax: see :func:`~smca.modeling.heads.detect_batch`.
         """
         super().__init__()
         self.detector = detector
-        self.register_buffer("pixel_mean", pixel_mean)
-        self.register_buffer("pixel_std", pixel_std)
-        self.reverse_channels = reverse_channels
-        self.max_detections = max_detections
-        self.softmax = softmax
+        mean, std = pixel_statistics(cfg)
+        self.register_buffer("pixel_mean", mean)
+        self.register_buffer("pixel_std", std)
+        self.reverse_channels = cfg.INPUT.FORMAT == "BGR"
+        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        self.softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
         self.eval()
 
     @property
@@ -71,17 +61,6 @@ class PixelDetector(nn.Module):
         All maps must have more than one row and column. The other formats have no such bound.
         """
         return self.detector.neck.strides[-1] + 1
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        mean, std = pixel_statistics(cfg)
-        return {
-            "pixel_mean": mean,
-            "pixel_std": std,
-            "reverse_channels": cfg.INPUT.FORMAT == "BGR",
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "softmax": cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax",
-        }
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of ``images``; see the module's docstring."""
@@ -188,18 +167,15 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _example(size: Size | None) -> Tensor:
-    return torch.zeros(2, 3, *(size or _EXAMPLE))
-
-
 def _capture(model: PixelDetector, size: Size | None) -> torch.export.ExportedProgram:
     """The model's graph for any number of images, of any size or of ``size``."""
     dynamic = {0: torch.export.Dim("batch")}
     if size is None:
         dynamic[2] = torch.export.Dim("height", min=model.least_side)
         dynamic[3] = torch.export.Dim("width", min=model.least_side)
+    images = torch.zeros(2, 3, *(size or _EXAMPLE))
     shapes = {INPUT: dynamic}
-    return torch.export.export(model, (_example(size),), dynamic_shapes=shapes, strict=False)
+    return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
 
 
 def _write_onnx(model: PixelDetector, path: Path, metadata: dict, opset: int | None) -> None:
@@ -238,17 +214,10 @@ def _write_export(model: PixelDetector, path: Path, metadata: dict, _opset: None
     torch.export.save(_capture(model, metadata["size"]), path, extra_files=files)
 
 
-def _read_export(path: Path) -> Run:
-    return torch.export.load(path).module()
-
-
 def _write_torchscript(model: PixelDetector, path: Path, metadata: dict, _opset: None) -> None:
-    traced = torch.jit.trace(model, _example(metadata["size"]), check_trace=False)
+    images = torch.zeros(2, 3, *(metadata["size"] or _EXAMPLE))
+    traced = torch.jit.trace(model, images, check_trace=False)
     torch.jit.save(traced, path, _extra_files={METADATA_FILE: json.dumps(metadata)})
-
-
-def _read_torchscript(path: Path) -> Run:
-    return torch.jit.load(path)
 
 
 class Format(NamedTuple):
@@ -262,6 +231,6 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "export": Format(".pt2", _write_export, _read_export),
-    "torchscript": Format(".ts", _write_torchscript, _read_torchscript),
+    "export": Format(".pt2", _write_export, lambda path: torch.export.load(path).module()),
+    "torchscript": Format(".ts", _write_torchscript, torch.jit.load),
 }
