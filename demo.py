@@ -13,6 +13,7 @@ class plus 1.
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import statistics
@@ -134,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
         if args.webcam is None:
             raise
     if args.save_json:
-        results.write(args.save_json)
+        Path(args.save_json).write_text(json.dumps(results.entries))
         print(f"{len(results.entries)} detections in {args.save_json}")
     print(f"pictures in {args.output}, by {predictor.weights.path}")
     if seconds:

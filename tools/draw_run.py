@@ -19,7 +19,6 @@ from smca.data.coco import load_datasets
 from smca.engine.guard import guarded
 from smca.inference.inspection import inspect_image
 from smca.inference.predictor import Predictor, read_image
-from smca.inference.recording import has_co_attention_maps
 from smca.visualization.attention.figure import draw_co_attention
 from smca.visualization.curves import plot_ap
 from smca.visualization.detections import draw_detections, grid
@@ -70,10 +69,10 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     pictures = [output / "detections.png"]
     grid(drawn).save(pictures[0])
-    if has_co_attention_maps(predictor.detector):
+    if predictor.detector.decoder.has_attention_maps:
         inspection = inspect_image(predictor, records[0]["file_name"])
         best = inspection.best(args.queries)
-        rows = [[(found, *inspection.views(found))] for found in best]
+        rows = [[(found, *inspection.record.views(found.query))] for found in best]
         pictures.append(output / "co_attention.png")
         draw_co_attention(inspection.image, rows, out_png=pictures[-1])
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")

@@ -139,7 +139,8 @@ def main() -> None:
         else:
             shown = chosen = choose(inspection, args)
         objects = [
-            found if isinstance(found, str) else (found, inspection.views(found)) for found in shown
+            found if isinstance(found, str) else (found, inspection.record.views(found.query))
+            for found in shown
         ]
         columns.append(Column(name, config, predictor.weights.path, objects))
     print(*write_co_attention(args.output, path, inspection.image, columns), sep="\n")
@@ -152,7 +153,7 @@ def choose(inspection: Inspection, args: argparse.Namespace) -> Sequence[Detecti
             raise ConfigError(
                 f"--query is {args.query}; the queries are 0 to {len(inspection.boxes) - 1}"
             )
-        return [inspection.of_query(args.query)]
+        return [inspection.detection(args.query)]
     names = inspection.class_names
     if args.class_name is not None and args.class_name not in names:
         more = ", ..." if len(names) > 80 else ""

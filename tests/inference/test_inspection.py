@@ -44,7 +44,7 @@ class TestChoice:
         assert inspection().best(point=(95, 5)) == []
 
     def test_of_a_query(self):
-        assert shown([inspection().of_query(3)]) == [(3, "triangle", 0.4)]
+        assert shown([inspection().detection(3)]) == [(3, "triangle", 0.4)]
 
 
 class TestTheSameObject:
@@ -98,7 +98,7 @@ def test_queries_detect_what_the_predictor_finds(loss, predictor):
     assert best.score == pytest.approx(float(expected.scores[0]))
     assert best.class_name == expected.class_names[0]
     torch.testing.assert_close(torch.from_numpy(best.box), expected.boxes[0])
-    [view] = seen.views(best)
+    [view] = seen.record.views(best.query)
     assert view.layer == 1 and (view.steps > 16).all()  # the image was made smaller
 
 
@@ -106,7 +106,7 @@ def test_layers_and_what_has_none(predictor):
     model = predictor()
     for layer, layers in ((None, [0, 1]), (0, [0])):
         seen = inspect_image(model, photo(), layer=layer)
-        assert [view.layer for view in seen.views(seen.of_query(0))] == layers
+        assert [view.layer for view in seen.record.views(0)] == layers
     for layer in (2, -3):
         with pytest.raises(ConfigError, match=f"no decoder layer {layer}.*NUM_LAYERS is 2"):
             inspect_image(model, photo(), layer=layer)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from smca.inference.recording import has_co_attention_maps, record_co_attention
+from smca.inference.recording import record_co_attention
 from smca.modeling import build_detector
 from smca.visualization.attention.figure import gaussian_ellipse
 
@@ -180,5 +180,5 @@ def test_hooks_are_gone_afterwards_and_predictions_as_without(detector):
 def test_deformable_detr_has_no_maps(detector):
     names = {"ENCODER": "DeformableEncoder", "DECODER": "DeformableDecoder"}
     opts = [part for key, name in names.items() for part in (f"MODEL.SMCA.{key}.NAME", name)]
-    assert not has_co_attention_maps(detector(*opts))
-    assert has_co_attention_maps(detector())
+    assert not detector(*opts).decoder.has_attention_maps
+    assert detector().decoder.has_attention_maps

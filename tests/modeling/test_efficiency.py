@@ -119,7 +119,8 @@ def test_a_compiled_detector_is_the_same_and_compiles_once_for_all_sizes(tiny_co
     assert 0 < graphs[0] == graphs[-1]
     # Pictures read the layers by hooks.
     records = [
-        record_co_attention(model.eval(), images, [size])[1] for model in (detector, compiled)
+        record_co_attention(model.eval(), images, [size], output_sizes=[size])[1]
+        for model in (detector, compiled)
     ]
     for query in range(10):
         [one], [other] = (record.views(query) for record in records)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from ..errors import ConfigError
-from ..visualization.attention.views import AttentionView, Detection
+from ..visualization.attention.views import Detection
 from .predictor import Predictor, require_finite
-from .recording import CoAttentionRecord, has_co_attention_maps, record_co_attention
+from .recording import CoAttentionRecord, record_co_attention
 
 
 @dataclass(frozen=True)
@@ -58,49 +58,42 @@ class Inspection:
             x1, y1, x2, y2 = self.boxes[order].unbind(-1)
             x, y = point
             order = order[(x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)]
-        return [self._detection(query, labels[query]) for query in order[:count].tolist()]
+        return [self.detection(query, int(labels[query])) for query in order[:count].tolist()]
 
-    def of_query(self, query: int) -> Detection:
-        """The detection of one query, with its best class."""
-        return self._detection(query, self.scores[query].argmax())
-
-    def same_object(
-        self, found: Detection, *, threshold: float = 0.1, least_overlap: float = 0.5
-    ) -> Detection | None:
+    def same_object(self, found: Detection, *, threshold: float = 0.1) -> Detection | None:
         """The detection of the object that another model ``found``.
-
-        It has the same class, and of all such detections the largest IoU.
 
         Args:
             found: the other model's detection.
             threshold: least score.
-            least_overlap: least IoU.
 
         Returns:
-            the detection, or None if there is none.
+            of all detections of the same class the one with the largest IoU; None if that is less
+            than 0.5.
         """
         if found.class_name not in self.class_names:
             return None
         label = self.class_names.index(found.class_name)
         scores, labels = self.scores.max(-1)
         overlaps = box_iou(self.boxes, torch.from_numpy(found.box)[None]).squeeze(1)
-        overlaps[(labels != label) | (scores < threshold) | (overlaps < least_overlap)] = -1
-        query = int(overlaps.argmax())
-        if overlaps[query] < 0:
+        overlaps[(labels != label) | (scores < threshold)] = 0
+        overlap, query = overlaps.max(0)
+        if overlap < 0.5:
             return None
-        return self._detection(query, label, overlap=float(overlaps[query]))
+        return self.detection(int(query), label, overlap=float(overlap))
 
-    def views(self, found: Detection) -> list[AttentionView]:
-        """Where the query of a detection looks in each recorded layer."""
-        return self.record.views(found.query)
-
-    def _detection(self, query: int, label: int | Tensor, **more: float) -> Detection:
+    def detection(
+        self, query: int, label: int | None = None, overlap: float | None = None
+    ) -> Detection:
+        """The detection of one query, by default with its best class."""
+        if label is None:
+            label = int(self.scores[query].argmax())
         return Detection(
             query=query,
-            class_name=self.class_names[int(label)],
+            class_name=self.class_names[label],
             score=float(self.scores[query, label]),
             box=self.boxes[query].numpy(),
-            **more,
+            overlap=overlap,
         )
 
 
@@ -117,7 +110,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
         FloatingPointError: the model's weights are not finite.
     """
     decoder = predictor.detector.decoder
-    if not has_co_attention_maps(predictor.detector):
+    if not decoder.has_attention_maps:
         raise ConfigError(
             f"MODEL.SMCA.DECODER.NAME is {type(decoder).__name__!r}, which samples a few places "
             "and has no co-attention maps to draw; those of SMCA, DETR and Conditional DETR have"

@@ -6,12 +6,14 @@ finest map. Points are x, y in pixels of the images.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modeling.detector import Detector
 from ..modeling.gaussians import Gaussians
@@ -21,36 +23,31 @@ from ..structures import Predictions, Size
 from ..visualization.attention.views import AttentionView
 
 
+@dataclass(frozen=True)
 class CoAttentionRecord:
-    """The co-attention of some decoder layers, for all images and queries."""
+    """The co-attention of some decoder layers, for all images and queries.
 
-    def __init__(
-        self,
-        layers: dict[int, tuple[list[Tensor], Memory, object]],
-        centers: Tensor | None,
-        sizes: Sequence[Size],
-        output_sizes: Sequence[Size],
-    ):
-        """
-        Args:
-            layers: attention weights, memory and prior of each layer by its index.
-            centers: ``centers`` of the predictions.
-            sizes: (h, w) of the images that the model saw.
-            output_sizes: (h, w) of the images in whose pixels points are given.
-        """
-        self._layers = layers
-        self._centers = centers
-        self._sizes, self._output_sizes = np.array(sizes), np.array(output_sizes)
+    Attributes:
+        layers: attention weights, memory and prior of each layer by its index.
+        centers: ``centers`` of the predictions.
+        sizes: (h, w) of the images that the model saw.
+        output_sizes: (h, w) of the images in whose pixels points are given.
+    """
+
+    layers: dict[int, tuple[list[Tensor], Memory, object]]
+    centers: Tensor | None
+    sizes: Sequence[Size]
+    output_sizes: Sequence[Size]
 
     def views(self, query: int, image: int = 0) -> list[AttentionView]:
         """Where one query looks in each layer."""
-        size = self._output_sizes[image, ::-1]
-        factors = size / self._sizes[image, ::-1]
+        size = np.array(self.output_sizes[image][::-1])
+        factors = size / self.sizes[image][::-1]
         center = None
-        if self._centers is not None:
-            center = self._centers[image, query].cpu().numpy() * size
+        if self.centers is not None:
+            center = self.centers[image, query].cpu().numpy() * size
         views = []
-        for layer, (weights, memory, prior) in self._layers.items():
+        for layer, (weights, memory, prior) in self.layers.items():
             own = [scale[image, :, query].cpu() for scale in weights]  # (H, L_s) each
             selection, modulation = None, {}
             if isinstance(prior, Prior):
@@ -74,48 +71,40 @@ class CoAttentionRecord:
         return views
 
 
-def has_co_attention_maps(detector: Detector) -> bool:
-    """Whether the decoder attends to whole maps; Deformable DETR's samples a few points."""
-    return detector.decoder.has_attention_maps
-
-
 @torch.no_grad()
 def record_co_attention(
     detector: Detector,
     images: Tensor,
     sizes: Sequence[Size],
     *,
+    output_sizes: Sequence[Size],
     layers: Sequence[int] = (-1,),
-    output_sizes: Sequence[Size] | None = None,
 ) -> tuple[Predictions, CoAttentionRecord]:
     """Run the detector and read the co-attention of some decoder layers.
 
     Args:
-        detector: in evaluation mode; :func:`has_co_attention_maps` must be true for it.
+        detector: in evaluation mode; its decoder has attention maps.
         images, sizes: arguments of the detector.
+        output_sizes: (h, w) of the images in whose pixels points are given.
         layers: indices of decoder layers; -1 is the last.
-        output_sizes: (h, w) of the images in whose pixels points are given; by default ``sizes``.
     """
-    inputs: dict[int, tuple] = {}
-
-    def keep(layer: int):
-        return lambda module, arguments: inputs.update({layer: arguments})
-
     indices = range(len(detector.decoder.layers))
     attentions = {indices[layer]: detector.decoder.layers[layer].co_attention for layer in layers}
-    hooks = [part.register_forward_pre_hook(keep(layer)) for layer, part in attentions.items()]
-    try:
-        # Compiled code calls no hooks.
-        with torch.compiler.set_stance("force_eager"):
-            predictions = detector(images, sizes)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    inputs: dict[nn.Module, tuple] = {}
+
+    def keep(attention: nn.Module, arguments: tuple) -> None:
+        inputs[attention] = arguments
+
+    # Compiled code calls no hooks.
+    with contextlib.ExitStack() as hooks, torch.compiler.set_stance("force_eager"):
+        for attention in attentions.values():
+            hooks.enter_context(attention.register_forward_pre_hook(keep))
+        predictions = detector(images, sizes)
     read = {
-        layer: (attention.weights(*inputs[layer]), *inputs[layer][2:])
+        layer: (attention.weights(*inputs[attention]), *inputs[attention][2:])
         for layer, attention in attentions.items()
     }
-    return predictions, CoAttentionRecord(read, predictions.centers, sizes, output_sizes or sizes)
+    return predictions, CoAttentionRecord(read, predictions.centers, sizes, output_sizes)
 
 
 def _on_finest_map(weights: list[Tensor], memory: Memory, selection: Tensor | None) -> np.ndarray:

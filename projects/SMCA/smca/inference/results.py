@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -46,10 +45,6 @@ class CocoResults:
         image_id = self._image_ids.get(os.path.realpath(name), self._count)
         rows = tabulate([(image_id, result)])
         self.entries += [entry | place for entry in coco_results(rows, self._category_ids)]
-
-    def write(self, path: str | os.PathLike) -> None:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.entries, file)
 
 
 def _ids(
