@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fvcore.common.config import CfgNode
 
 from ..data.coco import dataset_files, load_coco
 from ..errors import DatasetError
 from ..evaluation.detections import coco_results, tabulate
-
-if TYPE_CHECKING:
-    from .predictor import Result
-    from .sources import Frame
+from .predictor import Result
+from .sources import Frame
 
 
 class CocoResults:
@@ -63,7 +60,9 @@ def _ids(
             if not wanted or not all(path.startswith(root) for path in wanted):
                 continue
             dataset = load_coco(name, json_file, image_root)
-            ids = {os.path.realpath(each["file_name"]): each["image_id"] for each in dataset.records}
+            ids = {
+                os.path.realpath(each["file_name"]): each["image_id"] for each in dataset.records
+            }
             if dataset.class_names == tuple(class_names) and wanted <= ids.keys():
                 return ids, dataset.category_ids
     return {}, range(1, len(class_names) + 1)

@@ -77,15 +77,13 @@ def gather(inputs: Sequence[str], output: str, camera: int | None = None) -> lis
         ConfigError: a path or a pattern has no files, or OpenCV is missing for videos.
     """
     found: dict[str, str] = {}
-    for path in (path for text in inputs for path in _files(text)):
-        found.setdefault(os.path.realpath(path), path)
+    for text in inputs:
+        for path in _files(text):
+            found.setdefault(os.path.realpath(path), path)
     paths = list(found.values())
-    sources = [
-        Source(path, Path(output) / name)
-        for path, name in zip(paths, _output_names(paths), strict=True)
-    ]
+    sources = list(map(Source, paths, _outputs(paths, output)))
     if camera is not None:
-        sources.append(Source(camera, Path(output) / f"camera{camera}.mp4"))
+        sources.append(Source(camera, Path(output, f"camera{camera}.mp4")))
     if not sources:
         raise ConfigError("there is nothing to look at: name images, videos or folders of images")
     if any(source.is_video for source in sources):
@@ -144,11 +142,7 @@ class FrameWriter:
         self._video = None
 
     def write(self, frame: Frame, picture: Image.Image) -> None:
-        """Write one frame.
-
-        Args:
-            frame: the frame; all frames of a video come one after the other.
-            picture: the drawn frame, of the same size for all frames of a video.
+        """Write ``picture``, a drawn frame; all frames of a video come one after the other.
 
         Raises:
             ConfigError: the video cannot be written.
@@ -173,11 +167,7 @@ class FrameWriter:
 
 
 def opencv() -> ModuleType:
-    """OpenCV, for videos and cameras.
-
-    Raises:
-        ConfigError: OpenCV is not installed.
-    """
+    """OpenCV, for videos and cameras; raise ConfigError if it is not installed."""
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
@@ -220,16 +210,15 @@ def _files(text: str) -> list[str]:
     return found
 
 
-def _output_names(paths: Sequence[str]) -> list[Path]:
-    """File names with the ending of a format that is drawn, ".png" and ".mp4" where it is another.
-
-    Files of the same name have their paths below their common folder.
-    """
+def _outputs(paths: Sequence[str], output: str) -> list[Path]:
+    """The outputs of files in the folder ``output``; see :func:`gather`."""
     drawn = [Path(os.path.abspath(path) + _added_ending(path)) for path in paths]
     folders: dict[str, list[Path]] = {}
     for path in drawn:
         folders.setdefault(path.name, []).append(path.parent)
-    return [path.relative_to(os.path.commonpath(folders[path.name])) for path in drawn]
+    return [
+        Path(output, path.relative_to(os.path.commonpath(folders[path.name]))) for path in drawn
+    ]
 
 
 def _added_ending(path: str) -> str:
