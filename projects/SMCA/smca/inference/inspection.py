@@ -48,17 +48,14 @@ class Inspection:
             class_name: the class whose scores count; by default the best class of each query.
             point: x, y in pixels of the image; boxes that do not contain it are left out.
         """
-        if class_name is None:
-            scores, labels = self.scores.max(-1)
-        else:
-            label = self.class_names.index(class_name)
-            scores, labels = self.scores[:, label], torch.full((len(self.scores),), label)
+        label = None if class_name is None else self.class_names.index(class_name)
+        scores = self.scores.amax(-1) if label is None else self.scores[:, label]
         order = scores.argsort(descending=True, stable=True)
         if point is not None:
             x1, y1, x2, y2 = self.boxes[order].unbind(-1)
             x, y = point
             order = order[(x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)]
-        return [self.detection(query, int(labels[query])) for query in order[:count].tolist()]
+        return [self.detection(query, label) for query in order[:count].tolist()]
 
     def same_object(self, found: Detection, *, threshold: float = 0.1) -> Detection | None:
         """The detection of the object that another model ``found``.

@@ -118,11 +118,10 @@ def _on_finest_map(weights: list[Tensor], memory: Memory, selection: Tensor | No
     for scale, (shape, stride) in enumerate(zip(memory.shapes, memory.strides, strict=True)):
         factor = stride // memory.strides[0]
         fine = weights[scale].unflatten(-1, shape) / factor**2
-        if factor > 1:
-            # Key (j, i) of a scale lies where key (j, i) * factor of the finest scale lies.
-            height, width = ((side - 1) * factor + 1 for side in shape)
-            fine = F.interpolate(fine[None], (height, width), mode="bilinear", align_corners=True)
-            fine = F.pad(fine, (0, columns - width, 0, rows - height), mode="replicate")[0]
+        # Key (j, i) of a scale lies where key (j, i) * factor of the finest scale lies.
+        height, width = ((side - 1) * factor + 1 for side in shape)
+        fine = F.interpolate(fine[None], (height, width), mode="bilinear", align_corners=True)
+        fine = F.pad(fine, (0, columns - width, 0, rows - height), mode="replicate")[0]
         maps += fine if selection is None else fine * selection[scale]
     return maps.numpy()
 
@@ -130,14 +129,10 @@ def _on_finest_map(weights: list[Tensor], memory: Memory, selection: Tensor | No
 def _gaussians(
     gaussians: Gaussians, index: tuple[int, int, int], num_heads: int, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Centres (H, 2) and covariances (H, 2, 2) of one image, query and scale, in pixels.
+    """Centres (H, 2) and covariances (H, 2, 2) of the image, query and scale of ``index``.
 
-    log G = -rate d^T P d is a Gaussian of covariance (2 rate P)^-1. A small addition makes flat
-    Gaussians wide instead of infinite.
-
-    Args:
-        index: image, query and scale.
-        pixels: (2,), pixels of a cell, x and y.
+    They are in pixels, of which a cell has ``pixels`` (2,). log G = -rate d^T P d is a Gaussian of
+    covariance (2 rate P)^-1. A small addition makes flat Gaussians wide instead of infinite.
     """
     xx, yy, xy = gaussians.precision[index].cpu().double().numpy().T  # (G,) each
     matrix = np.stack([xx, xy, xy, yy], axis=-1).reshape(-1, 2, 2)
