@@ -9,7 +9,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..checkpoints.fetching import local_file
 from ..config import add_smca_config, load_cfg
 from ..errors import ConfigError
 from ..structures import Detections, Size
@@ -18,6 +17,8 @@ from .meta_arch import SMCA
 
 class Detectron2Host:
     """Any detector of Detectron2's registry; see :class:`smca.inference.detect.Inference`."""
+
+    path_manager = PathManager
 
     def __init__(self, cfg: CfgNode):
         """
@@ -43,10 +44,6 @@ class Detectron2Host:
         cfg.merge_from_other_cfg(CfgNode(config))
         return cfg
 
-    @staticmethod
-    def local_path(weights: str) -> str:
-        return local_file(weights, PathManager)
-
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         inputs = [{"image": image} for image in images]
         if isinstance(self.detector, SMCA):
@@ -61,7 +58,7 @@ class Detectron2Host:
                 for image, (height, width) in zip(images, output_sizes, strict=True)
             ]
         )
-        found = [output["instances"] for output in outputs]
+        found = [output["instances"].to("cpu") for output in outputs]
         return [
             Detections(boxes=one.pred_boxes.tensor, scores=one.scores, labels=one.pred_classes)
             for one in found

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from fvcore.common.config import CfgNode
+from iopath.common.file_io import PathManager
 from torch import Tensor, nn
 
-from ..checkpoints import fetch
 from ..config import get_cfg, load_cfg
 from ..modeling.detector import build_detector, pad_images, pixel_statistics
 from ..modeling.heads import detect
@@ -20,7 +20,10 @@ class Inference:
 
     Attributes:
         detector: the detector. It stays in the mode that it is in.
+        path_manager: fetches checkpoints from addresses that the project itself does not know.
     """
+
+    path_manager = PathManager()
 
     def __init__(self, cfg: CfgNode, detector: nn.Module | None = None):
         """
@@ -44,11 +47,6 @@ class Inference:
     def read(config: str | CfgNode) -> CfgNode:
         """The config of a file, or a copy of a config."""
         return config.clone() if isinstance(config, CfgNode) else load_cfg(get_cfg(), config)
-
-    @staticmethod
-    def local_path(weights: str) -> str:
-        """The path of a checkpoint, which is fetched first if ``weights`` is an address."""
-        return fetch(weights)
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         """The detector's input for images (3, h, w) in 0..255; see :func:`pad_images`."""

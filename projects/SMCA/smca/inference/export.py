@@ -150,8 +150,8 @@ def export(
 def _why(model: PixelDetector, form: str, size: Size | None, error: Exception) -> str:
     parts = (model.detector.backbone, model.detector.encoder, model.detector.decoder)
     names = ", ".join(type(part).__name__ for part in parts)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    reason = f"{type(error).__name__}: {lines[0]}"
     remedy = "" if size else "; with images of one size, --size HEIGHT WIDTH, it may be possible"
     remedy += f"; this torch is {torch.__version__}, and newer ones export more"
     return f"a model of {names} cannot be exported as {form!r}: {reason}{remedy}"

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import hosts
 from ..checkpoints import load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
+from ..checkpoints.fetching import local_file
 from ..checkpoints.loading import num_logits
 from ..config import choose_device, config_file, is_own_model, load_cfg, validate
 from ..data.coco import COCO_CLASSES, dataset_files, own_datasets
@@ -39,8 +40,7 @@ class Result(Detections):
     """The detections of an image, best first, with tensors on the CPU.
 
     Attributes:
-        boxes: (D, 4) xyxy in pixels of the given image. Boxes of the project's own models are not
-            clipped to it.
+        boxes: (D, 4) xyxy in pixels of the given image. Only Detectron2's own models clip them.
         scores: (D,) in [0, 1].
         labels: (D,) contiguous class indices.
         class_names: (D,) names of these classes.
@@ -101,7 +101,7 @@ class Predictor:
         self.weights = trained_weights(
             cfg, config_file=file, opts=opts, named=os.fspath(weights or "")
         )
-        content = read_checkpoint(host.local_path(self.weights.path))
+        content = read_checkpoint(local_file(self.weights.path, host.path_manager))
         state = pop_weights(content)
         if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
             softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
@@ -166,13 +166,9 @@ class Predictor:
     def _result(self, found: Detections, threshold: float) -> Result:
         require_finite(found.scores)
         kept = found.scores >= threshold
-        labels = found.labels[kept].cpu()
-        return Result(
-            boxes=found.boxes[kept].cpu(),
-            scores=found.scores[kept].cpu(),
-            labels=labels,
-            class_names=tuple(self.class_names[label] for label in labels.tolist()),
-        )
+        labels = found.labels[kept]
+        names = tuple(self.class_names[label] for label in labels.tolist())
+        return Result(found.boxes[kept], found.scores[kept], labels, names)
 
 
 def require_finite(scores: Tensor) -> None:
