@@ -65,8 +65,7 @@ class Inspection:
             threshold: least score.
 
         Returns:
-            of all detections of the same class the one with the largest IoU; None if that is less
-            than 0.5.
+            the detection of the same class with the largest IoU, or None if that is less than 0.5.
         """
         if found.class_name not in self.class_names:
             return None

@@ -124,15 +124,13 @@ def read_frames(
         unreadable: called with each source that cannot be read, and the reason.
     """
     for source in sources:
-        if source.is_video:
-            yield from _video_frames(source, unreadable)
-            continue
         try:
-            image = np.array(read_rgb(source.name))
+            if source.is_video:
+                yield from _video_frames(source)
+            else:
+                yield Frame(source, np.array(read_rgb(source.name)))
         except OSError as error:
-            unreadable(source, str(error) or type(error).__name__)
-        else:
-            yield Frame(source, image)
+            unreadable(source, str(error))
 
 
 class FrameWriter:
@@ -167,7 +165,7 @@ class FrameWriter:
 
 
 def opencv() -> ModuleType:
-    """OpenCV, for videos and cameras; raise ConfigError if it is not installed."""
+    """Return OpenCV, or raise ConfigError if it is not installed."""
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
@@ -181,7 +179,7 @@ def _video_length(path: str) -> int:
     return max(0, int(cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
-def _video_frames(source: Source, unreadable: Callable[[Source, str], None]) -> Iterator[Frame]:
+def _video_frames(source: Source) -> Iterator[Frame]:
     cv2 = opencv()
     video = cv2.VideoCapture(source.path)
     number = 0
@@ -193,7 +191,7 @@ def _video_frames(source: Source, unreadable: Callable[[Source, str], None]) -> 
     finally:
         video.release()
     if number == 0:
-        unreadable(source, "OpenCV finds no frame in it")
+        raise OSError("OpenCV finds no frame in it")
 
 
 def _files(text: str) -> list[str]:
