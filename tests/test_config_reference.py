@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import smca
-from smca.analysis.reference import config_reference
 from smca.config import flatten
 from smca.config.model_keys import ABOUT
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools/make_config_reference.py"
+config_reference = runpy.run_path(str(TOOL))["config_reference"]
 ROW = re.compile(r"^\| `([A-Z][A-Z0-9_.]*)` \| `(.*)` \| (.*) \| (.*) \| (.*) \|$", re.M)
 
 

@@ -12,10 +12,33 @@ import argparse
 import sys
 from pathlib import Path
 
-from smca.analysis.reference import config_reference
+from smca.analysis.markdown import markdown_table
+from smca.config import KEYS, flatten, get_cfg
+from smca.config.model_keys import ABOUT
+from smca.config.rules import Own
 from smca.engine.guard import guarded
+from smca.modeling.registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs/CONFIG.md"
+REGISTRIES = {
+    "MODEL.SMCA.ENCODER.NAME": SMCA_ENCODER_REGISTRY,
+    "MODEL.SMCA.DECODER.NAME": SMCA_DECODER_REGISTRY,
+}
+TYPES = {bool: "True or False", int: "integer", float: "number", str: "text"}
+INTRODUCTION = """\
+# Configuration
+
+<!-- Generated from smca/config by: python tools/make_config_reference.py -->
+
+Every key that a YAML file or `KEY VALUE` on the command line may set, with its default. A config
+in `configs/` states what it changes. An unknown key, a value of another type and one that is not
+allowed are refused with the key's name before training begins. Where an `ENABLED` is False, the
+keys beside it are not read and may have any value of their type.
+
+Keys that are Detectron2's have its names and defaults, and both hosts read them. With
+`--engine detectron2` [its other keys](https://detectron2.readthedocs.io/en/latest/modules/config.html#yaml-config-references)
+work too; the native host passes over them in a file that Detectron2 wrote.
+"""
 
 
 def parse() -> argparse.Namespace:
@@ -38,6 +61,33 @@ def main() -> int:
         print(f"{REFERENCE} is out of date: run python {sys.argv[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def config_reference() -> str:
+    """Return the whole document: a table for each group, in the order of :func:`smca.get_cfg`."""
+    groups: dict[str, list[list[str]]] = {"": []}
+    for name, default in flatten(get_cfg()).items():
+        whose = "ours" if isinstance(KEYS[name], Own) else "Detectron2's"
+        row = [f"`{name}`", f"`{default!r}`", allowed(name), KEYS[name].meaning, whose]
+        groups.setdefault(name.rpartition(".")[0], []).append(row)
+    parts = [INTRODUCTION]
+    for group, rows in groups.items():
+        parts.append(f"## {group or 'Top level'}\n")
+        if group in ABOUT:
+            parts.append(f"{ABOUT[group]}\n")
+        parts.append(markdown_table(["key", "default", "may be", "meaning", "whose"], rows, left=5))
+    return "\n".join(parts)
+
+
+def allowed(name: str) -> str:
+    """Return the values that a key may have, in words."""
+    if name in REGISTRIES:
+        return "one of " + ", ".join(repr(part) for part in sorted(dict(REGISTRIES[name])))
+    key = KEYS[name]
+    kind = TYPES.get(type(key.default), "list")
+    if key.rule is None:
+        return kind
+    return f"{kind}, {key.rule.words}" if kind in ("integer", "number") else key.rule.words
 
 
 if __name__ == "__main__":

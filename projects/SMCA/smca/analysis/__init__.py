@@ -1,1 +1,1 @@
-"""The costs of models, the metrics of runs, the published tables and the config's reference."""
+"""The costs of models, the metrics of runs, and the published tables."""
