@@ -8,10 +8,13 @@ Examples:
     python tools/analyze_model.py --table --output docs/MODEL_ZOO.md
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,11 +24,15 @@ from smca.config import is_own_model
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
 
+if TYPE_CHECKING:
+    from smca.analysis.counting import ModelCounts
+
 # Detectron2 and fvcore use torch.jit, which is deprecated. The filter stands here for the processes
 # that are spawned, too, and before fvcore's analysis is imported in the functions below.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+COLUMNS = ("part", "trainable", "parameters", "multiply-adds", "activations")
 
 
 def parse() -> argparse.Namespace:
@@ -98,13 +105,12 @@ def progress(config: str) -> None:
 
 def analyze(args: argparse.Namespace, host: Host) -> None:
     from smca.analysis.counting import count_model
-    from smca.analysis.report import parts_table
 
     cfg = host.read(args.config_file, args.opts)
     size = args.size
     counts = count_model(host.build(cfg, "cpu"), size=size, batch=args.batch)
     print(f"{args.config_file}: {args.batch} x 3 x {size[0]} x {size[1]}, engine {host.name}\n")
-    print(parts_table(counts, args.depth))
+    print_parts(counts, args.depth)
     if args.no_memory:
         return
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -116,6 +122,36 @@ def analyze(args: argparse.Namespace, host: Host) -> None:
         print(f"  {name:<27}{found}", flush=True)
     if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.SMCA.ATTENTION_DROPOUT and is_own_model(cfg):
         print("  (with attention dropout 0: no attention kernel of a CPU is fused with it)")
+
+
+def print_parts(counts: ModelCounts, depth: int) -> None:
+    """Print the parts of a model that have parameters or compute, down to ``depth`` names."""
+    rows = [COLUMNS]
+    for name, count in counts.parts.items():
+        level = name.count(".") + 1 if name else 0
+        if level <= depth and (count.parameters or count.multiply_adds):
+            rows.append(
+                (
+                    "  " * level + (name.rpartition(".")[2] or "all"),
+                    f"{count.trainable / 1e6:.3f} M",
+                    f"{count.parameters / 1e6:.3f} M",
+                    f"{count.multiply_adds / 1e9:.3f} G",
+                    f"{count.activations / 1e6:.3f} M",
+                )
+            )
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        "  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    print(*lines, sep="\n")
+    kinds = ", ".join(f"{name} {count / 1e9:.3f} G" for name, count in counts.operators.items())
+    print(f"\nMultiply-adds: {kinds}")
+    if counts.carried:
+        print(
+            f"Not among them: {counts.carried / 1e9:.3f} G of channels that the fused attention "
+            "carries along,\nfor Gaussians and as zeros"
+        )
 
 
 if __name__ == "__main__":
