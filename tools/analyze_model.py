@@ -8,28 +8,19 @@ Examples:
     python tools/analyze_model.py --table --output docs/MODEL_ZOO.md
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from smca.analysis.counting import ModelCounts, count_model
 from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory_of_pass
+from smca.analysis.zoo import model_zoo
 from smca.config import is_own_model
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
-
-if TYPE_CHECKING:
-    from smca.analysis.counting import ModelCounts
-
-# Detectron2 and fvcore use torch.jit, which is deprecated. The filter stands here for the processes
-# that are spawned, too, and before fvcore's analysis is imported in the functions below.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COLUMNS = ("part", "trainable", "parameters", "multiply-adds", "activations")
@@ -88,8 +79,6 @@ def main() -> None:
     args = parse()
     host = host_of(args.engine)
     if args.table:
-        from smca.analysis.zoo import model_zoo
-
         text = model_zoo(host, CONFIGS, progress=progress)
         if args.output:
             Path(args.output).write_text(text)
@@ -104,8 +93,6 @@ def progress(config: str) -> None:
 
 
 def analyze(args: argparse.Namespace, host: Host) -> None:
-    from smca.analysis.counting import count_model
-
     cfg = host.read(args.config_file, args.opts)
     size = args.size
     counts = count_model(host.build(cfg, "cpu"), size=size, batch=args.batch)
