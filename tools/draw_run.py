@@ -74,7 +74,7 @@ def main() -> None:
         best = inspection.best(args.queries)
         rows = [[(found, *inspection.record.views(found.query))] for found in best]
         pictures.append(output / "co_attention.png")
-        draw_co_attention(inspection.image, rows, out_png=pictures[-1])
+        draw_co_attention(inspection.image, rows).savefig(pictures[-1])
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
     if metrics.exists():
         pictures.append(output / "training.png")

@@ -21,9 +21,10 @@ from smca.errors import DatasetError
 from smca.evaluation.evaluate import distinct
 from smca.structures import Detections
 from smca.visualization.attention.figure import draw_co_attention
+from smca.visualization.attention.page import Column, write_co_attention
+from smca.visualization.attention.views import AttentionView, Detection
 from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections
-from smca.visualization.page import write_page
 
 
 def write(folder, file_name="a.png", names=("star",), boxes=((1, 1, 9, 9),)):
@@ -88,13 +89,12 @@ EVIL = "<script>alert('$x$ | \"')</script>"
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
-    picture = b"png", [EVIL, EVIL]
-    page = tmp_path / "page.html"
-    write_page(
-        page, title=EVIL, introduction=[EVIL], pictures=[picture], columns=[EVIL], rows=[[EVIL]]
-    )
-    text = page.read_text()
-    assert "<script" not in text and text.count("&lt;script&gt;") == 8
+    image = np.zeros((20, 30, 3), np.uint8)
+    view = AttentionView(layer=0, maps=np.ones((1, 2, 2)), steps=np.array([8.0, 8.0]), strides=(8,))
+    found = Detection(query=0, class_name=EVIL, score=0.5, box=np.array([0.0, 0, 9, 9]))
+    columns = [Column(EVIL, EVIL, EVIL, [(found, [view])])]
+    text = write_co_attention(tmp_path, EVIL, image, columns)[1].read_text()
+    assert "<script" not in text and text.count("&lt;script&gt;") == 14
     assert not re.search(r'alt="[^"]*[<>]', text) and "'\"" not in text
 
     rows = [[EVIL + "\nb", "1"]]
@@ -104,11 +104,10 @@ def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
     result = {"bbox": {"AP": 1.0, f"AP-{EVIL}": 2.0}}
     assert "<script" not in results_tables({"mine": result})
 
-    image = np.zeros((20, 30, 3), np.uint8)
     for name in (EVIL, "$\\frac{$", "x" * 1000, "ノード", "\U0001f600"):
         assert draw_detections(image, [[1, 1, 9, 9]], [0], [0.5], [name]).size[0] >= 30
         names = {"row_titles": [name], "column_titles": [name]}
-        draw_co_attention(image, [[f"no {name}"]], **names, out_png=tmp_path / "names.png")
+        draw_co_attention(image, [[f"no {name}"]], **names).savefig(tmp_path / "names.png")
 
 
 def test_runs_in_folders_of_any_name_are_drawn(tmp_path):

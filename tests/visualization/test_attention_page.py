@@ -8,7 +8,6 @@ from PIL import Image
 
 from smca.visualization.attention.page import Column, write_co_attention
 from smca.visualization.attention.views import AttentionView, Detection
-from smca.visualization.page import write_page
 
 
 class Page(HTMLParser):
@@ -45,25 +44,19 @@ class Page(HTMLParser):
             self.rows[-1].append(data)
 
 
-def test_a_page_is_one_file_and_text_stays_text(tmp_path):
-    pictures = []
-    for color in ("red", "lime"):
-        file = io.BytesIO()
-        Image.new("RGB", (30, 20), color).save(file, "PNG")
-        pictures.append((file.getvalue(), [f'<b>{color}</b> & "more"', "second line"]))
-    write_page(
-        tmp_path / "new" / "page.html",
-        title="a < b",
-        introduction=["first", "second"],
-        pictures=pictures,
-        columns=("x", "y"),
-        rows=[("1", "<td>"), ("3", "4")],
-    )
-    page = Page(tmp_path / "new" / "page.html")
-    assert [picture.getpixel((3, 3)) for picture in page.pictures] == [(255, 0, 0), (0, 255, 0)]
-    assert len(page.references) == 2
-    assert page.rows == [["x", "y"], ["1", "<td>"], ["3", "4"]]
-    assert {"a < b", '<b>lime</b> & "more"', "second"} <= set(page.texts)
+def test_text_of_the_user_stays_text(tmp_path):
+    view = AttentionView(layer=0, maps=np.ones((1, 2, 2)), steps=np.array([8.0, 8.0]), strides=(8,))
+    name = '<b>dog</b> & "more"'
+    found = Detection(query=0, class_name=name, score=0.5, box=np.array([0.0, 0, 9, 9]))
+    image = np.full((16, 16, 3), 255, dtype=np.uint8)
+    columns = [Column(f"{number} < 3", "<td>", "a&b", [(found, [view])]) for number in range(2)]
+    page = Page(write_co_attention(tmp_path, "a < b.png", image, columns)[1])
+    assert len(page.pictures) == len(page.references) == 1
+    assert [row[1:5] for row in page.rows[1:]] == [
+        [f"{number} < 3", "0", "0", name] for number in range(2)
+    ]
+    texts = {"Co-attention in a < b.png", f"a < b.png: {name}, layer 0", "0 < 3: <td>, a&b"}
+    assert texts <= set(page.texts)
 
 
 def test_objects_and_layers_of_several_models(tmp_path):

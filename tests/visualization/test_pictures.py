@@ -192,13 +192,11 @@ class TestCoAttention:
         assert [text.get_text() for text in bar.texts][:2] == ["1/16: 50%", "1/32: 30%"]
         assert (bar.get_xlim(), bar.get_window_extent().height > 10) == ((0, 1), True)
 
-    def test_it_is_saved_and_what_a_model_lacks_is_left_out(self, tmp_path):
+    def test_what_a_model_lacks_is_left_out(self):
         absent = ("shared_center", "head_centers", "covariances", "scale_weights")
-        figure = self.draw([[self.cell(**dict.fromkeys(absent))]], out_png=tmp_path / "a" / "b.png")
+        figure = self.draw([[self.cell(**dict.fromkeys(absent))]])
         assert not any(axes.lines for axes in figure.axes) and not panels(figure, "scales")
         assert {text.get_text() for text in texts_of(figure)} >= {"circle 93%"}
-        with Image.open(tmp_path / "a" / "b.png") as picture:
-            assert picture.format == "PNG" and min(picture.size) > 200
 
     def test_models_side_by_side_and_one_that_has_nothing(self):
         detr = self.cell(head_centers=None, shared_center=None, scale_weights=None)

@@ -1,26 +1,31 @@
 """A picture of where queries look: co-attention maps over their image, as in the paper's Figure 3.
 
-Points are x, y in pixels of the image.
+Points are x, y in pixels of the image. Lengths on the figure are in inches.
 """
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
+from PIL import Image
 
-from .panels import PanelGrid
 from .views import AttentionView, Detection, Panel
 
 _RED = "#ff2030"
 _MESSAGE = {"fontsize": 9, "color": "white", "ha": "center", "va": "center", "parse_math": False}
+_SIDE = 2.65  # of a square with the area of the image's panel
+_MARGIN, _GAP, _TITLE, _BAR_GAP, _BAR, _LEGEND_LINE = 0.12, 0.16, 0.27, 0.05, 0.17, 0.14
+_HEAD_GAP = 0.07  # between the maps of two heads, relative to the sides of a map
+_FONT = 9.5
+_MOST_PIXELS = 60_000  # of a figure's side; Matplotlib draws at most 65,535
+_LONGEST = 800  # pixels of the longer side of the image under each map
 
 
 def draw_co_attention(
@@ -29,7 +34,6 @@ def draw_co_attention(
     *,
     row_titles: Sequence[str] | None = None,
     column_titles: Sequence[str] | None = None,
-    out_png: str | os.PathLike | None = None,
 ) -> Figure:
     """Draw the co-attention of queries: a row per object, a column per model.
 
@@ -41,17 +45,8 @@ def draw_co_attention(
         rows: the panels of each row, one per model.
         row_titles: titles above the image of each row; by default the first model's detections.
         column_titles: names of the models, above their maps.
-        out_png: file to save the figure to.
     """
-    views = [panel[1] for row in rows for panel in row if not isinstance(panel, str)]
-    grid = PanelGrid(
-        image,
-        num_rows=len(rows),
-        num_models=len(rows[0]),
-        num_heads=max((len(view.maps) for view in views), default=1),
-        has_bars=any(view.scale_weights is not None for view in views),
-        legend=_legend(views),
-    )
+    grid = _PanelGrid(image, rows)
     for number, row in enumerate(rows):
         first = None if isinstance(row[0], str) else row[0][0]
         title = row_titles[number] if row_titles else _caption(first) if first else ""
@@ -67,9 +62,6 @@ def draw_co_attention(
             else:
                 title = f"{name}: {_caption(panel[0])}" if name else "mean of the heads"
                 _draw_model(grid, number, column, title, *panel)
-    if out_png is not None:
-        Path(out_png).parent.mkdir(parents=True, exist_ok=True)
-        grid.figure.savefig(out_png)
     return grid.figure
 
 
@@ -89,6 +81,99 @@ def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray, points: int = 7
     return center + circle @ np.linalg.cholesky(covariance).T
 
 
+class _PanelGrid:
+    """A figure with a row per object: the image in column 0, then a block of maps per model.
+
+    All panels have the shape of the image. A block is a grid of equal fields: the mean of the heads
+    takes a square of them on the left, the map of each head takes one field.
+    """
+
+    def __init__(self, image: np.ndarray, rows: Sequence[Sequence[Panel]]):
+        views = [panel[1] for row in rows for panel in row if not isinstance(panel, str)]
+        num_heads = max((len(view.maps) for view in views), default=1)
+        # Several models leave less room for the heads of each.
+        most = 4 if len(rows[0]) > 1 else max(2, round((num_heads / 2) ** 0.5))
+        self._lines = min(most, num_heads)
+        self._across = -(-num_heads // self._lines)
+        self._columns = self._lines + self._across
+
+        aspect = image.shape[1] / image.shape[0]
+        width = _SIDE * aspect**0.5
+        block = width * _span(self._columns) / _span(self._lines)
+        widths = [_MARGIN, width, *[_GAP, block] * len(rows[0]), _MARGIN]
+        legend = textwrap.wrap(_legend(views), width=int(15 * sum(widths)))
+        has_bars = any(view.scale_weights is not None for view in views)
+        row = [_TITLE, width / aspect, *([_BAR_GAP, _BAR] if has_bars else [0, 0]), _GAP]
+        heights = [*row * len(rows), len(legend) * _LEGEND_LINE + _MARGIN / 2]
+        size = sum(widths), sum(heights)
+        self.figure = Figure(figsize=size, dpi=min(110, _MOST_PIXELS / max(size)))
+        edges = {"left": 0, "bottom": 0, "right": 1, "top": 1, "wspace": 0, "hspace": 0}
+        self._grid = self.figure.add_gridspec(
+            len(heights), len(widths), height_ratios=heights, width_ratios=widths, **edges
+        )
+        x, y = _MARGIN / size[0], _MARGIN / 2 / size[1]
+        self.figure.text(x, y, "\n".join(legend), fontsize=7.5, color="0.3")
+
+        small = Image.fromarray(image)
+        small.thumbnail((_LONGEST, _LONGEST))
+        self._bright = np.asarray(small)
+        # Under the maps the image is dark and pale, so that only attention is bright there.
+        grey = self._bright.mean(axis=2, keepdims=True)
+        self._pale = (0.25 * self._bright + 0.25 * grey).astype(np.uint8)
+        self._extent = 0, image.shape[1], image.shape[0], 0
+
+    def panel(self, row: int, column: int, title: str = "", *, head: int | None = None) -> Axes:
+        """Draw the image with a title, cut to its width; the axes count in pixels of the image.
+
+        Column 0 has the image as it is. The others have the pale image under a model's map: that of
+        one head, or without ``head`` the mean of the heads.
+        """
+        place = self._grid[5 * row + 1, 2 * column + 1]
+        if column:
+            fields = place.subgridspec(
+                self._lines, self._columns, wspace=_HEAD_GAP, hspace=_HEAD_GAP
+            )
+            if head is None:
+                place = fields[:, : self._lines]
+            else:
+                line, across = divmod(head, self._across)
+                place = fields[line, self._lines + across]
+        label = f"head {head}" if head is not None else "mean" if column else "image"
+        axes = self._axes(place, label)
+        axes.imshow(
+            self._pale if column else self._bright,
+            extent=self._extent,
+            aspect="auto",
+            interpolation="bilinear",
+        )
+        axes.autoscale(False)  # so that nothing drawn later widens the view beyond the image
+        letters = max(2, int(self.width(axes) * 72 / (0.6 * _FONT)))
+        if len(title) > letters:
+            title = title[: letters - 1] + "…"
+        axes.set_title(title, fontsize=_FONT, parse_math=False)  # a class may be called "$"
+        return axes
+
+    def bar(self, row: int, column: int) -> Axes:
+        """Empty axes below the mean of a model's heads, as wide as the mean."""
+        below = self._grid[5 * row + 3, 2 * column + 1]
+        place = below.subgridspec(1, self._columns, wspace=_HEAD_GAP)[: self._lines]
+        return self._axes(place, "scales")
+
+    def width(self, axes: Axes) -> float:
+        """The width of axes."""
+        return axes.get_position().width * self.figure.get_figwidth()
+
+    def _axes(self, place: SubplotSpec, label: str) -> Axes:
+        axes = self.figure.add_subplot(place, label=label)
+        axes.set_axis_off()
+        return axes
+
+
+def _span(fields: int) -> float:
+    """The length of so many fields with the gaps between them, in fields."""
+    return fields + _HEAD_GAP * (fields - 1)
+
+
 def _legend(views: Sequence[AttentionView]) -> str:
     parts = ["Large: the mean of the heads; small: each head."]
     if any(view.shared_center is not None for view in views):
@@ -105,16 +190,14 @@ def _caption(found: Detection) -> str:
 
 
 def _draw_model(
-    grid: PanelGrid, row: int, column: int, title: str, found: Detection, view: AttentionView
+    grid: _PanelGrid, row: int, column: int, title: str, found: Detection, view: AttentionView
 ) -> None:
-    """Draw one model's maps of one object."""
     mean = grid.panel(row, column, title)
     _draw_heat(mean, view.maps.mean(axis=0), view.steps)
     _draw_box(mean, found.box, thickness=0.6)
     _draw_shared_center(mean, view, size=6)
     if view.scale_weights is not None:
-        axes = grid.bar(row, column)
-        _draw_scales(axes, view, inches=grid.width(axes))
+        _draw_scales(grid.bar(row, column), view, inches=grid.width(mean))
     for head, weights in enumerate(view.maps):
         axes = grid.panel(row, column, head=head)
         _draw_heat(axes, weights, view.steps)
@@ -156,8 +239,8 @@ def _draw_scales(axes: Axes, view: AttentionView, inches: float) -> None:
     """Draw a bar divided as the query divides its attention, from the finest scale on."""
     axes.set(xlim=(0, 1), ylim=(0, 1))
     start = 0.0
-    for index, (stride, weight) in enumerate(zip(view.strides, view.scale_weights, strict=True)):
-        shade = 0.92 - 0.6 * index / max(1, len(view.strides) - 1)
+    shades = np.linspace(0.92, 0.32, len(view.strides))
+    for stride, weight, shade in zip(view.strides, view.scale_weights, shades, strict=True):
         axes.add_patch(
             Rectangle((start, 0), weight, 1, facecolor=str(shade), edgecolor="black", lw=0.6)
         )

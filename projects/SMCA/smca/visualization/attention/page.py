@@ -1,19 +1,21 @@
 """Files that show where queries of one or several models look in an image: a picture and a page.
 
-Both have a row per object and decoder layer, and a column per model.
+Both have a row per object and decoder layer, and a column per model. The page is one HTML file,
+with its pictures inside and without links.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from ..page import write_page
 from .figure import draw_co_attention
 from .views import AttentionView, Detection, Panel
 
@@ -21,6 +23,15 @@ _FACTS = (
     *("decoder layer", "query", "class", "score", "box"),
     *("IoU with the first model's", "scale weights"),
 )
+_STYLE = """
+body { font: 15px/1.45 sans-serif; color: #222; margin: 2em auto; max-width: 110em; padding: 0 1em }
+h1 { font-size: 1.4em }
+img { max-width: 100%; height: auto; border: 1px solid #ddd }
+figure { margin: 2em 0 }
+figcaption { color: #444; margin-top: 0.3em }
+table { border-collapse: collapse; font-size: 0.9em }
+th, td { text-align: left; padding: 0.2em 0.8em; border-bottom: 1px solid #ddd }
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def write_co_attention(
         the two files.
     """
     names = [column.name for column in columns] if columns[0].name else None
-    rows, titles, pictures, table = [], [], [], []
+    rows, titles, figures, table = [], [], [], [_row(("object", "model", *_FACTS), "th")]
     for index in range(len(columns[0].objects)):
         objects = (column.objects[index] for column in columns)
         num_layers = max(len(shown[1]) for shown in objects if not isinstance(shown, str))
@@ -84,26 +95,29 @@ def write_co_attention(
                 told = panel if isinstance(panel, str) else ", ".join(words)
                 caption.append(f"{column.source}: {told}")
                 cells = [facts.get(name, "") for name in _FACTS]
-                table.append([str(index + 1), column.name, *cells])
-            figure = draw_co_attention(image, [row], row_titles=[title], column_titles=names)
+                table.append(_row([str(index + 1), column.name, *cells], "td"))
             png = io.BytesIO()
-            figure.savefig(png, format="png")
-            pictures.append((png.getvalue(), caption))
+            draw_co_attention(image, [row], row_titles=[title], column_titles=names).savefig(png)
+            figures.append(_figure(png.getvalue(), caption))
 
+    title = f"Co-attention in {Path(image_file).name}"
+    size = f"{image_file}, {image.shape[1]} x {image.shape[0]} pixels."
+    introduction = [size, *(column.source for column in columns)]
+    page = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>',
+        f"<body>\n<h1>{escape(title)}</h1>\n<p>{_lines(introduction)}</p>",
+        *figures,
+        "<table>",
+        *table,
+        "</table>\n</body>\n</html>\n",
+    ]
     stem = Path(folder, f"{Path(image_file).stem}_attention")
     png_file, html_file = Path(f"{stem}.png"), Path(f"{stem}.html")
-    draw_co_attention(image, rows, row_titles=titles, column_titles=names, out_png=png_file)
-    write_page(
-        html_file,
-        title=f"Co-attention in {Path(image_file).name}",
-        introduction=[
-            f"{image_file}, {image.shape[1]} x {image.shape[0]} pixels.",
-            *(column.source for column in columns),
-        ],
-        pictures=pictures,
-        columns=("object", "model", *_FACTS),
-        rows=table,
-    )
+    png_file.parent.mkdir(parents=True, exist_ok=True)
+    draw_co_attention(image, rows, row_titles=titles, column_titles=names).savefig(png_file)
+    html_file.write_text("\n".join(page), encoding="utf-8")
     return [png_file, html_file]
 
 
@@ -129,3 +143,19 @@ def _facts(found: Detection, view: AttentionView) -> dict[str, str]:
         weighed = zip(view.strides, view.scale_weights, strict=True)
         facts["scale weights"] = ", ".join(f"1/{stride}: {share:.3f}" for stride, share in weighed)
     return facts
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "<br>".join(map(escape, lines))
+
+
+def _figure(png: bytes, caption: Sequence[str]) -> str:
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escape(caption[0])}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{_lines(caption)}</figcaption></figure>"
+    )
+
+
+def _row(cells: Sequence[str], kind: str) -> str:
+    return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
