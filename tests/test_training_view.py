@@ -19,7 +19,7 @@ from smca.engine.report import percent
 from smca.modeling import build_detector
 from smca.native.evaluator import Evaluator
 from smca.structures import Detections
-from smca.visualization.training import training_picture
+from smca.visualization.detections import training_picture
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")

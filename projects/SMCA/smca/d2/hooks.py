@@ -13,7 +13,7 @@ from torch import nn
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..engine.scalars import LOG_PERIOD, StepScalars, is_logged
 from ..structures import Detections
-from ..visualization.training import NUM_SHOWN, training_picture
+from ..visualization.detections import NUM_SHOWN, training_picture
 from .step import StepTrainer
 
 

@@ -29,7 +29,7 @@ from ..training.solver import (
     build_optimizer,
     set_rates,
 )
-from ..visualization.training import NUM_SHOWN, training_picture
+from ..visualization.detections import NUM_SHOWN, training_picture
 from .data import build_train_loader
 from .evaluator import Evaluator, model_device
 from .metrics import Metrics

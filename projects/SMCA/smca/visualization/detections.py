@@ -1,5 +1,7 @@
 """Drawing detections on their image."""
 
+from __future__ import annotations
+
 import colorsys
 import math
 from collections.abc import Sequence
@@ -7,6 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..structures import Detections
+
+NUM_SHOWN = 4  # images of a batch in a training picture
+_LONGEST = 640  # pixels of an image's longer side in a training picture, at most
+# A training picture has all detections of at least this score, and at least so many.
+_THRESHOLD = 0.3
+_FEW = 3
 
 Color = tuple[int, int, int]
 
@@ -33,6 +44,7 @@ def draw_detections(
     threshold: float = 0.3,
     gt_boxes: ArrayLike | None = None,
     least_side: int = 384,
+    most_side: float = math.inf,
 ) -> Image.Image:
     """Draw boxes with their class and score, those of the best scores on top.
 
@@ -45,12 +57,14 @@ def draw_detections(
         threshold: detections with a lower score are left out.
         gt_boxes: (T, 4) ground-truth boxes like ``boxes``, drawn dashed in black and white.
         least_side: an image is enlarged until its longer side has this length, so that text fits.
+        most_side: an image is made smaller until its longer side has this length.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     picture = picture.convert("RGB")
-    factor = max(1.0, least_side / max(picture.size))
-    if factor > 1:
-        size = tuple(round(side * factor) for side in picture.size)
+    longest = max(picture.size)
+    factor = min(max(longest, least_side), most_side) / longest
+    if factor != 1:
+        size = tuple(max(1, round(side * factor)) for side in picture.size)
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     unit = max(1, round(max(picture.size) / 600))  # line widths and text grow with the picture
@@ -91,6 +105,44 @@ def grid(images: Sequence[Image.Image], columns: int = 4, gap: int = 8) -> Image
         row, column = divmod(index, columns)
         whole.paste(image, (column * width, row * height))
     return whole
+
+
+def training_picture(
+    images: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
+    detections: Sequence[Detections],
+    *,
+    image_format: str,
+    class_names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Draw images side by side, with their detections and, dashed, their ground truth.
+
+    Args:
+        images: (3, h, w) uint8 each.
+        gt_boxes: (n, 4) xyxy in pixels of each image.
+        detections: detections in pixels of each image.
+        image_format: order of the channels, "RGB" or "BGR".
+        class_names: names by class index; by default the index is written.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    pictures = []
+    for image, boxes, found in zip(images, gt_boxes, detections, strict=True):
+        pixels = (image if image_format == "RGB" else image.flip(0)).permute(1, 2, 0)
+        shown = max(_FEW, int((found.scores >= _THRESHOLD).sum()))
+        picture = draw_detections(
+            pixels.cpu().numpy(),
+            found.boxes[:shown].cpu(),
+            found.labels[:shown].tolist(),
+            found.scores[:shown].tolist(),
+            class_names,
+            threshold=0.0,
+            gt_boxes=boxes.cpu(),
+            most_side=_LONGEST,
+        )
+        pictures.append(picture)
+    return np.asarray(grid(pictures, columns=len(pictures)))
 
 
 def _rows(boxes: ArrayLike | None) -> np.ndarray:
