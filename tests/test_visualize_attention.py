@@ -155,9 +155,11 @@ def test_what_cannot_be_drawn_of_a_run(
 
 def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
     _, weights = model("run").split(",")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.json").write_text('{"iteration": 19, "bbox/AP": 12.5}\n')
     run = ("--config-file", config_file(), "--weights", weights, "--output", tmp_path / "pictures")
     code, output, _ = tool(*run, "--images", 2, "--threshold", 0, script=TOOLS / "draw_run.py")
-    names = ("detections.png", "co_attention.png")
+    names = ("detections.png", "co_attention.png", "training.png")
     assert code == 0
     first, *lines = output.splitlines()
     assert first == f"Weights: {weights} (as named)"
@@ -165,3 +167,4 @@ def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
     sizes = [Image.open(line).size for line in lines]
     assert sizes[0] == (384 * 2 + 8, 384)  # small images are enlarged
     assert sizes[1][1] > 3 * 250  # three queries
+    assert sizes[2][0] == 11 * 120  # inches and pixels an inch

@@ -14,13 +14,14 @@ import torch
 from torchvision.ops import box_convert
 
 from smca import get_cfg
+from smca.analysis.runs import History, read_metrics
 from smca.config import ConfigError, load_cfg
 from smca.data.coco import load_datasets
 from smca.engine.guard import guarded
 from smca.inference.inspection import inspect_image
 from smca.inference.predictor import Predictor, read_image
 from smca.visualization.attention.figure import draw_co_attention
-from smca.visualization.curves import plot_ap
+from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections, grid
 
 
@@ -78,7 +79,8 @@ def main() -> None:
     metrics = Path(cfg.OUTPUT_DIR, "metrics.json")
     if metrics.exists():
         pictures.append(output / "training.png")
-        plot_ap(metrics, pictures[-1])
+        history = History(metrics.resolve().parent.name, read_metrics(metrics))
+        draw_histories([history], ap50=True).savefig(pictures[-1])
     print(*pictures, sep="\n")
 
 

@@ -1,7 +1,5 @@
 """The lines of training curves, against the numbers that they draw."""
 
-import json
-
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -9,7 +7,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from smca.analysis.runs import History, published_runs
-from smca.visualization.curves import draw_histories, plot_ap, running_mean, summary
+from smca.visualization.curves import draw_histories, running_mean, summary
 
 LINES = list(range(19, 2000, 20))
 
@@ -148,21 +146,12 @@ def test_a_run_that_has_not_been_evaluated():
     assert precision.texts[0].get_text() == "nothing recorded" and not loss.texts
 
 
-def test_the_picture_of_one_run(tmp_path):
-    folder = tmp_path / "shapes"
-    folder.mkdir()
-    lines = [
-        {"iteration": iteration, key: value}
-        for key, series in history().metrics.items()
-        for iteration, value in zip(*series, strict=True)
-    ]
-    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plot_ap(folder / "metrics.json", tmp_path / "plots" / "ap.png")
-    (tmp_path / "young.json").write_text("")
-    plot_ap(tmp_path / "young.json", tmp_path / "young.png")
-    with Image.open(tmp_path / "plots" / "ap.png") as full:
-        with_curves = np.asarray(full.convert("RGB"))
-    with Image.open(tmp_path / "young.png") as empty:
-        without = np.asarray(empty.convert("RGB"))
+def test_the_picture_of_a_run_has_the_color_of_its_curves(tmp_path):
     blue = (31, 119, 180)
-    assert (with_curves == blue).all(axis=2).sum() > 5 * (without == blue).all(axis=2).sum()
+    amounts = []
+    for name, run in (("full", history()), ("young", History("young", {}))):
+        draw_histories([run], ap50=True).savefig(tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            amounts.append((np.asarray(picture.convert("RGB")) == blue).all(axis=2).sum())
+    full, young = amounts
+    assert full > 5 * young

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..analysis.runs import History, common_axis, in_words, read_metrics
+from ..analysis.runs import History, common_axis, in_words
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -76,19 +74,6 @@ def draw_histories(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
     return figure
-
-
-def plot_ap(metrics_json: str | os.PathLike, out_png: str | os.PathLike) -> None:
-    """Draw AP, AP50 and the total loss of one run, as :func:`draw_histories` does.
-
-    Args:
-        metrics_json: see :func:`~smca.analysis.runs.read_metrics`.
-        out_png: the picture to write.
-    """
-    path = Path(metrics_json).resolve()
-    figure = draw_histories([History(path.parent.name, read_metrics(path))], ap50=True)
-    Path(out_png).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_png)
 
 
 def finish_axes(axes: Axes, xlabel: str) -> None:
@@ -161,10 +146,8 @@ def _plot_smooth(
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """The mean of each value and the ``window - 1`` before it, as far as there are so many."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    sums = np.convolve(values, np.ones(window))[: len(values)]
+    return sums / np.minimum(np.arange(1, len(values) + 1), window)
 
 
 def _title(axes: Axes, title: str, *remarks: str) -> None:
