@@ -16,7 +16,7 @@ import torch
 
 from smca.analysis.counting import ModelCounts, count_model
 from smca.analysis.host import NATIVE, Host
-from smca.analysis.memory import peak_memory_of_pass
+from smca.analysis.memory import peak_memory, prepare_pass
 from smca.analysis.zoo import model_zoo
 from smca.config import is_own_model
 from smca.engine.guard import guarded
@@ -104,7 +104,7 @@ def analyze(args: argparse.Namespace, host: Host) -> None:
         cfg.MODEL.DEVICE = "cpu"
     print(f"\nPeak memory beyond the resting model, on {cfg.MODEL.DEVICE}:")
     for name, training in (("evaluation", False), ("forward and backward pass", True)):
-        peak = peak_memory_of_pass(host, cfg, size=size, batch=args.batch, training=training)
+        peak = peak_memory(prepare_pass, host, cfg, size, args.batch, training)
         found = "more than there is" if peak is None else f"{peak / 2**30:.2f} GiB"
         print(f"  {name:<27}{found}", flush=True)
     if cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.SMCA.ATTENTION_DROPOUT and is_own_model(cfg):

@@ -7,7 +7,7 @@ PROGRAM = """
 import torch
 from smca import get_cfg
 from smca.analysis.host import Host, Subject
-from smca.analysis.memory import peak_memory, peak_memory_of_pass
+from smca.analysis.memory import peak_memory, prepare_pass
 
 def use(megabytes):
     return torch.ones(megabytes << 18)
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     cfg.MODEL.DEVICE = "cpu"
     host = Host(name="stub", read=None, build=build)
     for training in (False, True):
-        print(peak_memory_of_pass(host, cfg, size=(9, 99), training=training))
+        print(peak_memory(prepare_pass, host, cfg, (9, 99), 1, training))
     print(peak_memory(prepare, 250))
 """
 

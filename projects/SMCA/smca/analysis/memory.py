@@ -47,10 +47,10 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> 
             return None
 
 
-def peak_memory_of_pass(
-    host: Host, cfg: CfgNode, *, size: tuple[int, int], batch: int = 1, training: bool
-) -> int | None:
-    """Measure the peak memory of a pass of a model beyond the model itself, in bytes.
+def prepare_pass(
+    host: Host, cfg: CfgNode, size: tuple[int, int], batch: int, training: bool
+) -> Callable[[], object]:
+    """Prepare the pass of a model for :func:`peak_memory`.
 
     Args:
         host: the host that builds the model.
@@ -59,16 +59,7 @@ def peak_memory_of_pass(
         size: (h, w) of the images in pixels.
         batch: number of images.
         training: forward and backward instead of an evaluation, without an optimizer.
-
-    Returns:
-        see :func:`peak_memory`.
     """
-    return peak_memory(_prepare_pass, host, cfg, size, batch, training)
-
-
-def _prepare_pass(
-    host: Host, cfg: CfgNode, size: tuple[int, int], batch: int, training: bool
-) -> Callable[[], object]:
     warnings.simplefilter("ignore")
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type == "cpu":
