@@ -79,17 +79,13 @@ def main() -> None:
     args = parse()
     host = host_of(args.engine)
     if args.table:
-        text = model_zoo(host, CONFIGS, progress=progress)
+        text = model_zoo(host, CONFIGS)
         if args.output:
             Path(args.output).write_text(text)
         else:
             print(text, end="")
         return
     analyze(args, host)
-
-
-def progress(config: str) -> None:
-    print(config, file=sys.stderr, flush=True)
 
 
 def analyze(args: argparse.Namespace, host: Host) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
+from tqdm import tqdm
 
 from ..config import config_names, is_own_model
 from .counting import count_model, count_parameters
@@ -48,37 +48,28 @@ class Model:
     multiply_adds: int | None
 
 
-def count_zoo(
-    host: Host,
-    folder: Path,
-    *,
-    flops: bool = True,
-    progress: Callable[[str], None] = lambda config: None,
-) -> dict[str, Model]:
+def count_zoo(host: Host, folder: Path, *, flops: bool = True) -> dict[str, Model]:
     """Count the models of all configs below ``folder``, equal models once.
 
     Args:
         host: the host that builds the models. The native one leaves out Detectron2's own models.
         folder: folder of the configs.
         flops: whether to count multiply-adds too, which takes minutes.
-        progress: called with the name of each config.
     """
     counted: dict[str, tuple[int | None, int | None]] = {}
     models = {}
-    for name in config_names(folder):
-        progress(name)
+    for name in tqdm(config_names(folder)):
         cfg = host.read(str(folder / f"{name}.yaml"), [])
         key = cfg.MODEL.dump()
         if key not in counted:
-            if not is_own_model(cfg) and host.name != "detectron2":
-                counted[key] = (None, None)
-            else:
-                counted[key] = _count(host, cfg, flops)
+            counted[key] = _count(host, cfg, flops)
         models[name] = Model(cfg, *counted[key])
     return models
 
 
-def _count(host: Host, cfg: CfgNode, flops: bool) -> tuple[int, int | None]:
+def _count(host: Host, cfg: CfgNode, flops: bool) -> tuple[int | None, int | None]:
+    if not is_own_model(cfg) and host.name != "detectron2":
+        return None, None
     if not flops:
         return count_parameters(host.build(cfg, "meta").model).trainable, None
     counts = count_model(host.build(cfg, "cpu"), size=SIZE, activations=False).parts[""]
@@ -91,15 +82,9 @@ def train_command(name: str, cfg: CfgNode) -> str:
     return f"python train_net.py --config-file configs/{name}.yaml{engine} --num-gpus 8"
 
 
-def model_zoo(
-    host: Host,
-    folder: Path,
-    *,
-    flops: bool = True,
-    progress: Callable[[str], None] = lambda config: None,
-) -> str:
+def model_zoo(host: Host, folder: Path, *, flops: bool = True) -> str:
     """The whole document; see :func:`count_zoo` for the arguments."""
-    models = count_zoo(host, folder, flops=flops, progress=progress)
+    models = count_zoo(host, folder, flops=flops)
     tables, notes, introduction = published()
     parts = [introduction]
     for table in tables:

@@ -6,22 +6,21 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..analysis.host import Host, Subject, detector_subject, made_up_boxes, uncompiled
-from ..config import add_smca_config, load_cfg
+from ..config import load_cfg
 from ..modeling.detector import Detector
+from .predictor import Detectron2Host
 
 
 def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config of a file, with changes."""
-    cfg = get_cfg()
-    add_smca_config(cfg)
-    return load_cfg(cfg, config_file, opts)
+    return load_cfg(Detectron2Host.read(config_file), opts=opts)
 
 
 def build(cfg: CfgNode, device: str) -> Subject:
