@@ -14,14 +14,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from smca.analysis.runs import published_names, published_runs, read_runs, runs_table
+from smca.analysis.runs import published_runs, read_runs, runs_table
 from smca.config import ConfigError
 from smca.engine.guard import guarded
 from smca.visualization.curves import draw_histories
 
 
 def parse() -> argparse.Namespace:
-    names = published_names()
+    names = list(published_runs())
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,7 +80,8 @@ def main() -> None:
     if not folders and not args.authors:
         raise FileNotFoundError("there is no run to draw: name a folder with a metrics.json")
     try:
-        histories = [*read_runs(folders, args.images), *published_runs(args.authors)]
+        histories = read_runs(folders, args.images)
+        histories += [published_runs()[name] for name in args.authors]
         table = runs_table(histories)
         figure = draw_histories(histories, ap50=args.ap50, smooth=args.smooth, more=args.more)
         figure.savefig(args.output)

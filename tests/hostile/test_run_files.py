@@ -15,8 +15,7 @@ LINES = [json.dumps({"iteration": i, "total_loss": 9.5 - i, "bbox/AP": i}) for i
 @pytest.mark.parametrize(
     "line",
     ["[]", "3", "{", '{"iteration": NaN}', '{"iteration": Infinity}', "\0\0", '"a"']
-    + ['{"iteration": -1}', '{"iteration": true}', '{"iteration": "3"}', '{"iteration": 1e3}']
-    + ['{"loss": 1}'],
+    + ['{"iteration": "3"}', '{"iteration": 1e3}', '{"loss": 1}'],
 )
 def test_a_line_that_is_none_is_named(tmp_path, line):
     path = tmp_path / "metrics.json"

@@ -102,7 +102,7 @@ def test_running_mean(window):
 
 
 def test_the_authors_curves_are_grey_and_dashed():
-    theirs = published_runs(["depthwise_R50", "depthwise_R101"])
+    theirs = [published_runs()[name] for name in ("depthwise_R50", "depthwise_R101")]
     figure = draw_histories([history(same_loss=True), *theirs])
     for axes, key in zip(figure.axes, ("bbox/AP", "total_loss"), strict=True):
         for run, (color, style, points) in zip(theirs, line_data(axes)[-2:], strict=True):
@@ -116,7 +116,7 @@ def test_the_authors_curves_are_grey_and_dashed():
 
 
 def test_the_authors_losses_are_left_out_where_a_run_has_another_sum():
-    runs = [*published_runs(["depthwise_R50"]), history(same_loss=True), history("other")]
+    runs = [published_runs()["depthwise_R50"], history(same_loss=True), history("other")]
     precision, loss = draw_histories(runs, smooth=0).axes
     assert [len(points) for _, _, points in line_data(precision)] == [50, 5, 5]
     assert [len(points) for _, _, points in line_data(loss)] == [100, 100]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,13 +32,9 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Series]:
     series: dict[str, dict[int, float]] = {}
     lines = Path(metrics_json).read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
             entry = json.loads(line)
-            iteration = entry.pop("iteration")
-            if type(iteration) is not int or iteration < 0:
-                raise ValueError(f"its iteration is {iteration!r}")
+            iteration = operator.index(entry.pop("iteration"))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break
@@ -156,14 +153,15 @@ def _read_run(folder: Path, name: str, images: int | None) -> History:
     # The config may be of another version of the code.
     config = read_config_file(config_file) if config_file.exists() else {}
     # The first of several datasets counts, as it does for `model_best.pth`.
-    tests = config.get("DATASETS.TEST", ())
+    tests = config.get("DATASETS.TEST")
     first = tests[0] if isinstance(tests, list) and tests else None
     metrics = {key.removeprefix(f"{first}/"): series for key, series in metrics.items()}
-    batch = config.get("SOLVER.IMS_PER_BATCH")
-    batch = batch if isinstance(batch, int) and batch > 0 else None
-    if images and metrics and "epoch" not in metrics and not batch:
-        raise ValueError(f"{config_file} does not tell SOLVER.IMS_PER_BATCH")
-    epochs = batch / images if images and batch else None
+    epochs = None
+    if images and metrics and "epoch" not in metrics:
+        batch = config.get("SOLVER.IMS_PER_BATCH")
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"{config_file} does not tell SOLVER.IMS_PER_BATCH")
+        epochs = batch / images
     same_loss = all(config.get(key) == value for key, value in _published()["config"].items())
     return History(name, metrics, epochs_per_iteration=epochs, same_loss=same_loss)
 
@@ -173,28 +171,21 @@ def _published() -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def published_names() -> list[str]:
-    """The names of the runs whose AP and loss by epoch SMCA's authors published."""
-    return list(_published()["runs"])
-
-
-def published_runs(names: Sequence[str]) -> list[History]:
-    """Published runs by their names, with an iteration for each epoch."""
-    runs = _published()["runs"]
-    epochs = {name: list(range(len(runs[name]["AP"]))) for name in names}
-    return [
-        History(
+def published_runs() -> dict[str, History]:
+    """The runs whose AP and loss by epoch SMCA's authors published, an iteration for each epoch."""
+    return {
+        name: History(
             f"SMCA's authors, {name} (COCO val2017)",
             {
-                "bbox/AP": (epochs[name], runs[name]["AP"]),
-                "total_loss": (epochs[name], runs[name]["train_loss"]),
+                "bbox/AP": (list(range(len(run["AP"]))), run["AP"]),
+                "total_loss": (list(range(len(run["AP"]))), run["train_loss"]),
             },
             epochs_per_iteration=1.0,
             published=True,
             same_loss=True,
         )
-        for name in names
-    ]
+        for name, run in _published()["runs"].items()
+    }
 
 
 def runs_table(histories: Sequence[History]) -> str:
@@ -216,17 +207,13 @@ def in_words(place: float) -> str:
 def _row(history: History, over: str) -> list[str]:
     places, values = history.curve("bbox/AP", over)
     _, seconds = history.curve("time", over)
+    last = [history.curve(f"bbox/{name}", over)[1][-1:] for name in AP_NAMES]
     return [
         history.name,
         "" if history.published else f"{history.iterations:,}",
         in_words(history.place(history.iterations, over)) if over == "epoch" else "",
-        *(_last(history, key) for key in AP_NAMES),
+        *(f"{ap[0]:.1f}" if len(ap) else "" for ap in last),
         f"{values.max():.1f}" if len(values) else "",
         in_words(places[values.argmax()]) if len(values) else "",
         f"{np.median(seconds):.3f}" if len(seconds) else "",
     ]
-
-
-def _last(history: History, name: str) -> str:
-    _, values = history.metrics.get(f"bbox/{name}", ([], []))
-    return f"{values[-1]:.1f}" if values else ""
