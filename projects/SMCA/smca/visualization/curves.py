@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..analysis.runs import History, common_axis, in_words
 
-Curve = tuple[np.ndarray, np.ndarray]
+_SMOOTH = ("Total loss", "Waiting for data (% of the time)", "Norm of the gradients")
 
 
 def draw_histories(
@@ -39,28 +39,25 @@ def draw_histories(
     columns = 1 + (len(histories) > 5)
     size = (11, 4.2 * (1 + more) + 0.2 * math.ceil(len(histories) / columns))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    (precision, loss), *below = figure.subplots(1 + more, 2, squeeze=False, sharex=True)
+    precision, loss, *below = figure.subplots(1 + more, 2, squeeze=False, sharex=True).flat
 
+    comparable = all(history.same_loss for history in histories)
     for history, style in styled:
         _plot_precision(precision, history, over, ap50=ap50, **style)
-    comparable = all(history.same_loss for history in histories)
-    losses = [
-        (history.curve("total_loss", over), style)
-        for history, style in styled
-        if comparable or not history.published
-    ]
-    left_out = "" if len(losses) == len(styled) else "the authors' is another sum"
-    _plot_smooth(loss, "Total loss", losses, smooth, left_out)
-    if more:
-        waiting, norm = below[0]
-        shares = [(history.data_share(over), style) for history, style in styled]
-        _plot_smooth(waiting, "Waiting for data (% of the time)", shares, smooth)
-        norms = [(history.curve("grad_norm", over), style) for history, style in styled]
-        _plot_smooth(norm, "Norm of the gradients", norms, smooth)
+        if comparable or not history.published:
+            _plot_smooth(loss, history.curve("total_loss", over), smooth, style)
+        if more:
+            _plot_smooth(below[0], history.data_share(over), smooth, style)
+            _plot_smooth(below[1], history.curve("grad_norm", over), smooth, style)
 
     drops = [(drop, style) for history, style in styled for drop in history.lr_drops(over)]
     remarks = ["dotted: AP50"] * ap50 + ["vertical: learning rate falls"] * bool(drops)
     _title(precision, "AP (%)", *remarks)
+    left_out = not comparable and any(history.published for history in histories)
+    for axes, title in zip((loss, *below), _SMOOTH, strict=False):
+        smoothed = f"mean of the last {smooth:g}% of a run" if smooth and axes.lines else ""
+        hint = "the authors' is another sum" if left_out and axes is loss else ""
+        _title(axes, title, smoothed, hint)
     for axes in figure.axes:
         finish_axes(axes, over)
         for drop, style in drops:
@@ -105,10 +102,8 @@ def summary(history: History, over: str, *, ap50: bool = False) -> str:
 def _styles(histories: Sequence[History]) -> list[dict]:
     """A colour for each run; the authors' runs are grey and dashed."""
     ours = sum(not history.published for history in histories)
-    if ours <= 10:
-        colors = iter(matplotlib.colormaps["tab10"].colors)
-    else:
-        colors = iter(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, ours)))
+    many = colormaps["turbo"](np.linspace(0.05, 0.95, ours))
+    colors = iter(colormaps["tab10"].colors if ours <= 10 else many)
     greys = iter(np.linspace(0.1, 0.65, max(1, len(histories) - ours)))
     return [
         {"color": str(next(greys)), "linestyle": "--"}
@@ -131,17 +126,13 @@ def _plot_precision(
 
 
 def _plot_smooth(
-    axes: Axes, title: str, curves: Sequence[tuple[Curve, dict]], percent: float, *remarks: str
+    axes: Axes, curve: tuple[np.ndarray, np.ndarray], percent: float, style: dict
 ) -> None:
-    """Draw curves, each with its style, as running means."""
-    smoothed = ""
-    for (places, values), style in curves:
+    """Draw places and values as a running mean over a percentage of the values."""
+    places, values = curve
+    if len(values):
         window = max(1, round(len(values) * percent / 100))
-        if window > 1:
-            smoothed = f"mean of the last {percent:g}% of a run"
-        if len(values):
-            axes.plot(places, running_mean(values, window), linewidth=1.4, **style)
-    _title(axes, title, smoothed, *remarks)
+        axes.plot(places, running_mean(values, window), linewidth=1.4, **style)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
