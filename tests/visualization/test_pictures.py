@@ -98,8 +98,13 @@ def texts_of(figure):
     return [text for text in texts if text.get_text()]
 
 
+def all_axes(figure):
+    """The axes of a figure, and of bars below them."""
+    return [axes for panel in figure.axes for axes in (panel, *panel.child_axes)]
+
+
 def panels(figure, label):
-    return [axes for axes in figure.axes if axes.get_label().startswith(label)]
+    return [axes for axes in all_axes(figure) if axes.get_label().startswith(label)]
 
 
 class TestCoAttention:
@@ -221,8 +226,9 @@ class TestCoAttention:
         titles = ["a model with a name that is longer than what it shows"] * models
         figure = self.draw(rows, *size, column_titles=titles, row_titles=["first", "second"])
         renderer = FigureCanvasAgg(figure).get_renderer()
-        boxes = [axes.get_window_extent() for axes in figure.axes]
-        for axes, box in zip(figure.axes, boxes, strict=True):
+        render(figure)
+        boxes = [axes.get_window_extent() for axes in all_axes(figure)]
+        for axes, box in zip(all_axes(figure), boxes, strict=True):
             if axes.get_label() != "scales":
                 assert_allclose(box.width / box.height, size[0] / size[1])
         boxes += [text.get_window_extent(renderer) for text in texts_of(figure)]

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -57,7 +56,7 @@ def draw_co_attention(
             name = column_titles[column - 1] if column_titles else ""
             if isinstance(panel, str):
                 axes = grid.panel(number, column, name)
-                text = textwrap.fill(panel, int(12 * grid.width(axes)))
+                text = textwrap.fill(panel, int(12 * grid.size(axes)[0]))
                 axes.text(0.5, 0.5, text, **_MESSAGE, transform=axes.transAxes)
             else:
                 title = f"{name}: {_caption(panel[0])}" if name else "mean of the heads"
@@ -103,7 +102,7 @@ class _PanelGrid:
         widths = [_MARGIN, width, *[_GAP, block] * len(rows[0]), _MARGIN]
         legend = textwrap.wrap(_legend(views), width=int(15 * sum(widths)))
         has_bars = any(view.scale_weights is not None for view in views)
-        row = [_TITLE, width / aspect, *([_BAR_GAP, _BAR] if has_bars else [0, 0]), _GAP]
+        row = [_TITLE, width / aspect, _GAP + (_BAR_GAP + _BAR) * has_bars]
         heights = [*row * len(rows), len(legend) * _LEGEND_LINE + _MARGIN / 2]
         size = sum(widths), sum(heights)
         self.figure = Figure(figsize=size, dpi=min(110, _MOST_PIXELS / max(size)))
@@ -128,7 +127,7 @@ class _PanelGrid:
         Column 0 has the image as it is. The others have the pale image under a model's map: that of
         one head, or without ``head`` the mean of the heads.
         """
-        place = self._grid[5 * row + 1, 2 * column + 1]
+        place = self._grid[3 * row + 1, 2 * column + 1]
         if column:
             fields = place.subgridspec(
                 self._lines, self._columns, wspace=_HEAD_GAP, hspace=_HEAD_GAP
@@ -139,7 +138,8 @@ class _PanelGrid:
                 line, across = divmod(head, self._across)
                 place = fields[line, self._lines + across]
         label = f"head {head}" if head is not None else "mean" if column else "image"
-        axes = self._axes(place, label)
+        axes = self.figure.add_subplot(place, label=label)
+        axes.set_axis_off()
         axes.imshow(
             self._pale if column else self._bright,
             extent=self._extent,
@@ -147,26 +147,15 @@ class _PanelGrid:
             interpolation="bilinear",
         )
         axes.autoscale(False)  # so that nothing drawn later widens the view beyond the image
-        letters = max(2, int(self.width(axes) * 72 / (0.6 * _FONT)))
+        letters = max(2, int(self.size(axes)[0] * 72 / (0.6 * _FONT)))
         if len(title) > letters:
             title = title[: letters - 1] + "…"
         axes.set_title(title, fontsize=_FONT, parse_math=False)  # a class may be called "$"
         return axes
 
-    def bar(self, row: int, column: int) -> Axes:
-        """Empty axes below the mean of a model's heads, as wide as the mean."""
-        below = self._grid[5 * row + 3, 2 * column + 1]
-        place = below.subgridspec(1, self._columns, wspace=_HEAD_GAP)[: self._lines]
-        return self._axes(place, "scales")
-
-    def width(self, axes: Axes) -> float:
-        """The width of axes."""
-        return axes.get_position().width * self.figure.get_figwidth()
-
-    def _axes(self, place: SubplotSpec, label: str) -> Axes:
-        axes = self.figure.add_subplot(place, label=label)
-        axes.set_axis_off()
-        return axes
+    def size(self, axes: Axes) -> np.ndarray:
+        """The width and height of axes."""
+        return axes.get_position().size * self.figure.get_size_inches()
 
 
 def _span(fields: int) -> float:
@@ -197,7 +186,7 @@ def _draw_model(
     _draw_box(mean, found.box, thickness=0.6)
     _draw_shared_center(mean, view, size=6)
     if view.scale_weights is not None:
-        _draw_scales(grid.bar(row, column), view, inches=grid.width(mean))
+        _draw_scales(mean, view, *grid.size(mean))
     for head, weights in enumerate(view.maps):
         axes = grid.panel(row, column, head=head)
         _draw_heat(axes, weights, view.steps)
@@ -235,18 +224,20 @@ def _draw_shared_center(axes: Axes, view: AttentionView, size: float) -> None:
         axes.plot(*view.shared_center, "s", color=_RED, ms=size, mec="white", mew=0.8)
 
 
-def _draw_scales(axes: Axes, view: AttentionView, inches: float) -> None:
-    """Draw a bar divided as the query divides its attention, from the finest scale on."""
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+def _draw_scales(mean: Axes, view: AttentionView, width: float, height: float) -> None:
+    """Draw a bar below the mean of the heads, of the scales' shares from the finest scale on."""
+    bar = mean.inset_axes((0, -(_BAR_GAP + _BAR) / height, 1, _BAR / height), label="scales")
+    bar.set_axis_off()
+    bar.set(xlim=(0, 1), ylim=(0, 1))
     start = 0.0
     shades = np.linspace(0.92, 0.32, len(view.strides))
     for stride, weight, shade in zip(view.strides, view.scale_weights, shades, strict=True):
-        axes.add_patch(
+        bar.add_patch(
             Rectangle((start, 0), weight, 1, facecolor=str(shade), edgecolor="black", lw=0.6)
         )
         text = f"1/{stride}: {weight:.0%}"
-        if weight * inches >= 0.07 * len(text):
+        if weight * width >= 0.07 * len(text):
             color = "black" if shade > 0.55 else "white"
             middle = start + weight / 2
-            axes.text(middle, 0.46, text, color=color, fontsize=7.5, ha="center", va="center")
+            bar.text(middle, 0.46, text, color=color, fontsize=7.5, ha="center", va="center")
         start += weight
