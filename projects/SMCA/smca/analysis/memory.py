@@ -78,30 +78,25 @@ def prepare_pass(
 def _measure(prepare: Callable[..., Callable[[], object]], args: tuple, threads: int) -> int:
     torch.set_num_threads(threads)
     task = prepare(*args)
-    peak = _cuda_peak if torch.cuda.is_initialized() else _process_peak
-    resting = peak(reset=True)
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    # Without permission to reset the peak, growth counts from the peak so far.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def peak() -> int:
+        return sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else _process_peak()
+
+    resting = peak()
     task()
     return peak() - resting
 
 
-def _cuda_peak(*, reset: bool = False) -> int:
-    """The bytes of tensors at the peak so far; with ``reset`` the peak starts anew."""
-    devices = range(torch.cuda.device_count())
-    if reset:
-        for device in devices:
-            torch.cuda.reset_peak_memory_stats(device)
-    return sum(map(torch.cuda.max_memory_allocated, devices))
-
-
-def _process_peak(*, reset: bool = False) -> int:
-    """The bytes of the process at the peak so far; with ``reset`` the peak starts anew."""
-    process = Path("/proc/self")
-    if reset:
-        # Without permission to do so, growth counts from the peak so far.
-        with contextlib.suppress(OSError):
-            (process / "clear_refs").write_text("5")
+def _process_peak() -> int:
+    """The bytes of the process at the peak since it was reset."""
     # On Linux a process inherits its parent's ru_maxrss, but not its VmHWM.
-    status = process / "status"
+    status = Path("/proc/self/status")
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

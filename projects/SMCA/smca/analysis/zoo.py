@@ -25,17 +25,13 @@ def published() -> tuple[list[dict], dict[str, str], str]:
 
     Returns:
         tables with "table", "source" and "rows", remarks, and the introduction. A row maps columns
-        to the paper's entries, without those that it does not print; "config" to a path in configs/
-        without ".yaml", or None if the system is not built yet; and "note" to a remark's name.
+        to the paper's entries, None where it prints none; "config" to a path in configs/ without
+        ".yaml", or None if the system is not built yet; and "note" to a remark's name.
     """
     text = resources.files(__package__).joinpath("published.yaml").read_text()
     *tables, remarks = yaml.safe_load(text)
     for table in tables:
-        rows = [dict(zip(table["columns"], row, strict=False)) for row in table["rows"]]
-        table["rows"] = [
-            {key: cell for key, cell in row.items() if cell is not None or key == "config"}
-            for row in rows
-        ]
+        table["rows"] = [dict(zip(table["columns"], row, strict=False)) for row in table["rows"]]
     return tables, remarks["notes"], remarks["introduction"]
 
 
@@ -97,16 +93,16 @@ def model_zoo(host: Host, folder: Path, *, flops: bool = True) -> str:
 
 
 def _markdown(rows: list[dict], models: dict[str, Model]) -> str:
-    columns = [column for column in _AP if any(column in row for row in rows)]
+    columns = [column for column in _AP if any(row.get(column) for row in rows)]
     header = ["model", "config", "epochs", "params ours", "published"]
     header += ["GFLOPs ours", "published", *(f"published {column}" for column in columns)]
     lines = []
     for row in rows:
         config, parameters, flops = _our_cells(row["config"], models)
         epochs, params, gflops, *scores = (
-            str(row.get(key, "")) for key in ("epochs", "params", "gflops", *columns)
+            str(row.get(key) or "") for key in ("epochs", "params", "gflops", *columns)
         )
-        name = row["model"] + (f"[^{row['note']}]" if "note" in row else "")
+        name = row["model"] + (f"[^{row['note']}]" if row.get("note") else "")
         lines.append([name, config, epochs, parameters, params, flops, gflops, *scores])
     return markdown_table(header, lines, left=2)
 

@@ -91,7 +91,7 @@ def write_co_attention(
             caption = [f"{image_file}: {title}"]
             for column, panel in zip(columns, row, strict=True):
                 facts = {"class": panel} if isinstance(panel, str) else _facts(*panel)
-                words = [f"{name} {value}" for name, value in facts.items()]
+                words = [f"{name} {value}" for name, value in facts.items() if value]
                 told = panel if isinstance(panel, str) else ", ".join(words)
                 caption.append(f"{column.source}: {told}")
                 cells = [facts.get(name, "") for name in _FACTS]
@@ -130,19 +130,18 @@ def _title(row: Sequence[Panel]) -> str:
 
 def _facts(found: Detection, view: AttentionView) -> dict[str, str]:
     """The numbers of a panel by their names in the table."""
-    facts = {
+    shares = (
+        () if view.scale_weights is None else zip(view.strides, view.scale_weights, strict=True)
+    )
+    return {
         "decoder layer": str(view.layer),
         "query": str(found.query),
         "class": found.class_name,
         "score": f"{found.score:.3f}",
         "box": " ".join(f"{number:.1f}" for number in found.box),
+        "IoU with the first model's": "" if found.overlap is None else f"{found.overlap:.3f}",
+        "scale weights": ", ".join(f"1/{stride}: {share:.3f}" for stride, share in shares),
     }
-    if found.overlap is not None:
-        facts["IoU with the first model's"] = f"{found.overlap:.3f}"
-    if view.scale_weights is not None:
-        weighed = zip(view.strides, view.scale_weights, strict=True)
-        facts["scale weights"] = ", ".join(f"1/{stride}: {share:.3f}" for stride, share in weighed)
-    return facts
 
 
 def _lines(lines: Sequence[str]) -> str:
