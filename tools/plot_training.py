@@ -12,11 +12,16 @@ Examples:
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from smca.analysis.runs import published_runs, read_runs, runs_table
+import numpy as np
+
+from smca.analysis.markdown import markdown_table
+from smca.analysis.runs import History, common_axis, in_words, published_runs, read_runs
 from smca.config import ConfigError
 from smca.engine.guard import guarded
+from smca.evaluation.scoring import AP_NAMES
 from smca.visualization.curves import draw_histories
 
 
@@ -91,6 +96,29 @@ def main() -> None:
     if args.markdown:
         Path(args.markdown).write_text(table, encoding="utf-8")
         print(args.markdown)
+
+
+def runs_table(histories: Sequence[History]) -> str:
+    """Return a Markdown table of each run's length, last AP, best AP and speed, as far as known."""
+    over = common_axis(histories)
+    head = ["run", "iterations", "epochs", *AP_NAMES, "best AP", f"at {over}", "s an iteration"]
+    return markdown_table(head, [row(history, over) for history in histories])
+
+
+def row(history: History, over: str) -> list[str]:
+    """Return the cells of a run."""
+    places, values = history.curve("bbox/AP", over)
+    _, seconds = history.curve("time", over)
+    last = [history.curve(f"bbox/{name}", over)[1][-1:] for name in AP_NAMES]
+    return [
+        history.name,
+        "" if history.published else f"{history.iterations:,}",
+        in_words(history.place(history.iterations, over)) if over == "epoch" else "",
+        *(f"{ap[0]:.1f}" if len(ap) else "" for ap in last),
+        f"{values.max():.1f}" if len(values) else "",
+        in_words(places[values.argmax()]) if len(values) else "",
+        f"{np.median(seconds):.3f}" if len(seconds) else "",
+    ]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,8 +113,10 @@ def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
 
 
 def test_runs_in_folders_of_any_name_are_drawn(tmp_path):
-    from smca.analysis.runs import read_runs, runs_table
+    from smca.analysis.runs import read_runs
 
+    tool = Path(__file__).parents[2] / "tools/plot_training.py"
+    runs_table = runpy.run_path(str(tool))["runs_table"]
     for name in ("$\\frac{$ $", "a|b", "_c"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text('{"iteration": 3, "bbox/AP": 1.5}\n')

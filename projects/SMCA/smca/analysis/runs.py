@@ -1,4 +1,4 @@
-"""Metrics that runs have written or SMCA's authors have published, and a table of them."""
+"""Metrics that runs have written or SMCA's authors have published."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ..config import read_config_file
-from ..evaluation.scoring import AP_NAMES
-from .markdown import markdown_table
 
 Series = tuple[list[int], list[float]]
 
@@ -188,32 +186,6 @@ def published_runs() -> dict[str, History]:
     }
 
 
-def runs_table(histories: Sequence[History]) -> str:
-    """A Markdown table of the length, last AP, best AP and speed of each run, as far as known.
-
-    Raises:
-        ValueError: see :func:`common_axis`.
-    """
-    over = common_axis(histories)
-    head = ["run", "iterations", "epochs", *AP_NAMES, "best AP", f"at {over}", "s an iteration"]
-    return markdown_table(head, [_row(history, over) for history in histories])
-
-
 def in_words(place: float) -> str:
     """Iterations or epochs as text, with a decimal unless it is 0."""
     return f"{place:,.1f}".removesuffix(".0")
-
-
-def _row(history: History, over: str) -> list[str]:
-    places, values = history.curve("bbox/AP", over)
-    _, seconds = history.curve("time", over)
-    last = [history.curve(f"bbox/{name}", over)[1][-1:] for name in AP_NAMES]
-    return [
-        history.name,
-        "" if history.published else f"{history.iterations:,}",
-        in_words(history.place(history.iterations, over)) if over == "epoch" else "",
-        *(f"{ap[0]:.1f}" if len(ap) else "" for ap in last),
-        f"{values.max():.1f}" if len(values) else "",
-        in_words(places[values.argmax()]) if len(values) else "",
-        f"{np.median(seconds):.3f}" if len(seconds) else "",
-    ]

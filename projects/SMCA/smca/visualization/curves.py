@@ -62,10 +62,10 @@ def draw_histories(
         finish_axes(axes, over)
         for drop, style in drops:
             axes.axvline(drop, color=style["color"], linestyle=":", linewidth=1, alpha=0.5)
-    labels = [summary(history, over, ap50=ap50) for history in histories]
+    # "$" would begin a formula.
     handles = [
-        Line2D([], [], label=label.replace("$", r"\$"), **style)  # "$" would begin a formula
-        for label, (_, style) in zip(labels, styled, strict=True)
+        Line2D([], [], label=summary(history, over, ap50=ap50).replace("$", r"\$"), **style)
+        for history, style in styled
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9

@@ -50,15 +50,6 @@ class Column:
     weights: str
     objects: Sequence[tuple[Detection, Sequence[AttentionView]] | str]
 
-    def panels(self, index: int, num_layers: int) -> list[Panel]:
-        """The panels of one object, one per layer."""
-        shown = self.objects[index]
-        if isinstance(shown, str):
-            return [shown] * num_layers
-        found, views = shown
-        absent = [f"this model has {len(views)} layers"] * (num_layers - len(views))
-        return [*((found, view) for view in views), *absent]
-
     @property
     def source(self) -> str:
         """Name, config and weights in a line."""
@@ -81,10 +72,10 @@ def write_co_attention(
     """
     names = [column.name for column in columns] if columns[0].name else None
     rows, titles, figures, table = [], [], [], [_row(("object", "model", *_FACTS), "th")]
-    for index in range(len(columns[0].objects)):
-        objects = (column.objects[index] for column in columns)
+    for number, objects in enumerate(zip(*(column.objects for column in columns), strict=True), 1):
         num_layers = max(len(shown[1]) for shown in objects if not isinstance(shown, str))
-        for row in zip(*(column.panels(index, num_layers) for column in columns), strict=True):
+        for layer in range(num_layers):
+            row = [_panel(shown, layer) for shown in objects]
             title = _title(row)
             rows.append(row)
             titles.append(title)
@@ -95,7 +86,7 @@ def write_co_attention(
                 told = panel if isinstance(panel, str) else ", ".join(words)
                 caption.append(f"{column.source}: {told}")
                 cells = [facts.get(name, "") for name in _FACTS]
-                table.append(_row([str(index + 1), column.name, *cells], "td"))
+                table.append(_row([str(number), column.name, *cells], "td"))
             png = io.BytesIO()
             draw_co_attention(image, [row], row_titles=[title], column_titles=names).savefig(png)
             figures.append(_figure(png.getvalue(), caption))
@@ -119,6 +110,13 @@ def write_co_attention(
     draw_co_attention(image, rows, row_titles=titles, column_titles=names).savefig(png_file)
     html_file.write_text("\n".join(page), encoding="utf-8")
     return [png_file, html_file]
+
+
+def _panel(shown: tuple[Detection, Sequence[AttentionView]] | str, layer: int) -> Panel:
+    if isinstance(shown, str):
+        return shown
+    found, views = shown
+    return (found, views[layer]) if layer < len(views) else f"this model has {len(views)} layers"
 
 
 def _title(row: Sequence[Panel]) -> str:
