@@ -42,9 +42,7 @@ class Subject(nn.Module):
 
 @dataclass(frozen=True)
 class Host:
-    """The functions of a host that read configs and build models.
-
-    They can be imported by name, so that other processes can be sent them.
+    """A host's functions that read configs and build models; other processes can import them.
 
     Attributes:
         name: "native" or "detectron2".
@@ -63,11 +61,7 @@ def read(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def build(cfg: CfgNode, device: str) -> Subject:
-    """Build one of the project's own detectors.
-
-    Raises:
-        ConfigError: a value cannot work, or only Detectron2 builds the model.
-    """
+    """Build one of the project's own detectors; see :func:`~smca.modeling.build_detector`."""
     with torch.device(device):
         detector = build_detector(uncompiled(cfg))
     return detector_subject(detector, cfg)

@@ -18,9 +18,6 @@ from fvcore.common.config import CfgNode
 
 from .host import Host
 
-# Size of an image that makes kernels load before memory is measured.
-_WARM_UP = (64, 64)
-
 
 def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> int | None:
     """Measure how many bytes a task needs at its peak, beyond those that its preparation keeps.
@@ -39,10 +36,9 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> 
     # The new process may need the memory that this one has freed.
     torch.cuda.empty_cache()
     spawn = multiprocessing.get_context("spawn")
-    threads = torch.get_num_threads()
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
         try:
-            return pool.submit(_measure, prepare, args, threads).result()
+            return pool.submit(_measure, prepare, args, torch.get_num_threads()).result()
         except (BrokenProcessPool, torch.OutOfMemoryError):
             return None
 
@@ -70,7 +66,7 @@ def prepare_pass(
     images = torch.rand(batch, 3, *size, device=device)
     infer = torch.no_grad()(subject.infer)
     subject.model.eval()
-    infer(torch.rand(batch, 3, *_WARM_UP, device=device))
+    infer(torch.rand(batch, 3, 64, 64, device=device))  # kernels load before memory is measured
     subject.model.train(training)
     return lambda: subject.loss(images).backward() if training else infer(images)
 

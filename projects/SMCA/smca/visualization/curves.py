@@ -45,10 +45,10 @@ def draw_histories(
     for history, style in styled:
         _plot_precision(precision, history, over, ap50=ap50, **style)
         if comparable or not history.published:
-            _plot_smooth(loss, history.curve("total_loss", over), smooth, style)
+            _plot_smooth(loss, *history.curve("total_loss", over), smooth, style)
         if more:
-            _plot_smooth(below[0], history.data_share(over), smooth, style)
-            _plot_smooth(below[1], history.curve("grad_norm", over), smooth, style)
+            _plot_smooth(below[0], *history.data_share(over), smooth, style)
+            _plot_smooth(below[1], *history.curve("grad_norm", over), smooth, style)
 
     drops = [(drop, style) for history, style in styled for drop in history.lr_drops(over)]
     remarks = ["dotted: AP50"] * ap50 + ["vertical: learning rate falls"] * bool(drops)
@@ -126,10 +126,9 @@ def _plot_precision(
 
 
 def _plot_smooth(
-    axes: Axes, curve: tuple[np.ndarray, np.ndarray], percent: float, style: dict
+    axes: Axes, places: np.ndarray, values: np.ndarray, percent: float, style: dict
 ) -> None:
-    """Draw places and values as a running mean over a percentage of the values."""
-    places, values = curve
+    """Draw values as a running mean over a percentage of them."""
     if len(values):
         window = max(1, round(len(values) * percent / 100))
         axes.plot(places, running_mean(values, window), linewidth=1.4, **style)

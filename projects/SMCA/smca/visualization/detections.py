@@ -42,7 +42,7 @@ def draw_detections(
     class_names: Sequence[str] | None = None,
     *,
     threshold: float = 0.3,
-    gt_boxes: ArrayLike | None = None,
+    gt_boxes: ArrayLike = (),
     least_side: int = 384,
     most_side: float = math.inf,
 ) -> Image.Image:
@@ -70,9 +70,10 @@ def draw_detections(
     unit = max(1, round(max(picture.size) / 600))  # line widths and text grow with the picture
     font = ImageFont.load_default(13 * unit)
 
-    for box in _rows(gt_boxes) * factor:
+    for box in np.asarray(gt_boxes, dtype=float).reshape(-1, 4) * factor:
         _dashed_rectangle(draw, box, width=unit, dash=5 * unit)
-    boxes, labels = _rows(boxes) * factor, np.asarray(labels, dtype=int)
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4) * factor
+    labels = np.asarray(labels, dtype=int)
     certainty = np.ones(len(boxes)) if scores is None else np.asarray(scores, dtype=float)
     shown = [i for i in np.argsort(certainty, kind="stable") if certainty[i] >= threshold]
     for i in shown:
@@ -143,10 +144,6 @@ def training_picture(
         )
         pictures.append(picture)
     return np.asarray(grid(pictures, columns=len(pictures)))
-
-
-def _rows(boxes: ArrayLike | None) -> np.ndarray:
-    return np.zeros((0, 4)) if boxes is None else np.asarray(boxes, dtype=float).reshape(-1, 4)
 
 
 def _drawable(box: np.ndarray) -> list[int]:

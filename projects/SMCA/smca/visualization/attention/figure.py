@@ -64,18 +64,17 @@ def draw_co_attention(
     return grid.figure
 
 
-def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray, points: int = 72) -> np.ndarray:
+def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """The line one standard deviation around a Gaussian, where it is exp(-1/2) of its peak.
 
     Args:
         center: (2,).
         covariance: (2, 2), positive definite.
-        points: number of points on the line.
 
     Returns:
-        (points, 2).
+        (72, 2).
     """
-    angles = np.linspace(0, 2 * np.pi, points)
+    angles = np.linspace(0, 2 * np.pi, 72)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return center + circle @ np.linalg.cholesky(covariance).T
 
