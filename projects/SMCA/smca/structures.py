@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An image as the detector gets it, with its objects.
 
     Attributes:
@@ -29,14 +29,6 @@ class Sample:
     file_name: str
     height: int
     width: int
-
-    def pin_memory(self) -> Sample:
-        return replace(
-            self,
-            image=self.image.pin_memory(),
-            labels=self.labels.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-        )
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,7 @@ def check() -> None:
 
 
 def require(name: str, installed: str, needed: str, remedy: str) -> None:
-    """
-    Args:
-        name: what is looked at.
-        installed, needed: its version, such as ``2.6.0a0+cu124``, and the least that will do.
-        remedy: the end of the message.
-
-    Raises:
-        VersionError: it is too old.
-    """
+    """Raise VersionError if a version, such as ``2.6.0a0+cu124``, is less than the needed one."""
     if _numbers(installed) < _numbers(needed):
         raise VersionError(f"smca needs {name} >= {needed}, not {installed}: {remedy}")
 

@@ -61,11 +61,13 @@ class Inference:
             output_sizes: (h, w) that the boxes of each image are scaled to.
         """
         training = self.detector.training
-        self.detector.eval()
+        if training:
+            self.detector.eval()
         try:
             predictions = self.detector(*self.pad(images))
         finally:
-            self.detector.train(training)
+            if training:
+                self.detector.train()
         detections = detect(
             predictions, output_sizes, max_detections=self.max_detections, softmax=self.softmax
         )
