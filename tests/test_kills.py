@@ -335,7 +335,7 @@ def test_a_gradient_scaler_goes_on_where_it_was(engine, trainer, tmp_path):
     ends = []
     for name in ("whole", "parts"):
         one = trainer(name)
-        step = one.step if engine == "native" else one._trainer.step
+        step = one.iterations.step
         step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
         if name == "parts":
             leave(folder, whole, "model_0000002.pth", "model_0000002.pth")

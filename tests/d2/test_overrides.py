@@ -111,7 +111,7 @@ def test_a_mapper_is_given_to_the_loader(loader, d2_config):
     GreyMapper.count = 0
     training, results = run(Project, d2_config("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()))
     assert GreyMapper.count >= 2 * 4
-    assert all((sample["image"] == 128).all() for sample in training._trainer.batch)
+    assert all((sample["image"] == 128).all() for sample in training.iterations.batch)
     assert "AP" in results["bbox"]
 
 

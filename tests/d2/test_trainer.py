@@ -94,7 +94,7 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(d2_config, tmp_path):
     assert expected["ema"].keys() == expected["model"].keys()
     name = "neck.projections.0.weight"
     assert not torch.equal(expected["ema"][name], expected["model"][name])
-    assert trainer._trainer.clock.iterations == 6
+    assert trainer.iterations.clock.iterations == 6
 
 
 def test_pictures_change_nothing_and_norms_are_read_for_lines_alone(d2_config, tmp_path):
@@ -125,9 +125,9 @@ def test_a_drawn_seed_is_kept(d2_config):
     _, first = train(cfg, interrupt_after=1, interrupt=crash)
     drawn = torch.load(Path(cfg.OUTPUT_DIR) / "model_0000001.pth")["trainer"]["seed"]
     trainer = Trainer(cfg)
-    assert trainer.seed != drawn
+    assert trainer.iterations.seed != drawn
     trainer.resume_or_load(resume=True)
-    assert trainer.seed == trainer._trainer.seed == drawn
+    assert trainer.iterations.seed == drawn
     assert trainer._trainer.data_loader.batch_sampler.seed == drawn
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import smca
 from smca.config import load_cfg
 from smca.engine.prepare import prepare
-from smca.engine.scalars import StepScalars
+from smca.engine.scalars import step_scalars
 from smca.modeling import build_detector
 from smca.native.metrics import Metrics
 from smca.native.trainer import Trainer
@@ -51,7 +51,7 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(train, tmp_path):
     for key in ("model", "ema"):
         assert_close(parts[key], whole[key], rtol=0, atol=0)
     assert whole["ema"].keys() == whole["model"].keys()
-    assert resumed.clock.iterations == 6
+    assert resumed.iterations.clock.iterations == 6
     name = "neck.projections.0.weight"
     assert not torch.equal(whole["ema"][name], whole["model"][name])
 
@@ -92,15 +92,15 @@ def test_a_new_run_from_an_average_starts_with_it(train, tmp_path):
 def test_the_norm_is_read_for_lines_alone(tiny_config, tmp_path):
     cfg = tiny_config()
     detector = build_detector(cfg)
-    scalars = StepScalars(build_optimizer(cfg, detector), detector, batch_size=8, num_images=80)
+    optimizer = build_optimizer(cfg, detector)
     read = []
 
     def recorded(iteration):
         read.append(iteration)
-        return scalars(iteration)
+        return step_scalars(iteration, optimizer, detector, batch_size=8, num_images=80)
 
-    metrics = Metrics(str(tmp_path), start=0, max_iter=45, scalars=recorded)
-    names = ("total_loss", "loss_class", "loss_l1", "loss_giou", "data_time")
+    metrics = Metrics(str(tmp_path), max_iter=45, scalars=recorded)
+    names = ("total_loss", "loss_class", "loss_l1", "loss_giou", "data_time", "time")
     for iteration in range(45):
         metrics.add(iteration, dict.fromkeys(names, iteration))
     metrics.close()

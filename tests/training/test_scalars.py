@@ -1,9 +1,11 @@
 """What is logged beside the losses."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from smca.engine.scalars import StepScalars, is_logged
+from smca.engine.scalars import is_logged, step_scalars
 from smca.modeling import build_detector
 from smca.training.solver import build_optimizer
 
@@ -11,7 +13,8 @@ from smca.training.solver import build_optimizer
 def scalars_of(cfg, **sizes):
     detector = build_detector(cfg)
     optimizer = build_optimizer(cfg, detector)
-    return detector, optimizer, StepScalars(optimizer, detector, **sizes)
+    scalars = partial(step_scalars, optimizer=optimizer, model=detector, **sizes)
+    return detector, optimizer, scalars
 
 
 def test_rates_and_epochs(tiny_config):

@@ -41,6 +41,14 @@ def gather(part: T) -> list[T]:
     return parts or []
 
 
+def all_gather(part: T) -> list[T]:
+    """Return the parts of all workers to each of them."""
+    parts = [part] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, part)
+    return parts
+
+
 def mean_over_workers(values: Tensor) -> Tensor:
     """Return the mean of ``values`` over the workers, without a gradient."""
     if world_size() == 1:

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from ..evaluation.detections import tabulate
 from ..evaluation.evaluate import evaluate
 from ..evaluation.ground_truth import read_ground_truth
-from ..structures import Detections
+from .meta_arch import to_detections
 
 
 class CocoEvaluator(COCOEvaluator):
@@ -51,10 +51,8 @@ class CocoEvaluator(COCOEvaluator):
         self._coco_api = read_ground_truth(dataset_name, json_file)
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
-        found = [output["instances"].to("cpu") for output in outputs]
-        detections = [Detections(i.pred_boxes.tensor, i.scores, i.pred_classes) for i in found]
         images = [image["image_id"] for image in inputs]
-        self._predictions.append(tabulate(zip(images, detections, strict=True)))
+        self._predictions.append(tabulate(zip(images, to_detections(outputs), strict=True)))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the AP of all that was processed, see :func:`~smca.evaluation.evaluate.evaluate`;

@@ -15,7 +15,7 @@ from ..config import validate_model
 from ..modeling.detector import Detector, detector_parts, pad_images
 from ..modeling.heads import detect
 from ..modeling.parts import Backbone
-from ..structures import Size
+from ..structures import Detections, Size
 from ..training import SetCriterion, Targets
 
 _RESNET_MAPS = {"stem", "res2", "res3", "res4", "res5"}
@@ -145,3 +145,9 @@ class SMCA(Detector):
                 list(images), divisibility, padding_constraints=constraints
             ).tensor
         return images, sizes
+
+
+def to_detections(outputs: Sequence[dict]) -> list[Detections]:
+    """Return what a detector of Detectron2 has found in each image, on the CPU."""
+    found = [output["instances"].to("cpu") for output in outputs]
+    return [Detections(one.pred_boxes.tensor, one.scores, one.pred_classes) for one in found]

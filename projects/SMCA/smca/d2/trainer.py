@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -20,13 +18,11 @@ from torch.utils.data import DataLoader
 
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.sampler import TrainingBatches
-from ..engine.ema import MovingAverage
+from ..distributed import shared_seed
+from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
-from ..engine.report import Clock, write_results
-from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line
-from ..engine.step import save_nonfinite
-from ..engine.stop import StopRequest
-from ..errors import NonFiniteLossError
+from ..engine.report import write_results
+from ..engine.scalars import FLUSH_SECONDS, LOG_PERIOD, drop_cut_line
 from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer
@@ -35,18 +31,13 @@ from .datasets import dataset_records, training_records
 from .evaluation import CocoEvaluator
 from .hooks import (
     BestCheckpointer,
-    CheckpointBeforeEvaluation,
     LRScheduler,
-    MakeUp,
+    PeriodicCheckpointer,
     PictureHook,
     ShortHistory,
-    StopHook,
     Writer,
 )
 from .meta_arch import SMCA
-from .step import StepTrainer
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -59,8 +50,9 @@ class Trainer(DefaultTrainer):
     ``__init__`` does what DefaultTrainer's does, in its order, with these lines replaced:
     ``create_ddp_model`` sets ``device_ids``, which DDP refuses on a CPU, so
     :func:`~smca.engine.parallel.data_parallel` wraps the model; ``AMPTrainer`` needs CUDA, so
-    :class:`StepTrainer` runs the iterations; and :class:`SMCACheckpointer` stands for
-    ``DetectionCheckpointer``. All else is a ``build_*`` method that a subclass may override.
+    :class:`~smca.engine.iterations.Iterations` runs the iterations; and :class:`SMCACheckpointer`
+    stands for ``DetectionCheckpointer``. All else is a ``build_*`` method that a subclass may
+    override.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -72,31 +64,19 @@ class Trainer(DefaultTrainer):
             ConfigError, DatasetError: a config or data that cannot work, before training starts.
         """
         super(DefaultTrainer, self).__init__()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
-        self.cfg = cfg = cfg.clone()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
-        cfg.SEED = self.seed
+        cfg.SEED = shared_seed(cfg.SEED)
         cfg.freeze()
+        self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.stop = StopRequest()
-        torch.manual_seed(self.seed)
+        torch.manual_seed(cfg.SEED)
         self.trained = model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         # Data that an evaluation cannot use are refused now, not hours later.
         dataset_records(cfg, cfg.DATASETS.TEST)
         data_loader = self.build_train_loader(cfg)
 
-        average = None
-        if cfg.MODEL.EMA.ENABLED:
-            average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
-        self.evaluated = average.model if average else model
-        if comm.get_world_size() > 1:
-            device = next(model.parameters()).device
-            unused = isinstance(model, SMCA) and model.has_unread_maps
-            model = data_parallel(model, device, find_unused_parameters=unused)
-        self._trainer = StepTrainer(model, data_loader, optimizer, cfg=cfg, average=average)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         class_names = None
         if cfg.DATASETS.TRAIN:
             class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
@@ -106,50 +86,37 @@ class Trainer(DefaultTrainer):
             freeze_random=cfg.MODEL.BACKBONE.FREEZE_RANDOM,
             class_names=class_names,
             trainer=weakref.proxy(self),
-            **({"ema": average} if average else {}),
         )
+        self.iterations = Iterations(cfg, model, optimizer, self.checkpointer, seed=cfg.SEED)
+        if comm.get_world_size() > 1:
+            device = next(model.parameters()).device
+            unused = isinstance(model, SMCA) and model.has_unread_maps
+            model = data_parallel(model, device, find_unused_parameters=unused)
+        self._trainer = SimpleTrainer(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        tests = self.cfg.DATASETS.TEST
-
         def evaluate() -> dict:
-            self._last_eval_results = self.test(self.cfg, self.evaluated)
+            self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
             return self._last_eval_results
 
         main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        tests = self.cfg.DATASETS.TEST
         metric = f"{tests[0]}/bbox/AP" if len(tests) > 1 else "bbox/AP"
-        scalars = StepScalars(
-            self.optimizer,
-            self.trained,
-            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
-            num_images=self.num_images,
-        )
-        pictures = None
-        if main and self.cfg.VIS_PERIOD:
-            pictures = PictureHook(
-                self._trainer,
-                self.evaluated,
-                period=self.cfg.VIS_PERIOD,
-                image_format=self.cfg.INPUT.FORMAT,
-                class_names=self.checkpointer.class_names,
-            )
         return [
             hooks.IterationTimer(),
-            LRScheduler(scalars),
-            pictures,
-            StopHook(),
-            hooks.PeriodicCheckpointer(self.checkpointer, period) if main else None,
-            CheckpointBeforeEvaluation(
-                self.checkpointer, period=self.cfg.TEST.EVAL_PERIOD, saved_period=period
-            ),
+            LRScheduler(),
+            PictureHook() if main and self.cfg.VIS_PERIOD else None,
+            # After the schedule, whose step belongs to the iteration, and before what takes long.
+            hooks.CallbackHook(after_step=lambda trainer: trainer.iterations.stop_if_asked()),
+            PeriodicCheckpointer(self.checkpointer, period) if main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             BestCheckpointer(self.checkpointer, metric),
-            Writer(self.build_writers(), metric) if main else None,
+            Writer(self.build_writers(), LOG_PERIOD) if main else None,
             ShortHistory(),
-            MakeUp(),
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -166,11 +133,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
         super().resume_or_load(resume)
-        if self._trainer.average:
-            self._trainer.average.begin()
-        self._trainer.seed = self.seed
+        self.iterations.begin()
         if batches := self._batches:
-            batches.seed, batches.start = self.seed, self.start_iter
+            batches.seed, batches.start = self.iterations.seed, self.start_iter
 
     @property
     def _batches(self) -> TrainingBatches | None:
@@ -193,8 +158,7 @@ class Trainer(DefaultTrainer):
             FloatingPointError: a loss is not finite; the state before it has been saved.
             SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
         """
-        logger.info("SEED %d repeats this run", self.seed)
-        with self.stop:
+        with self.iterations.stop:
             super().train()
         results = self._last_eval_results
         if comm.is_main_process():
@@ -207,50 +171,50 @@ class Trainer(DefaultTrainer):
                 # An evaluator of another project may give other results.
                 {name: result for name, result in by_dataset.items() if "bbox" in result},
                 num_images=self.num_images,
-                clock=self._trainer.clock,
+                clock=self.iterations.clock,
                 best=best[0] if best else {},
             )
         return results
 
-    def run_step(self) -> None:
-        try:
-            super().run_step()
-        except NonFiniteLossError as error:
-            self.iter -= 1  # the last iteration that the saved state has seen
-            raise save_nonfinite(error, self.checkpointer, self.iter + 1) from error
-        except RuntimeError:
-            # The signal that stops this process may have ended its loader processes.
-            if self.stop.signal is None or not self._trainer.fetching:
-                raise
-            self.iter -= 1
-            self.save_and_stop()
+    def before_train(self) -> None:
+        super().before_train()
+        if self.start_iter == 0:
+            return
+        # Make up for an evaluation or a last checkpoint that a killed run did not get.
+        self.iter = self.storage.iter = self.start_iter - 1
+        if self.start_iter >= self.max_iter:
+            self.checkpointer.save_final(self.iter)
+            return
+        for hook in self._hooks:
+            if isinstance(hook, (hooks.EvalHook, BestCheckpointer, Writer)):
+                hook.after_step()
 
-    def save_and_stop(self) -> None:
-        """Save a checkpoint to resume from, and leave with the exit code of the signal."""
-        self.checkpointer.save_to_resume(self.iter, self.max_iter)
-        if not self._trainer.fetching:
-            # All workers are here, and the launcher ends them all when the first one leaves.
-            comm.synchronize()
-        raise SystemExit(self.stop.exit_code)
+    def run_step(self) -> None:
+        values = self.iterations.run(
+            self.iter,
+            self._trainer._data_loader_iter,
+            self.model,
+            lambda image: image.get("image_id", image.get("file_name")),
+        )
+        self.storage.put_scalars(**values)
 
     def after_train(self) -> None:
-        # Resuming a finished run counts one iteration too many.
+        # Resuming a finished run counts one iteration too many; one that failed is not complete.
         finished = self.iter >= self.max_iter
-        self.storage.iter = self.iter = min(self.iter, self.max_iter)
+        self.storage.iter = self.iter = self.max_iter if finished else self.iterations.done
         for hook in self._hooks:
             # A run that failed or was stopped is not evaluated.
             if finished or not isinstance(hook, (hooks.EvalHook, BestCheckpointer)):
                 hook.after_train()
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "seed": self.seed, "clock": asdict(self._trainer.clock)}
+        return {**super(DefaultTrainer, self).state_dict(), **self.iterations.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
+        super(DefaultTrainer, self).load_state_dict(state)
+        self.iterations.load_state_dict(state)
         if self.scheduler.last_epoch <= self.max_iter:
             set_rates(self.optimizer, self.scheduler.get_lr())
-        self.seed = state.get("seed", self.seed)
-        self._trainer.clock = Clock(**state.get("clock", {}))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from ..checkpoints import SafeCheckpointing
-from ..distributed import mean_over_workers, synchronize
+from ..distributed import all_gather, mean_over_workers
 from ..errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
@@ -33,22 +30,6 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
     """
     digest = hashlib.blake2b(f"{seed}/{iteration}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def save_nonfinite(
-    error: NonFiniteLossError, checkpointer: SafeCheckpointing, iteration: int
-) -> FloatingPointError:
-    """Save the state before ``iteration``, whose loss is not finite, and return the error to raise.
-
-    All workers call this and wait for each other: the launcher ends them when the first one fails.
-    """
-    name = f"model_nonfinite_{iteration:07d}"
-    checkpointer.save(name, resumable=False, iteration=iteration - 1)
-    synchronize()
-    return FloatingPointError(
-        f"loss not finite at iteration {iteration}: {error}. The state before this iteration is in "
-        f"{os.path.join(checkpointer.save_dir, name)}.pth; try a smaller SOLVER.BASE_LR, or float32"
-    )
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
@@ -121,17 +102,9 @@ class TrainingStep:
             copied.synchronize()
         if not values.isfinite().all():
             names = [n for n, finite in zip(losses, values.isfinite(), strict=True) if not finite]
-            raise NonFiniteLossError(names, _gather(image_ids))
+            raise NonFiniteLossError(names, [i for ids in all_gather(image_ids) for i in ids])
         # A fused optimizer would unscale inside its step, after the clipping.
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return dict(zip(losses, values.tolist(), strict=True))
-
-
-def _gather(image_ids: Sequence[int]) -> list[int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return list(image_ids)
-    gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, list(image_ids))
-    return [image_id for worker in gathered for image_id in worker]

@@ -6,14 +6,13 @@ import datetime
 import json
 import logging
 import os
-import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from ..engine.scalars import FLUSH_SECONDS, StepScalars, drop_cut_line, is_logged
+from ..engine.scalars import FLUSH_SECONDS, drop_cut_line, is_logged
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +20,14 @@ logger = logging.getLogger(__name__)
 class Metrics:
     """Collects numbers of every iteration and writes their means every LOG_PERIOD iterations."""
 
-    def __init__(self, output_dir: str, *, start: int, max_iter: int, scalars: StepScalars):
+    def __init__(
+        self, output_dir: str, *, max_iter: int, scalars: Callable[[int], Mapping[str, float]]
+    ):
         """
         Args:
             output_dir: folder of `metrics.json` and TensorBoard's files.
-            start, max_iter: the first iteration, and the number of iterations of the whole run.
-            scalars: read when a line is written.
+            max_iter: the number of iterations of the whole run.
+            scalars: read when a line is written, see :func:`~smca.engine.scalars.step_scalars`.
         """
         self.max_iter = max_iter
         self.scalars = scalars
@@ -36,9 +37,6 @@ class Metrics:
         self._tensorboard = SummaryWriter(output_dir, flush_secs=FLUSH_SECONDS)
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
-        self._begun = time.perf_counter()
-        self._paused = 0.0
-        self._first = start
 
     def add(self, iteration: int, values: Mapping[str, float]) -> None:
         """Add the numbers of one iteration, and write the means when they are due."""
@@ -52,9 +50,7 @@ class Metrics:
         means = {name: total / self._count for name, total in self._sums.items()}
         self._sums.clear()
         self._count = 0
-        done = iteration + 1 - self._first
-        seconds = (time.perf_counter() - self._begun - self._paused) / done
-        left = (self.max_iter - iteration - 1) * seconds
+        left = (self.max_iter - iteration - 1) * means["time"]
         scalars = self.scalars(iteration)
         self.write(iteration, {**means, **scalars, "eta_seconds": left})
         logger.info(
@@ -65,7 +61,7 @@ class Metrics:
             scalars["epoch"],
             means["total_loss"],
             *(means[f"loss_{name}"] for name in ("class", "l1", "giou")),
-            1 / seconds,
+            1 / means["time"],
             means["data_time"],
             scalars["lr"],
             datetime.timedelta(seconds=round(left)),
@@ -81,10 +77,6 @@ class Metrics:
     def show(self, iteration: int, name: str, picture: np.ndarray) -> None:
         """Write a picture (H, W, 3), RGB uint8, to TensorBoard."""
         self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
-
-    def pause(self, seconds: float) -> None:
-        """Leave ``seconds`` of an evaluation or a picture out of the speed."""
-        self._paused += seconds
 
     def close(self) -> None:
         self._json.close()

@@ -1,0 +1,169 @@
+"""The iterations of a run in both hosts: fetch a batch, learn from it, stop on a signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from ..checkpoints import SafeCheckpointing
+from ..distributed import rank, synchronize
+from ..errors import NonFiniteLossError
+from .ema import MovingAverage
+from .report import Clock
+from .step import TrainingStep, amp_dtype, seed_step
+from .stop import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+class Iterations:
+    """Runs the iterations of a host's trainer, and keeps what a checkpoint needs to continue them.
+
+    Attributes:
+        seed: seeds every iteration, see :func:`~smca.engine.step.seed_step`.
+        done: the last iteration that is complete; -1 before the first.
+        batch: its batch, a list of samples.
+        average: the moving average of the weights, or None.
+        evaluated: the model that evaluations use: the average, or else the one that is trained.
+        clock: adds up the time of the iterations.
+        stop: ends training on a signal; it is entered around the loop.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        checkpointer: SafeCheckpointing,
+        *,
+        seed: int,
+    ):
+        """
+        Args:
+            cfg: the configuration.
+            model: the model that is trained, on its device, without a wrapper.
+            optimizer: updates the model.
+            checkpointer: saves the run; the moving average is added to what it saves.
+            seed: not negative; a checkpoint that is loaded replaces it.
+        """
+        device = next(model.parameters()).device
+        self.step = TrainingStep(optimizer, device=device, amp=amp_dtype(cfg, device))
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.checkpointer = checkpointer
+        self.seed = seed
+        self.done = -1
+        self.batch: list[Any] = []
+        self.average = None
+        self.evaluated = model
+        if cfg.MODEL.EMA.ENABLED:
+            self.average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
+            self.evaluated = self.average.model
+            checkpointer.add_checkpointable("ema", self.average)
+        self.clock = Clock()
+        self.stop = StopRequest()
+
+    def begin(self) -> None:
+        """Start from the weights and the state that have been loaded."""
+        if self.average:
+            self.average.begin()
+        logger.info("SEED %d repeats this run", self.seed)
+
+    def run(
+        self,
+        iteration: int,
+        batches: Iterator[list],
+        compute_losses: Callable[[list], Mapping[str, Tensor]],
+        image_id: Callable[[Any], object],
+    ) -> dict[str, float]:
+        """Run one iteration.
+
+        Args:
+            iteration: its number, from 0.
+            batches: the next one is fetched.
+            compute_losses: runs the model on a batch and returns weighted losses, which are summed.
+            image_id: names a sample's image, for the error message.
+
+        Returns:
+            the losses, averaged over the workers, their sum ``total_loss``, and the seconds
+            ``data_time`` that fetching took.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the state before it has been saved.
+            SystemExit: a signal has ended a loader process; the run has been saved.
+        """
+        begun = time.perf_counter()
+        try:
+            self.batch = batch = next(batches)
+        except RuntimeError:
+            # The signal that stops this process may have ended its loader processes.
+            if self.stop.signal is None:
+                raise
+            self.checkpointer.save_to_resume(self.done, self.max_iter)
+            raise SystemExit(self.stop.exit_code) from None
+        data_time = time.perf_counter() - begun
+        seed_step(self.seed, iteration, rank())
+        try:
+            losses = self.step(
+                lambda: compute_losses(batch), [image_id(sample) for sample in batch]
+            )
+        except NonFiniteLossError as error:
+            raise self._save_nonfinite(error, iteration) from error
+        if self.average:
+            self.average.update(iteration)
+        self.done = iteration
+        self.clock.add(time.perf_counter() - begun)
+        return {"total_loss": sum(losses.values()), **losses, "data_time": data_time}
+
+    def _save_nonfinite(self, error: NonFiniteLossError, iteration: int) -> FloatingPointError:
+        """Save the state before ``iteration``, and return the error to raise."""
+        name = f"model_nonfinite_{iteration:07d}"
+        self.checkpointer.save(name, resumable=False, iteration=self.done)
+        # The launcher ends all workers when the first one fails.
+        synchronize()
+        return FloatingPointError(
+            f"loss not finite at iteration {iteration}: {error}. The state before this iteration "
+            f"is in {os.path.join(self.checkpointer.save_dir, name)}.pth; try a smaller "
+            "SOLVER.BASE_LR, or float32"
+        )
+
+    def stop_if_asked(self) -> None:
+        """Between two iterations, leave with a signal's exit code if all workers agree to stop.
+
+        Raises:
+            SystemExit: a checkpoint to resume from has been saved.
+        """
+        if self.done + 1 < self.max_iter and self.stop.agreed(self.done):
+            self.checkpointer.save_to_resume(self.done, self.max_iter)
+            # The launcher ends all workers when the first one leaves.
+            synchronize()
+            raise SystemExit(self.stop.exit_code)
+
+    def state_dict(self) -> dict:
+        """Return the state of training, in the layout of Detectron2's trainer."""
+        return {
+            "iteration": self.done,
+            "seed": self.seed,
+            "clock": asdict(self.clock),
+            "_trainer": {
+                "iteration": self.done,
+                "optimizer": self.step.optimizer.state_dict(),
+                "grad_scaler": self.step.scaler.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Load what :meth:`state_dict` returns, or the state of Detectron2's own trainer."""
+        self.done = state["iteration"]
+        self.seed = state.get("seed", self.seed)
+        self.clock = Clock(**state.get("clock", {}))
+        self.step.optimizer.load_state_dict(state["_trainer"]["optimizer"])
+        if scaler := state["_trainer"].get("grad_scaler"):
+            self.step.scaler.load_state_dict(scaler)
