@@ -23,8 +23,8 @@ from smca import Predictor, get_cfg
 from smca.config import load_cfg
 from smca.engine.prepare import prepare
 from smca.modeling import build_detector
-from smca.native.data import build_train_loader
 from smca.native.evaluator import Evaluator
+from smca.native.trainer import build_train_loader
 
 # A thread that looks has a file open meanwhile.
 _looking = threading.Lock()

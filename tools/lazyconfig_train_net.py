@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 def main() -> int:
     from detectron2.engine import default_argument_parser
 
-    from smca.d2.lazy_launch import run
+    from smca.d2.lazy import run
 
     parser = default_argument_parser(
         "path.key=value after the flags changes the config: train.max_iter=10 optimizer.lr=2e-4"

@@ -97,14 +97,14 @@ def test_both_hosts_say_the_same_of_every_file(folder, changes):
         ours = load_coco("hostile", str(folder / "a.json"), str(folder))
     except DatasetError as error:
         with pytest.raises(DatasetError) as theirs:
-            dataset_records(cfg, ["hostile"])
+            dataset_records(cfg, "hostile")
         assert str(theirs.value) == str(error)
         return
     if len(ours.class_names) != 2:
         return
-    records = dataset_records(cfg, ["hostile"])
-    assert records["hostile"] == ours.records
-    usable_records(records.items(), filter_empty=False)
+    records = dataset_records(cfg, "hostile")
+    assert records == ours.records
+    usable_records([("hostile", records)], filter_empty=False)
     evaluator = CocoEvaluator("hostile", output_dir=str(folder / "d2"))
     evaluator.reset()
     found = []
@@ -137,14 +137,14 @@ def test_both_hosts_say_the_same_of_every_file(folder, changes):
 def test_a_file_that_is_none_is_named_by_evaluation_too(folder, data):
     cfg = registered(folder, data)
     with pytest.raises(DatasetError, match=r"'hostile'.*a\.json"):
-        dataset_records(cfg, ["hostile"])
+        dataset_records(cfg, "hostile")
     with pytest.raises(DatasetError, match=r"'hostile'.*a\.json"):
         CocoEvaluator("hostile", output_dir=str(folder / "d2"))
 
 
 def test_a_byte_order_mark_is_passed_over(folder):
     cfg = registered(folder, json.dumps(CONTENT).encode("utf-8-sig"))
-    assert len(dataset_records(cfg, ["hostile"])["hostile"]) == 2
+    assert len(dataset_records(cfg, "hostile")) == 2
     assert len(CocoEvaluator("hostile", output_dir=str(folder / "d2"))._coco_api.anns) == 3
 
 

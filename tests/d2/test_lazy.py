@@ -18,7 +18,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from smca.config import ConfigError, add_smca_config, flatten, load_cfg  # noqa: E402
 from smca.d2 import register_datasets  # noqa: E402
 from smca.d2.dataset_mapper import build_augmentations  # noqa: E402
-from smca.d2.lazy_launch import PLACES, LazyTrainer, read, run, trainer_config  # noqa: E402
+from smca.d2.lazy import PLACES, LazyTrainer, read, run, trainer_config  # noqa: E402
 from smca.d2.trainer import Trainer  # noqa: E402
 from smca.engine.prepare import prepare  # noqa: E402
 from smca.errors import DatasetError  # noqa: E402

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 
 import smca
 from smca.data.coco import load_coco
+from smca.data.loader import build_test_loader
 from smca.data.mapper import DetrMapper, resized_shape
-from smca.native.data import build_test_loader, build_train_loader
+from smca.native.trainer import build_train_loader
 
 BLUE = (10, 20, 250)
 
@@ -218,10 +219,12 @@ def test_grouped_batches_hold_one_kind_of_shape(cfg):
 @pytest.mark.parametrize("world_size", [1, 4, 7])
 def test_evaluation_is_shared_out_in_order(cfg, worker, world_size):
     dataset = load_coco(*cfg.DATASETS.COCO_FORMAT[0])
+    mapper = DetrMapper.from_config(cfg, is_train=False)
     found = []
     for rank in range(world_size):
         worker(rank, world_size)
-        found += [sample for batch in build_test_loader(cfg, dataset) for sample in batch]
+        loader = build_test_loader(dataset=dataset.records, mapper=mapper, num_workers=0)
+        found += [sample for batch in loader for sample in batch]
     assert [sample.image_id for sample in found] == list(range(6))
     assert all(min(sample.image.shape[1:]) == 48 for sample in found)
 
@@ -235,7 +238,7 @@ def test_datasets_can_be_sent_to_spawned_loaders(cfg):
 
 SIGNALLED = """
 import os, pickle, signal, sys
-from smca.native.data import build_train_loader
+from smca.native.trainer import build_train_loader
 
 with open(sys.argv[1], "rb") as file:
     cfg = pickle.load(file)

@@ -6,8 +6,9 @@ from detectron2.data import get_detection_dataset_dicts
 
 from smca.d2 import DetrDatasetMapper
 from smca.d2.dataset_mapper import Resize
+from smca.d2.datasets import training_records
 from smca.d2.evaluation import CocoEvaluator
-from smca.d2.lazy import build_test_loader, build_train_loader, training_records
+from smca.data.loader import build_test_loader, build_train_loader
 from smca.data.mapper import LONGEST_BEFORE_CROP
 
 dataloader = dict(

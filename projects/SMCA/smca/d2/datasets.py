@@ -52,43 +52,49 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     return dataset.records
 
 
-def dataset_records(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]:
-    """Return the records of registered datasets by name, after checking their classes.
+def check_datasets(cfg: CfgNode) -> None:
+    """Check the classes of the datasets of ``cfg`` that have been read so far.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco`; or the classes are not as many as the
-            model's, or not those of the other datasets.
+        DatasetError: they are not as many as the model's, or not the same in all.
     """
-    records = {name: DatasetCatalog.get(name) for name in names}
-    # Datasets that were read before are checked too, so that training and evaluation agree.
-    seen = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in MetadataCatalog]
-    classes = {
-        name: MetadataCatalog.get(name).get("thing_classes")
-        for name in dict.fromkeys([*names, *seen])
-    }
-    check_classes(cfg, {name: known for name, known in classes.items() if known})
+    known = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in MetadataCatalog]
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in known}
+    check_classes(cfg, {name: names for name, names in classes.items() if names})
+
+
+def dataset_records(cfg: CfgNode, name: str) -> list[dict]:
+    """Return the records of a registered dataset, after checking its classes.
+
+    Raises:
+        DatasetError: see :func:`~smca.data.coco.load_coco` and :func:`check_datasets`.
+    """
+    records = DatasetCatalog.get(name)
+    check_datasets(cfg)
     return records
 
 
-def training_records(cfg: CfgNode) -> list[dict]:
-    """Return the records of all DATASETS.TRAIN, without boxes that cannot be learned from.
+def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
+    """Return the records of registered datasets, without boxes that cannot be learned from.
+
+    Their annotations have the box alone, as x, y, w, h, its class and ``iscrowd``: datasets of
+    other projects may differ.
+
+    Args:
+        names: of one dataset or several.
+        filter_empty: also leave out images without annotations.
 
     Raises:
-        DatasetError: see :func:`dataset_records`; or nothing is left to train on.
+        DatasetError: see :func:`~smca.data.coco.load_coco`; or nothing is left to train on.
     """
-    records = dataset_records(cfg, cfg.DATASETS.TRAIN)
-    datasets = [(name, plain_records(records[name])) for name in cfg.DATASETS.TRAIN]
-    return usable_records(datasets, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-
-
-def plain_records(records: Sequence[dict]) -> list[dict]:
-    """Return records whose annotations have the box alone, as x, y, w, h, its class and
-    ``iscrowd``: datasets of other projects may differ.
-    """
-    return [
-        {**record, "annotations": [_plain(entry) for entry in record.get("annotations", ())]}
-        for record in records
-    ]
+    datasets = []
+    for name in [names] if isinstance(names, str) else names:
+        records = [
+            {**record, "annotations": [_plain(entry) for entry in record.get("annotations", ())]}
+            for record in DatasetCatalog.get(name)
+        ]
+        datasets.append((name, records))
+    return usable_records(datasets, filter_empty=filter_empty)
 
 
 def _plain(entry: dict) -> dict:

@@ -86,7 +86,10 @@ def main(
             atexit.register(_close, handler.stream)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_in_one_line)
     if args.eval_only:
-        _evaluate(cfg, trainer)
+        model = trainer.build_model(cfg)
+        SMCACheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+        trainer.test(cfg, model)
+        logger.info("results of %s", cfg.MODEL.WEIGHTS)
         return
     try:
         training = trainer(cfg)
@@ -110,19 +113,3 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     if error and (explanation := explain(error)):
         record.msg, record.exc_info = f"{record.msg} {explanation.message}", None
     return True
-
-
-def _evaluate(cfg: CfgNode, trainer: type[Trainer]) -> dict:
-    """Evaluate MODEL.WEIGHTS.
-
-    Raises:
-        ConfigError: DATASETS.TEST is empty.
-        CheckpointError: the file does not fit the model.
-    """
-    if not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
-    model = trainer.build_model(cfg)
-    SMCACheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
-    results = trainer.test(cfg, model)
-    logger.info("results of %s", cfg.MODEL.WEIGHTS)
-    return results

@@ -27,7 +27,7 @@ from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
-from .datasets import dataset_records, training_records
+from .datasets import check_datasets, dataset_records, training_records
 from .evaluation import CocoEvaluator
 from .hooks import (
     BestCheckpointer,
@@ -74,7 +74,8 @@ class Trainer(DefaultTrainer):
         self.trained = model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         # Data that an evaluation cannot use are refused now, not hours later.
-        dataset_records(cfg, cfg.DATASETS.TEST)
+        for name in cfg.DATASETS.TEST:
+            dataset_records(cfg, name)
         data_loader = self.build_train_loader(cfg)
 
         class_names = None
@@ -238,8 +239,12 @@ class Trainer(DefaultTrainer):
             DatasetError: see :func:`~smca.d2.datasets.training_records`.
             ConfigError: SOLVER.IMS_PER_BATCH is no multiple of the number of workers.
         """
+        records = training_records(
+            names=cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        check_datasets(cfg)
         return build_train_loader(
-            dataset=training_records(cfg),
+            dataset=records,
             mapper=mapper or DetrDatasetMapper(cfg, is_train=True),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
@@ -251,7 +256,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Return a loader of this worker's part of a dataset, in order, one image a batch."""
         return build_test_loader(
-            dataset=dataset_records(cfg, [dataset_name])[dataset_name],
+            dataset=dataset_records(cfg, dataset_name),
             mapper=DetrDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

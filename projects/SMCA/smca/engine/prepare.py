@@ -79,6 +79,8 @@ def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], N
     """Choose the weights of an evaluation, and fetch weights before any data is read."""
     resumes = args.resume and can_resume(cfg.OUTPUT_DIR)
     if args.eval_only:
+        if not cfg.DATASETS.TEST:
+            raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
         if resumes:
             weights = Weights(newest_checkpoint(cfg.OUTPUT_DIR), "the last one, by --resume")
         else:

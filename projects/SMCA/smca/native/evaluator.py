@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..data.coco import CocoDataset, load_datasets
+from ..data.loader import build_test_loader
+from ..data.mapper import DetrMapper
 from ..distributed import gather
 from ..evaluation.detections import results_folder, tabulate
 from ..evaluation.evaluate import evaluate
 from ..evaluation.ground_truth import read_ground_truth
 from ..inference.detect import Inference
 from ..structures import Detections
-from .data import build_test_loader
-
-
-def model_device(cfg: CfgNode) -> torch.device:
-    """Return MODEL.DEVICE, among several GPUs the one of this worker."""
-    if cfg.MODEL.DEVICE == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(cfg.MODEL.DEVICE)
 
 
 class Evaluator(Inference):
@@ -66,7 +59,12 @@ class Evaluator(Inference):
         )
 
     def _detections(self, dataset: CocoDataset) -> Iterator[tuple[int, Detections]]:
-        for batch in build_test_loader(self.cfg, dataset):
+        loader = build_test_loader(
+            dataset=dataset.records,
+            mapper=DetrMapper.from_config(self.cfg, is_train=False),
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+        )
+        for batch in loader:
             sizes = [(sample.height, sample.width) for sample in batch]
             detections = self.detect([sample.image for sample in batch], sizes)
             for sample, found in zip(batch, detections, strict=True):

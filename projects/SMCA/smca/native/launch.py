@@ -6,14 +6,21 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 
+from ..checkpoints import load
 from ..config import get_cfg, load_cfg, require_own_model
 from ..distributed import rank
 from ..engine.launch import launch
-from .trainer import Trainer, evaluate_only
+from ..engine.report import results_tables
+from ..modeling.detector import build_detector
+from .evaluator import Evaluator
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,33 +40,30 @@ def run(args: argparse.Namespace) -> int:
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train or evaluate in one worker, with a config that is prepared."""
-    _setup_logging(cfg.OUTPUT_DIR if rank() == 0 else None)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    _setup_logging(cfg.OUTPUT_DIR)
     if args.eval_only:
-        evaluate_only(cfg)
+        detector = build_detector(cfg).to(cfg.MODEL.DEVICE)
+        evaluator = Evaluator(cfg, detector)
+        load(detector, cfg.MODEL.WEIGHTS, strict=True)
+        if results := evaluator():
+            logger.info("results of %s\n\n%s", cfg.MODEL.WEIGHTS, results_tables(results))
         return
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     # A run that is refused until here leaves the folder of another run as it was.
     if rank() == 0:
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump(), encoding="utf-8")
     trainer.train()
 
 
-def _setup_logging(output_dir: str | None) -> None:
-    """Log the project and fvcore to the terminal and OUTPUT_DIR/log.txt, or nowhere."""
-    handlers: list[logging.Handler] = []
-    if output_dir is not None:
-        handlers = [
-            logging.StreamHandler(sys.stdout),
-            logging.FileHandler(os.path.join(output_dir, "log.txt"), encoding="utf-8"),
-        ]
-    form = logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
+def _setup_logging(output_dir: str) -> None:
+    """Have the first worker log to the terminal and to log.txt, and the others nowhere."""
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if rank() == 0:
+        file = os.path.join(output_dir, "log.txt")
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(file, encoding="utf-8")]
+    form, date = "[%(asctime)s %(name)s] %(levelname)s: %(message)s", "%m/%d %H:%M:%S"
+    logging.basicConfig(format=form, datefmt=date, handlers=handlers, force=True)
     for name in ("smca", "fvcore"):
-        package = logging.getLogger(name)
-        package.setLevel(logging.INFO)
-        package.propagate = False
-        package.handlers = handlers
-    for handler in handlers:
-        handler.setFormatter(form)
+        logging.getLogger(name).setLevel(logging.INFO)

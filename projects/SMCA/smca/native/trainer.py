@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ..checkpoints import BestModel, SafeCheckpointing, load
+from ..checkpoints import BestModel, SafeCheckpointing
 from ..checkpoints.checkpointer import FINAL
-from ..data.coco import load_datasets
+from ..data import loader
+from ..data.coco import load_datasets, usable_records
+from ..data.mapper import DetrMapper
 from ..distributed import rank, shared_seed, world_size
 from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
-from ..engine.report import results_tables, write_results
+from ..engine.report import write_results
 from ..engine.scalars import step_scalars
-from ..errors import ConfigError
 from ..modeling.detector import build_detector
 from ..structures import Sample
 from ..training import SetCriterion, Targets
@@ -30,8 +32,7 @@ from ..training.solver import (
     set_rates,
 )
 from ..visualization.detections import NUM_SHOWN, training_picture
-from .data import build_train_loader
-from .evaluator import Evaluator, model_device
+from .evaluator import Evaluator
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,10 @@ class Trainer:
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
-        self.device = model_device(cfg)
         self.max_iter = cfg.SOLVER.MAX_ITER
         seed = shared_seed(cfg.SEED)
         torch.manual_seed(seed)
-        self.detector = build_detector(cfg).to(self.device).train()
+        self.detector = build_detector(cfg).to(cfg.MODEL.DEVICE).train()
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.optimizer = build_optimizer(cfg, self.detector)
         multiplier = build_lr_multiplier(cfg)
@@ -70,7 +70,7 @@ class Trainer:
         self.best = BestModel(self.checkpointer)
         self.model = self.detector
         if world_size() > 1:
-            self.model = data_parallel(self.detector, self.device)
+            self.model = data_parallel(self.detector, next(self.detector.parameters()).device)
         self.evaluator = Evaluator(cfg, self.iterations.evaluated)
         # Training and evaluation have the same classes, or are refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
@@ -112,13 +112,13 @@ class Trainer:
             SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
         """
         start = self.iterations.done + 1
-        loader = build_train_loader(
+        batches = build_train_loader(
             self.cfg,
             seed=self.iterations.seed,
             start=start,
             like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
         )
-        num_images = len(loader.dataset)
+        num_images = len(batches.dataset)
         metrics = self._metrics(num_images) if rank() == 0 else None
         logger.info("training from iteration %d to %d", start, self.max_iter)
         period = self.cfg.TEST.EVAL_PERIOD
@@ -129,9 +129,9 @@ class Trainer:
             if start >= self.max_iter or (start and period and start % period == 0):
                 # The run may have ended in this evaluation: make it again.
                 results = self._evaluate(metrics)
-            batches = iter(loader)
+            stream = iter(batches)
             for iteration in range(start, self.max_iter):
-                self._run_iteration(iteration, batches, metrics)
+                self._run_iteration(iteration, stream, metrics)
                 self.iterations.stop_if_asked()
                 done = iteration + 1
                 evaluating = done == self.max_iter or (period and done % period == 0)
@@ -181,7 +181,7 @@ class Trainer:
             [sample.labels for sample in batch],
             [sample.boxes for sample in batch],
             sizes,
-            self.device,
+            images.device,
         )
         return self.criterion(self.model(images, sizes), targets)
 
@@ -209,19 +209,30 @@ class Trainer:
         return results
 
 
-def evaluate_only(cfg: CfgNode) -> dict:
-    """Evaluate MODEL.WEIGHTS.
+def build_train_loader(
+    cfg: CfgNode, *, seed: int, start: int = 0, like: Mapping[str, Sequence[str]] | None = None
+) -> DataLoader:
+    """Build an endless loader of ``list[Sample]``, this worker's shares of the global batches.
+
+    Args:
+        cfg: the configuration.
+        seed, start: see :func:`~smca.data.loader.build_train_loader`.
+        like: the class names of other datasets, which those of training must be the same as.
 
     Raises:
-        ConfigError: DATASETS.TEST is empty.
-        CheckpointError: the file does not fit the model.
+        DatasetError: see :func:`~smca.data.coco.load_datasets`; or nothing is left to train on.
+        ConfigError: SOLVER.IMS_PER_BATCH is not a multiple of the number of workers.
     """
-    if not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
-    detector = build_detector(cfg).to(model_device(cfg))
-    evaluator = Evaluator(cfg, detector)
-    load(detector, cfg.MODEL.WEIGHTS, strict=True)
-    results = evaluator()
-    if results:
-        logger.info("results of %s\n\n%s", cfg.MODEL.WEIGHTS, results_tables(results))
-    return results
+    datasets = load_datasets(cfg, cfg.DATASETS.TRAIN, like=like)
+    return loader.build_train_loader(
+        dataset=usable_records(
+            [(dataset.name, dataset.records) for dataset in datasets],
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        ),
+        mapper=DetrMapper.from_config(cfg, is_train=True),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=seed,
+        start=start,
+    )
