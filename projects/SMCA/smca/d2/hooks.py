@@ -6,7 +6,6 @@ import torch
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation.evaluator import inference_context
 
-from ..checkpoints import BestModel, SafeCheckpointing
 from ..engine.scalars import is_logged, step_scalars
 from ..visualization.detections import NUM_SHOWN, training_picture
 from .meta_arch import to_detections
@@ -98,35 +97,3 @@ class ShortHistory(HookBase):
         if is_logged(self.trainer.iter, self.trainer.max_iter):
             for history in self.trainer.storage.histories().values():
                 del history.values()[: -self.KEPT]
-
-
-class BestCheckpointer(HookBase):
-    """Keeps the model of the best evaluation so far as ``model_best.pth``.
-
-    Unlike Detectron2's hook it leaves `last_checkpoint` alone, and remembers the best value after a
-    resume. It runs after the hook that evaluates.
-    """
-
-    def __init__(self, checkpointer: SafeCheckpointing, metric: str):
-        """
-        Args:
-            checkpointer: saves the model.
-            metric: name of a scalar of the event storage, the higher the better.
-        """
-        self.best = BestModel(checkpointer)
-        self.metric = metric
-
-    def after_step(self) -> None:
-        storage = self.trainer.storage
-        value, evaluated_at = storage.latest().get(self.metric, (None, None))
-        if value is not None and evaluated_at == storage.iter:
-            self.best.offer(value, min(storage.iter, self.trainer.max_iter - 1))
-
-    def after_train(self) -> None:
-        self.after_step()
-
-    def state_dict(self) -> dict:
-        return self.best.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best.load_state_dict(state)

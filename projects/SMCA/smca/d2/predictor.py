@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import add_smca_config, load_cfg
 from ..errors import ConfigError
 from ..structures import Detections, Size
-from .meta_arch import SMCA
+from .meta_arch import SMCA, to_detections
 
 
 class Detectron2Host:
@@ -58,8 +58,4 @@ class Detectron2Host:
                 for image, (height, width) in zip(images, output_sizes, strict=True)
             ]
         )
-        found = [output["instances"].to("cpu") for output in outputs]
-        return [
-            Detections(boxes=one.pred_boxes.tensor, scores=one.scores, labels=one.pred_classes)
-            for one in found
-        ]
+        return to_detections(outputs)

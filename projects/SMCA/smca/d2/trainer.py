@@ -30,7 +30,6 @@ from .dataset_mapper import DetrDatasetMapper
 from .datasets import check_datasets, dataset_records, training_records
 from .evaluation import CocoEvaluator
 from .hooks import (
-    BestCheckpointer,
     LRScheduler,
     PeriodicCheckpointer,
     PictureHook,
@@ -89,24 +88,16 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         self.iterations = Iterations(cfg, model, optimizer, self.checkpointer, seed=cfg.SEED)
-        if comm.get_world_size() > 1:
-            device = next(model.parameters()).device
-            unused = isinstance(model, SMCA) and model.has_unread_maps
-            model = data_parallel(model, device, find_unused_parameters=unused)
+        unused = isinstance(model, SMCA) and model.has_unread_maps
+        model = data_parallel(model, find_unused_parameters=unused)
         self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        def evaluate() -> dict:
-            self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
-            return self._last_eval_results
-
         main = comm.is_main_process()
         period = self.cfg.SOLVER.CHECKPOINT_PERIOD
-        tests = self.cfg.DATASETS.TEST
-        metric = f"{tests[0]}/bbox/AP" if len(tests) > 1 else "bbox/AP"
         return [
             hooks.IterationTimer(),
             LRScheduler(),
@@ -114,11 +105,20 @@ class Trainer(DefaultTrainer):
             # After the schedule, whose step belongs to the iteration, and before what takes long.
             hooks.CallbackHook(after_step=lambda trainer: trainer.iterations.stop_if_asked()),
             PeriodicCheckpointer(self.checkpointer, period) if main else None,
-            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
-            BestCheckpointer(self.checkpointer, metric),
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             Writer(self.build_writers(), LOG_PERIOD) if main else None,
             ShortHistory(),
         ]
+
+    def _evaluate(self) -> dict:
+        # Detectron2's ``train`` reads this attribute.
+        self._last_eval_results = results = self.test(self.cfg, self.iterations.evaluated)
+        tests = self.cfg.DATASETS.TEST
+        first = results.get(tests[0], {}) if len(tests) > 1 else results
+        # An evaluator of another project may give other results.
+        if "AP" in first.get("bbox", {}):
+            self.iterations.best.offer(first["bbox"]["AP"], min(self.iter, self.max_iter - 1))
+        return results
 
     def build_writers(self) -> list[EventWriter]:
         """Return Detectron2's writers, whose files are readable whenever a run ends."""
@@ -165,7 +165,6 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             tests = self.cfg.DATASETS.TEST
             by_dataset = {tests[0]: results} if len(tests) == 1 else results
-            best = [hook.state_dict() for hook in self._hooks if isinstance(hook, BestCheckpointer)]
             write_results(
                 self.cfg,
                 self.trained,
@@ -173,7 +172,7 @@ class Trainer(DefaultTrainer):
                 {name: result for name, result in by_dataset.items() if "bbox" in result},
                 num_images=self.num_images,
                 clock=self.iterations.clock,
-                best=best[0] if best else {},
+                best=self.iterations.best.state_dict(),
             )
         return results
 
@@ -187,7 +186,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save_final(self.iter)
             return
         for hook in self._hooks:
-            if isinstance(hook, (hooks.EvalHook, BestCheckpointer, Writer)):
+            if isinstance(hook, (hooks.EvalHook, Writer)):
                 hook.after_step()
 
     def run_step(self) -> None:
@@ -205,15 +204,17 @@ class Trainer(DefaultTrainer):
         self.storage.iter = self.iter = self.max_iter if finished else self.iterations.done
         for hook in self._hooks:
             # A run that failed or was stopped is not evaluated.
-            if finished or not isinstance(hook, (hooks.EvalHook, BestCheckpointer)):
+            if finished or not isinstance(hook, hooks.EvalHook):
                 hook.after_train()
 
     def state_dict(self) -> dict:
-        return {**super(DefaultTrainer, self).state_dict(), **self.iterations.state_dict()}
+        theirs, ours = super(DefaultTrainer, self).state_dict(), self.iterations.state_dict()
+        return {**theirs, **ours, "hooks": {**theirs["hooks"], **ours["hooks"]}}
 
     def load_state_dict(self, state: dict) -> None:
-        super(DefaultTrainer, self).load_state_dict(state)
         self.iterations.load_state_dict(state)
+        theirs = {k: v for k, v in state.get("hooks", {}).items() if k != "BestCheckpointer"}
+        super(DefaultTrainer, self).load_state_dict({**state, "hooks": theirs})
         if self.scheduler.last_epoch <= self.max_iter:
             set_rates(self.optimizer, self.scheduler.get_lr())
 

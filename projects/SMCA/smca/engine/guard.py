@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -99,6 +100,8 @@ def guarded(program: Callable[..., int | None], *args: object) -> int:
         return program(*args) or 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Exception as error:
         explanation = explain(error)
         if explanation is None:

@@ -13,7 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..checkpoints import SafeCheckpointing
+from ..checkpoints import BestModel, SafeCheckpointing
 from ..distributed import rank, synchronize
 from ..errors import NonFiniteLossError
 from .ema import MovingAverage
@@ -33,6 +33,7 @@ class Iterations:
         batch: its batch, a list of samples.
         average: the moving average of the weights, or None.
         evaluated: the model that evaluations use: the average, or else the one that is trained.
+        best: keeps the model of the best evaluation.
         clock: adds up the time of the iterations.
         stop: ends training on a signal; it is entered around the loop.
     """
@@ -67,6 +68,7 @@ class Iterations:
             self.average = MovingAverage(model, decay=cfg.MODEL.EMA.DECAY)
             self.evaluated = self.average.model
             checkpointer.add_checkpointable("ema", self.average)
+        self.best = BestModel(checkpointer)
         self.clock = Clock()
         self.stop = StopRequest()
 
@@ -119,7 +121,8 @@ class Iterations:
         if self.average:
             self.average.update(iteration)
         self.done = iteration
-        self.clock.add(time.perf_counter() - begun)
+        self.clock.seconds += time.perf_counter() - begun
+        self.clock.iterations += 1
         return {"total_loss": sum(losses.values()), **losses, "data_time": data_time}
 
     def _save_nonfinite(self, error: NonFiniteLossError, iteration: int) -> FloatingPointError:
@@ -152,6 +155,7 @@ class Iterations:
             "iteration": self.done,
             "seed": self.seed,
             "clock": asdict(self.clock),
+            "hooks": {"BestCheckpointer": self.best.state_dict()},
             "_trainer": {
                 "iteration": self.done,
                 "optimizer": self.step.optimizer.state_dict(),
@@ -164,6 +168,8 @@ class Iterations:
         self.done = state["iteration"]
         self.seed = state.get("seed", self.seed)
         self.clock = Clock(**state.get("clock", {}))
+        if best := state.get("hooks", {}).get("BestCheckpointer"):
+            self.best.load_state_dict(best)
         self.step.optimizer.load_state_dict(state["_trainer"]["optimizer"])
         if scaler := state["_trainer"].get("grad_scaler"):
             self.step.scaler.load_state_dict(scaler)

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,7 +21,7 @@ from fvcore.common.config import CfgNode
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..checkpoints.checkpointer import LAST
-from ..distributed import end_with_parent, synchronize, world_size
+from ..distributed import all_gather, end_with_parent, synchronize
 from ..errors import CheckpointError, ConfigError, WorkerError
 from .guard import guarded
 from .prepare import prepare
@@ -32,9 +32,6 @@ _TIMEOUT = timedelta(minutes=30)
 _AFTER_LAUNCHER = 30.0
 # The variables that torchrun sets.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-# The function of a worker gets the config as ``prepare`` returns it, and the command line.
-Main = Callable[[CfgNode, argparse.Namespace], None]
 
 
 @dataclass(frozen=True)
@@ -60,27 +57,48 @@ def start_processes(
     dist_url: str,
     args: tuple,
 ) -> None:
-    """Start the workers of this machine, as ``detectron2.engine.launch`` does on Detectron2.
+    """Start the workers of this machine: ``detectron2.engine.launch`` without Detectron2.
 
     Args:
-        main: a function that can be pickled.
+        main: a function that can be pickled, which gets ``args`` once the worker has joined.
         count: workers on this machine.
         num_machines, machine_rank: number of machines, and the number of this one.
         dist_url: where the workers meet; "auto" is a free port of this machine.
-        args: arguments of ``main``.
     """
     if dist_url == "auto":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    first, total = machine_rank * count, num_machines * count
+    workers = [
+        Worker(machine_rank * count + place, num_machines * count, place, count)
+        for place in range(count)
+    ]
     torch.multiprocessing.start_processes(
-        _join_and_run, args=(main, first, total, count, dist_url, args), nprocs=count
+        _join_and_run, args=(workers, dist_url, main, args), nprocs=count
+    )
+
+
+def _join_and_run(
+    place: int, workers: Sequence[Worker], url: str, main: Callable[..., None], args: tuple
+) -> None:
+    _join(workers[place], url, cuda=torch.cuda.is_available())
+    main(*args)
+
+
+def _join(worker: Worker, url: str, *, cuda: bool) -> None:
+    if cuda:
+        torch.cuda.set_device(worker.local_rank)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=url,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        timeout=_TIMEOUT,
     )
 
 
 def launch(
-    main: Main,
+    main: Callable[..., None],
     cfg: CfgNode,
     args: argparse.Namespace,
     *,
@@ -129,8 +147,14 @@ def launch(
     except ProcessExitedException as end:
         if end.exit_code > 0:  # that worker has said why
             return end.exit_code
-        name = f"worker {rank * count + end.error_index} of {count * machines}"
-        print(_killed(name, -end.exit_code, args), file=sys.stderr, flush=True)
+        worker = f"worker {rank * count + end.error_index} of {count * machines}"
+        name = signal.Signals(-end.exit_code).name
+        message = f"{WorkerError.__name__}: {worker} was ended by {name}"
+        if name == "SIGKILL":
+            message += ", most likely because the machine has run out of memory"
+        if not args.eval_only:
+            message += "; --resume goes on from the last checkpoint"
+        print(message, file=sys.stderr, flush=True)
         return 128 - end.exit_code
     except ProcessRaisedException as error:
         print(error.msg.strip(), file=sys.stderr, flush=True)
@@ -138,24 +162,12 @@ def launch(
     return 0
 
 
-def _killed(name: str, number: int, args: argparse.Namespace) -> str:
-    message = f"{WorkerError.__name__}: {name} was ended by {signal.Signals(number).name}"
-    if number == signal.SIGKILL:
-        message += ", most likely because the machine has run out of memory"
-    return message + ("" if args.eval_only else "; --resume goes on from the last checkpoint")
-
-
-def _guarded_run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
+def _guarded_run(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
     """Run a started worker; it ends with the exit code that :func:`guarded` gives."""
-    try:
-        code = guarded(_run, main, cfg, args)
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    if code:
-        sys.exit(code)
+    sys.exit(guarded(_run, main, cfg, args))
 
 
-def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
+def _run(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.resume:
         _require_one_checkpoint(cfg)
     # The garbage collector writes to every object that it visits. Loader processes share the
@@ -164,32 +176,6 @@ def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
     main(cfg, args)
     if dist.is_initialized():  # after an error this would wait for the other workers
         dist.destroy_process_group()
-
-
-def _join_and_run(
-    local_rank: int,
-    main: Callable[..., None],
-    first: int,
-    total: int,
-    count: int,
-    dist_url: str,
-    args: tuple,
-) -> None:
-    worker = Worker(first + local_rank, total, local_rank, count)
-    _join(worker, dist_url, cuda=torch.cuda.is_available())
-    main(*args)
-
-
-def _join(worker: Worker, url: str, *, cuda: bool) -> None:
-    if cuda:
-        torch.cuda.set_device(worker.local_rank)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        init_method=url,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        timeout=_TIMEOUT,
-    )
 
 
 def _join_torchrun(worker: Worker, cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
@@ -258,12 +244,10 @@ def _require_one_checkpoint(cfg: CfgNode) -> None:
     if os.path.isfile(path):
         with open(path, encoding="utf-8", errors="replace") as file:
             name = file.read().strip()
-    names: list[str | None] = [name] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(names, name)
-    if len(set(names)) > 1:
+    names = set(all_gather(name))
+    if len(names) > 1:
         raise CheckpointError(
-            f"--resume: the machines disagree on {path} ({', '.join(map(str, set(names)))}); "
+            f"--resume: the machines disagree on {path} ({', '.join(map(str, names))}); "
             "OUTPUT_DIR must be a folder that all of them see"
         )
 

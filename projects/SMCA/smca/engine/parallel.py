@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..distributed import world_size
 
-def data_parallel(
-    model: nn.Module, device: torch.device, *, find_unused_parameters: bool = False
-) -> DistributedDataParallel:
-    """Wrap ``model`` so that its gradients are averaged over the workers.
+
+def data_parallel(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
+    """Wrap ``model`` so that its gradients are averaged over the workers, if there are several.
 
     Args:
-        model: the same in all workers, on ``device``.
-        device: this worker's, with the GPU's number.
+        model: the same in all workers, each on its device.
         find_unused_parameters: some parameters get no gradient.
     """
+    if world_size() == 1:
+        return model
+    device = next(model.parameters()).device
     parallel = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,

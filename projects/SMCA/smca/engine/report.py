@@ -37,11 +37,6 @@ class Clock:
     seconds: float = 0.0
     iterations: int = 0
 
-    def add(self, seconds: float) -> None:
-        """Count an iteration."""
-        self.seconds += seconds
-        self.iterations += 1
-
 
 def write_results(
     cfg: CfgNode,

@@ -21,15 +21,7 @@ _AGREE_EVERY = 10
 
 
 class StopRequest:
-    """Remembers SIGINT and SIGTERM while it is entered; a second signal acts at once.
-
-    Example:
-        with StopRequest() as stop:
-            for iteration in range(start, end):
-                ...
-                if stop.agreed(iteration):
-                    save(); break
-    """
+    """Remembers SIGINT and SIGTERM while it is entered; a second signal acts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -40,7 +32,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._remember)
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_initialized():
             # gloo asks on the host, without a device synchronisation.
             self._group = dist.new_group(backend="gloo")
         return self

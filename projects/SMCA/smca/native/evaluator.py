@@ -43,20 +43,21 @@ class Evaluator(Inference):
         """Return the AP on each dataset, ``{dataset: {"bbox": {...}}}``; empty on all workers but
         the first.
         """
-        results = {dataset.name: self._evaluate(dataset) for dataset in self.datasets}
-        return {name: result for name, result in results.items() if result}
-
-    def _evaluate(self, dataset: CocoDataset) -> dict[str, dict[str, float]]:
-        parts = gather(tabulate(self._detections(dataset)))
-        if not parts:
-            return {}
-        return evaluate(
-            dataset.name,
-            np.concatenate(parts),
-            read_ground_truth(dataset.name, dataset.json_file),
-            results_folder(self.cfg, dataset.name),
-            by_class=self.cfg.TEST.PER_CLASS_AP,
-        )
+        results = {}
+        for dataset in self.datasets:
+            parts = gather(tabulate(self._detections(dataset)))
+            if not parts:
+                continue
+            result = evaluate(
+                dataset.name,
+                np.concatenate(parts),
+                read_ground_truth(dataset.name, dataset.json_file),
+                results_folder(self.cfg, dataset.name),
+                by_class=self.cfg.TEST.PER_CLASS_AP,
+            )
+            if result:
+                results[dataset.name] = result
+        return results
 
     def _detections(self, dataset: CocoDataset) -> Iterator[tuple[int, Detections]]:
         loader = build_test_loader(

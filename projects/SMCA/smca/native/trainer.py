@@ -13,12 +13,12 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..checkpoints import BestModel, SafeCheckpointing
+from ..checkpoints import SafeCheckpointing
 from ..checkpoints.checkpointer import FINAL
 from ..data import loader
 from ..data.coco import load_datasets, usable_records
 from ..data.mapper import DetrMapper
-from ..distributed import rank, shared_seed, world_size
+from ..distributed import rank, shared_seed
 from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
 from ..engine.report import write_results
@@ -67,10 +67,7 @@ class Trainer:
         self.iterations = Iterations(
             cfg, self.detector, self.optimizer, self.checkpointer, seed=seed
         )
-        self.best = BestModel(self.checkpointer)
-        self.model = self.detector
-        if world_size() > 1:
-            self.model = data_parallel(self.detector, next(self.detector.parameters()).device)
+        self.model = data_parallel(self.detector)
         self.evaluator = Evaluator(cfg, self.iterations.evaluated)
         # Training and evaluation have the same classes, or are refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
@@ -79,17 +76,15 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """Return the state of training, in the layout of Detectron2's trainer."""
-        schedule = {
+        state = self.iterations.state_dict()
+        state["hooks"]["LRScheduler"] = {
             "base_lrs": self.scheduler.base_lrs,
             "last_epoch": self.scheduler.last_epoch,
         }
-        hooks = {"LRScheduler": schedule, "BestCheckpointer": self.best.state_dict()}
-        return {"hooks": hooks, **self.iterations.state_dict()}
+        return state
 
     def load_state_dict(self, state: dict) -> None:
         self.iterations.load_state_dict(state)
-        if best := state.get("hooks", {}).get("BestCheckpointer"):
-            self.best.load_state_dict(best)
         # The learning rates come from this run's config, which may have changed.
         self.scheduler.last_epoch = start = self.iterations.done + 1
         if start <= self.max_iter:
@@ -150,7 +145,7 @@ class Trainer:
                 results,
                 num_images=num_images,
                 clock=self.iterations.clock,
-                best=self.best.state_dict(),
+                best=self.iterations.best.state_dict(),
             )
         return results
 
@@ -205,7 +200,7 @@ class Trainer:
         for name, result in results.items():
             prefix = f"{name}/bbox" if len(results) > 1 else "bbox"
             metrics.write(iteration, {f"{prefix}/{k}": v for k, v in result["bbox"].items()})
-        self.best.offer(next(iter(results.values()))["bbox"]["AP"], iteration)
+        self.iterations.best.offer(next(iter(results.values()))["bbox"]["AP"], iteration)
         return results
 
 
