@@ -6,7 +6,7 @@ import torch
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation.evaluator import inference_context
 
-from ..engine.scalars import is_logged, step_scalars
+from ..engine.scalars import is_logged
 from ..visualization.detections import NUM_SHOWN, training_picture
 from .meta_arch import to_detections
 
@@ -21,13 +21,7 @@ class LRScheduler(hooks.LRScheduler):
         trainer = self.trainer
         scalars = {}
         if is_logged(trainer.iter, trainer.max_iter):
-            scalars = step_scalars(
-                trainer.iter,
-                trainer.optimizer,
-                trainer.trained,
-                batch_size=trainer.cfg.SOLVER.IMS_PER_BATCH,
-                num_images=trainer.num_images,
-            )
+            scalars = trainer.iterations.scalars(trainer.iter)
         super().after_step()
         trainer.storage.put_scalars(**scalars, smoothing_hint=False)
 

@@ -29,15 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command line of :func:`smca.engine.arguments.argument_parser`.
-
-    Returns:
-        the exit code.
-
-    Raises:
-        ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
-        FloatingPointError: a loss that is not finite.
-    """
+    """Run what :func:`smca.engine.arguments.argument_parser` has parsed; return the exit code."""
     cfg = get_cfg()
     add_smca_config(cfg)
     load_cfg(cfg, args.config_file, args.opts)

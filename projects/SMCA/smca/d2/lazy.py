@@ -39,10 +39,12 @@ PLACES = {
     "VIS_PERIOD": "train.vis_period",
     "MODEL.DEVICE": "train.device",
     "MODEL.WEIGHTS": "train.init_checkpoint",
+    "MODEL.BACKBONE.FREEZE_AT": "model.backbone.freeze_at",
     "MODEL.BACKBONE.FREEZE_RANDOM": "train.freeze_random",
     "MODEL.EMA.ENABLED": "train.ema.enabled",
     "MODEL.EMA.DECAY": "train.ema.decay",
     "MODEL.RESNETS.DEPTH": "model.backbone.depth",
+    "MODEL.RESNETS.NORM": "model.backbone.norm",
     "MODEL.SMCA.NUM_CLASSES": "model.heads.num_logits",
     "INPUT.FORMAT": "dataloader.train.mapper.image_format",
     "DATASETS.COCO_FORMAT": "dataloader.coco_format",
@@ -60,12 +62,6 @@ PLACES = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "train.clip_grad.norm_type",
     "TEST.EVAL_PERIOD": "train.eval_period",
     "TEST.PER_CLASS_AP": "dataloader.evaluator.by_class",
-}
-# The same, and keys that only messages name.
-_NAMES = {
-    **PLACES,
-    "MODEL.BACKBONE.FREEZE_AT": "model.backbone.freeze_at",
-    "MODEL.RESNETS.NORM": "model.backbone.norm",
 }
 
 
@@ -187,19 +183,14 @@ def _lazy_names() -> Iterator[None]:
     except Exception as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
             message = error.args[0]
-            for key, place in _NAMES.items():
+            for key, place in PLACES.items():
                 message = re.sub(rf"\b{re.escape(key)}\b", place, message)
             error.args = (message,)
         raise
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command line of Detectron2's ``default_argument_parser``; return the exit code.
-
-    Raises:
-        ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
-        FloatingPointError: a loss that is not finite.
-    """
+    """Run the command line of Detectron2's ``default_argument_parser``; return the exit code."""
     lazy = read(args.config_file, args.opts)
     with _lazy_names():
         return launch(_main, trainer_config(lazy), args, start=detectron2.engine.launch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ..data.sampler import TrainingBatches
 from ..distributed import shared_seed
 from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
-from ..engine.report import write_results
+from ..engine.report import Results
 from ..engine.scalars import FLUSH_SECONDS, LOG_PERIOD, drop_cut_line
 from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
@@ -29,13 +30,7 @@ from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import check_datasets, dataset_records, training_records
 from .evaluation import CocoEvaluator
-from .hooks import (
-    LRScheduler,
-    PeriodicCheckpointer,
-    PictureHook,
-    ShortHistory,
-    Writer,
-)
+from .hooks import LRScheduler, PeriodicCheckpointer, PictureHook, ShortHistory, Writer
 from .meta_arch import SMCA
 
 
@@ -70,7 +65,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         torch.manual_seed(cfg.SEED)
-        self.trained = model = self.build_model(cfg)
+        model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         # Data that an evaluation cannot use are refused now, not hours later.
         for name in cfg.DATASETS.TEST:
@@ -92,7 +87,8 @@ class Trainer(DefaultTrainer):
         model = data_parallel(model, find_unused_parameters=unused)
         self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self._last_eval_results: dict = {}
+        self._last_eval_results: dict = {}  # Detectron2's ``train`` reads it
+        self._scores: Results = {}
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
@@ -111,13 +107,14 @@ class Trainer(DefaultTrainer):
         ]
 
     def _evaluate(self) -> dict:
-        # Detectron2's ``train`` reads this attribute.
-        self._last_eval_results = results = self.test(self.cfg, self.iterations.evaluated)
+        results = self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
         tests = self.cfg.DATASETS.TEST
-        first = results.get(tests[0], {}) if len(tests) > 1 else results
+        by_dataset = {tests[0]: results} if len(tests) == 1 else results
         # An evaluator of another project may give other results.
-        if "AP" in first.get("bbox", {}):
-            self.iterations.best.offer(first["bbox"]["AP"], min(self.iter, self.max_iter - 1))
+        self._scores = {name: result for name, result in by_dataset.items() if "bbox" in result}
+        if tests and tests[0] in self._scores:
+            precision = self._scores[tests[0]]["bbox"].get("AP", math.nan)
+            self.iterations.best.offer(precision, min(self.iter, self.max_iter - 1))
         return results
 
     def build_writers(self) -> list[EventWriter]:
@@ -135,19 +132,11 @@ class Trainer(DefaultTrainer):
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
         super().resume_or_load(resume)
         self.iterations.begin()
-        if batches := self._batches:
-            batches.seed, batches.start = self.iterations.seed, self.start_iter
-
-    @property
-    def _batches(self) -> TrainingBatches | None:
-        """The batches of the loader, unless :meth:`build_train_loader` is overridden."""
+        # Unless ``build_train_loader`` is overridden.
         batches = getattr(self._trainer.data_loader, "batch_sampler", None)
-        return batches if isinstance(batches, TrainingBatches) else None
-
-    @property
-    def num_images(self) -> int:
-        """Number of training images; 0 if it is not known."""
-        return len(self._batches.groups) if self._batches else 0
+        if isinstance(batches, TrainingBatches):
+            batches.seed, batches.start = self.iterations.seed, self.start_iter
+            self.iterations.num_images = len(batches.groups)
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
@@ -161,20 +150,9 @@ class Trainer(DefaultTrainer):
         """
         with self.iterations.stop:
             super().train()
-        results = self._last_eval_results
         if comm.is_main_process():
-            tests = self.cfg.DATASETS.TEST
-            by_dataset = {tests[0]: results} if len(tests) == 1 else results
-            write_results(
-                self.cfg,
-                self.trained,
-                # An evaluator of another project may give other results.
-                {name: result for name, result in by_dataset.items() if "bbox" in result},
-                num_images=self.num_images,
-                clock=self.iterations.clock,
-                best=self.iterations.best.state_dict(),
-            )
-        return results
+            self.iterations.write_results(self._scores)
+        return self._last_eval_results
 
     def before_train(self) -> None:
         super().before_train()

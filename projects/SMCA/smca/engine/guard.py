@@ -53,23 +53,19 @@ def explain(error: BaseException) -> Explanation | None:
     """
     error = explain_end(error) or _lost_worker(error) or error
     code = next((code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds)), None)
-    if code is None and not _is_about_a_file(error):
+    # The system, or a reader of images, says what is wrong with a disk or a file.
+    about_disk = isinstance(error, OSError) and error.errno in _DISK
+    about_file = isinstance(error, OSError) and (error.filename or error.errno is None)
+    if code is None and not (about_disk or about_file):
         return None
     message = str(error)
     if "Original Traceback" in message:  # torch wraps the errors of loader processes in text
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if about_disk:
         message += f"; {_DISK_REMEDY}"
     # File names and class names may hold characters that a terminal obeys.
     shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
     return Explanation(code or 2, f"{type(error).__name__}: {''.join(shown)}")
-
-
-def _is_about_a_file(error: BaseException) -> bool:
-    """Whether the system, or a reader of images, says what is wrong with a file or a disk."""
-    if not isinstance(error, OSError):
-        return False
-    return bool(error.filename) or error.errno is None or error.errno in _DISK
 
 
 def _lost_worker(error: BaseException) -> WorkerError | None:

@@ -17,7 +17,8 @@ from ..checkpoints import BestModel, SafeCheckpointing
 from ..distributed import rank, synchronize
 from ..errors import NonFiniteLossError
 from .ema import MovingAverage
-from .report import Clock
+from .report import Clock, Results, write_results
+from .scalars import step_scalars
 from .step import TrainingStep, amp_dtype, seed_step
 from .stop import StopRequest
 
@@ -35,6 +36,7 @@ class Iterations:
         evaluated: the model that evaluations use: the average, or else the one that is trained.
         best: keeps the model of the best evaluation.
         clock: adds up the time of the iterations.
+        num_images: number of training images; 0 until it is known.
         stop: ends training on a signal; it is entered around the loop.
     """
 
@@ -57,6 +59,8 @@ class Iterations:
         """
         device = next(model.parameters()).device
         self.step = TrainingStep(optimizer, device=device, amp=amp_dtype(cfg, device))
+        self.cfg = cfg
+        self.model = model
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.checkpointer = checkpointer
         self.seed = seed
@@ -70,6 +74,7 @@ class Iterations:
             checkpointer.add_checkpointable("ema", self.average)
         self.best = BestModel(checkpointer)
         self.clock = Clock()
+        self.num_images = 0
         self.stop = StopRequest()
 
     def begin(self) -> None:
@@ -148,6 +153,23 @@ class Iterations:
             # The launcher ends all workers when the first one leaves.
             synchronize()
             raise SystemExit(self.stop.exit_code)
+
+    def scalars(self, iteration: int) -> dict[str, float]:
+        """Return what is logged after ``iteration`` beside the losses, see :func:`step_scalars`."""
+        return step_scalars(
+            iteration,
+            self.step.optimizer,
+            self.model,
+            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
+            num_images=self.num_images,
+        )
+
+    def write_results(self, results: Results) -> None:
+        """Write `results.md`, with the last evaluation, at the end of the run."""
+        best, clock = self.best.state_dict(), self.clock
+        write_results(
+            self.cfg, self.model, results, num_images=self.num_images, clock=clock, best=best
+        )
 
     def state_dict(self) -> dict:
         """Return the state of training, in the layout of Detectron2's trainer."""

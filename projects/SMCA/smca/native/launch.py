@@ -24,15 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command line of :func:`smca.engine.arguments.argument_parser`.
-
-    Returns:
-        the exit code.
-
-    Raises:
-        ConfigError, DatasetError, CheckpointError, FileNotFoundError: what a user can mend.
-        FloatingPointError: a loss that is not finite.
-    """
+    """Run what :func:`smca.engine.arguments.argument_parser` has parsed; return the exit code."""
     cfg = load_cfg(get_cfg(), args.config_file, args.opts)
     require_own_model(cfg)  # Detectron2's own models need Detectron2
     return launch(main, cfg, args)

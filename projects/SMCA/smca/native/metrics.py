@@ -43,10 +43,8 @@ class Metrics:
         for name, value in values.items():
             self._sums[name] += value
         self._count += 1
-        if is_logged(iteration, self.max_iter):
-            self._write_means(iteration)
-
-    def _write_means(self, iteration: int) -> None:
+        if not is_logged(iteration, self.max_iter):
+            return
         means = {name: total / self._count for name, total in self._sums.items()}
         self._sums.clear()
         self._count = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from operator import attrgetter
 
 import torch
@@ -21,16 +20,10 @@ from ..data.mapper import DetrMapper
 from ..distributed import rank, shared_seed
 from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
-from ..engine.report import write_results
-from ..engine.scalars import step_scalars
 from ..modeling.detector import build_detector
 from ..structures import Sample
 from ..training import SetCriterion, Targets
-from ..training.solver import (
-    build_lr_multiplier,
-    build_optimizer,
-    set_rates,
-)
+from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from ..visualization.detections import NUM_SHOWN, training_picture
 from .evaluator import Evaluator
 from .metrics import Metrics
@@ -113,8 +106,11 @@ class Trainer:
             start=start,
             like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
         )
-        num_images = len(batches.dataset)
-        metrics = self._metrics(num_images) if rank() == 0 else None
+        self.iterations.num_images = len(batches.dataset)
+        metrics = None
+        if rank() == 0:
+            scalars = self.iterations.scalars
+            metrics = Metrics(self.cfg.OUTPUT_DIR, max_iter=self.max_iter, scalars=scalars)
         logger.info("training from iteration %d to %d", start, self.max_iter)
         period = self.cfg.TEST.EVAL_PERIOD
         results: dict = {}
@@ -139,25 +135,8 @@ class Trainer:
                     results = self._evaluate(metrics)
         if metrics:
             metrics.close()
-            write_results(
-                self.cfg,
-                self.detector,
-                results,
-                num_images=num_images,
-                clock=self.iterations.clock,
-                best=self.iterations.best.state_dict(),
-            )
+            self.iterations.write_results(results)
         return results
-
-    def _metrics(self, num_images: int) -> Metrics:
-        scalars = partial(
-            step_scalars,
-            optimizer=self.optimizer,
-            model=self.detector,
-            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
-            num_images=num_images,
-        )
-        return Metrics(self.cfg.OUTPUT_DIR, max_iter=self.max_iter, scalars=scalars)
 
     def _run_iteration(
         self, iteration: int, batches: Iterator[list[Sample]], metrics: Metrics | None
