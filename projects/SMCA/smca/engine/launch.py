@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -239,11 +240,8 @@ def _require_gpus(cfg: CfgNode, count: int) -> bool:
 
 def _require_one_checkpoint(cfg: CfgNode) -> None:
     """Check that all machines resume from the same checkpoint."""
-    path = os.path.join(cfg.OUTPUT_DIR, LAST)
-    name = None
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            name = file.read().strip()
+    path = Path(cfg.OUTPUT_DIR, LAST)
+    name = path.read_text("utf-8", "replace").strip() if path.is_file() else None
     names = set(all_gather(name))
     if len(names) > 1:
         raise CheckpointError(

@@ -28,11 +28,7 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 @dataclass
 class Clock:
-    """Seconds that iterations took, those before a resume among them.
-
-    Attributes:
-        seconds, iterations: of those that have been counted.
-    """
+    """The seconds that a run's iterations took, those before a resume among them."""
 
     seconds: float = 0.0
     iterations: int = 0

@@ -20,11 +20,7 @@ from ..structures import Detections
 
 
 class Evaluator(Inference):
-    """Evaluates a detector on the datasets of DATASETS.TEST.
-
-    Attributes:
-        datasets: those of DATASETS.TEST.
-    """
+    """Evaluates a detector on ``datasets``, those of DATASETS.TEST."""
 
     def __init__(self, cfg: CfgNode, detector: nn.Module):
         """
