@@ -187,7 +187,7 @@ class Trainer(DefaultTrainer):
 
     def state_dict(self) -> dict:
         theirs, ours = super(DefaultTrainer, self).state_dict(), self.iterations.state_dict()
-        return {**theirs, **ours, "hooks": {**theirs["hooks"], **ours["hooks"]}}
+        return {**theirs, **ours, "hooks": theirs.get("hooks", {}) | ours["hooks"]}
 
     def load_state_dict(self, state: dict) -> None:
         self.iterations.load_state_dict(state)
