@@ -11,8 +11,6 @@ Examples:
     python benchmarks/ablation.py --config smca_R50_50ep --ablations "all blocks recomputed"
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes

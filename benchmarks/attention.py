@@ -12,8 +12,6 @@ Examples:
     python benchmarks/attention.py --scaling --batches 4
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import statistics

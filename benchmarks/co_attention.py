@@ -1,7 +1,5 @@
 """One of SMCA's co-attentions on random numbers: its work, and its errors against float64."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Example:
     python benchmarks/convergence.py --size small --seeds 0 1 2
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import os

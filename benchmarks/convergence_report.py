@@ -1,7 +1,5 @@
 """Read the runs of a convergence race, compare their curves, and write the report's files."""
 
-from __future__ import annotations
-
 import csv
 import statistics
 from collections.abc import Mapping, Sequence

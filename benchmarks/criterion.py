@@ -13,8 +13,6 @@ Example:
     python benchmarks/criterion.py --losses focal --batches 1 16 --boxes 10 100
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import warnings

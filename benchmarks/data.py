@@ -21,8 +21,6 @@ Example:
     python benchmarks/data.py --workers 0 2 4 --step-seconds 0.25
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The work that data.py measures: mappers, plain references, loaders and reduced decoding."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The work of an evaluation on Detectron2, for the evaluation benchmark."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterable

@@ -12,8 +12,6 @@ Example:
     python benchmarks/eval.py --images 500 --rounds 2
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """The work that eval.py measures: random detections, and each way to evaluate them."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Measure the memory, files and threads of a process and its descendants (Linux only)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -25,8 +25,6 @@ Examples:
     python benchmarks/gpu_check.py --report benchmarks/results/*.json --docs
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

@@ -21,8 +21,6 @@ Examples:
     python benchmarks/long_run.py --engines native --warm-up 100 --opts SOLVER.MAX_ITER 400
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

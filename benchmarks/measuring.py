@@ -4,8 +4,6 @@ Ratios compare functions that run interleaved in one process, so that other load
 slows all of them down alike. :func:`smca.analysis.memory.peak_memory` measures peak memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

@@ -14,8 +14,6 @@ Example:
     python benchmarks/model.py --configs smca_single_scale_R50_50ep smca_R50_50ep --rounds 5
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

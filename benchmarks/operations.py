@@ -1,7 +1,5 @@
 """Record the attention kernels that torch runs, and the size of the largest tensor it creates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

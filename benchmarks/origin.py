@@ -1,7 +1,5 @@
 """Record the origin of a benchmark's numbers: command, commit, machine and software."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

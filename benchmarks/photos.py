@@ -1,7 +1,5 @@
 """Draw pictures of shapes with the sizes and file formats of photographs, in COCO's format."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

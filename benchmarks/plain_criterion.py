@@ -6,8 +6,6 @@ definitions to one image and layer at a time, each with its own cost matrix.
 Shapes: N queries, K class logits, M objects of an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B images, N queries, L keys, H heads, d channels per head, G Gaussians per query.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

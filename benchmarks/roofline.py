@@ -1,7 +1,5 @@
 """Select the precision of a benchmark, and measure a device's peaks in it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

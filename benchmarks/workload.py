@@ -1,7 +1,5 @@
 """Run a config's detector on random images: inference and training steps, timed by stages."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass

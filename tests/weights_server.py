@@ -1,7 +1,5 @@
 """A server on this machine that is slow, silent, wrong or right; and a ResNet to fetch."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

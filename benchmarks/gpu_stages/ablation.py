@@ -1,7 +1,5 @@
 """Compare optimisations and alternatives with the project's defaults on a GPU."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import time

@@ -1,7 +1,5 @@
 """The interface between a GPU check and its stages: device, sizes, time limit and record."""
 
-from __future__ import annotations
-
 import gc
 import time
 import traceback

@@ -3,8 +3,6 @@
 Shapes: B images, N queries, L keys, H heads, d channels per head, G Gaussians per query.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

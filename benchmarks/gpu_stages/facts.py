@@ -1,7 +1,5 @@
 """Describe the machine: device, driver, software, and the measured peaks of the device."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

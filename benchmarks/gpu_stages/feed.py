@@ -1,7 +1,5 @@
 """Measure the images per second that loader processes deliver, and how many training needs."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

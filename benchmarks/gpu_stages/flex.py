@@ -1,7 +1,5 @@
 """SMCA's co-attention by FlexAttention, which adds the Gaussian to each logit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

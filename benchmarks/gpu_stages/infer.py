@@ -1,7 +1,5 @@
 """Measure inference: images per second by batch and precision, compiled, and with CUDA graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Train and evaluate the quickstart's model with and without mixed precision."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import statistics

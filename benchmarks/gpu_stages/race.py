@@ -1,7 +1,5 @@
 """Run the medium race of benchmarks/convergence.py within the given time."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

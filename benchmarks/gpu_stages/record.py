@@ -1,7 +1,5 @@
 """Read and write the file of a GPU check: its runs, their stages, and the measured rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Format the results of GPU checks as tables for a terminal and for docs/PERFORMANCE.md."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Check that the device computes the right results, on fused kernels and without waits."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

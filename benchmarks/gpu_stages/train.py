@@ -1,7 +1,5 @@
 """Measure training steps: images per second, memory, and the share of each part."""
 
-from __future__ import annotations
-
 import functools
 import re
 import statistics

@@ -1,7 +1,5 @@
 """This process among the workers that train together; alone it is the first of one."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The exceptions that a program tells in one line."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

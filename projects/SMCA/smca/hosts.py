@@ -1,7 +1,5 @@
 """The two hosts of the model, Detectron2 and PyPI packages alone: which one runs, and why."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from types import ModuleType

@@ -4,8 +4,6 @@ smca.model_zoo.list()                      # ["ablations/table2_fixed", ..., "sm
 smca.model_zoo.get("smca_R50_50ep", "model_final.pth")
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

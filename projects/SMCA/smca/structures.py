@@ -1,7 +1,5 @@
 """The data that parts of the project hand to each other."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

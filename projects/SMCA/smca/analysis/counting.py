@@ -8,8 +8,6 @@ themselves. fvcore does not count elementwise sums, products and softmaxes. It c
 normalisations with statistics as five times their size, and bilinear interpolation as four times.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Detectors to analyse, built by either host."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Peak memory of a task, measured in a process of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import re

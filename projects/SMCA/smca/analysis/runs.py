@@ -1,7 +1,5 @@
 """Metrics that runs have written or SMCA's authors have published."""
 
-from __future__ import annotations
-
 import json
 import math
 import operator

@@ -1,7 +1,5 @@
 """The model zoo as Markdown: each config beside the published row that it repeats."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The checkpointer of both hosts: whole files, safe reading and clear refusals."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import math

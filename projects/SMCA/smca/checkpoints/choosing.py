@@ -1,7 +1,5 @@
 """Choosing the file to use a trained model with: for evaluation, prediction and pictures."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Weights that are named by an address: fetched once, into the cache that Detectron2 uses too."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 import shutil

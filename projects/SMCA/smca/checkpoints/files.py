@@ -5,8 +5,6 @@ averages its weights adds ``"ema"``, with the same names; a run that knows its c
 ``"class_names"``, a list.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle

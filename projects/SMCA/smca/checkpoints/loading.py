@@ -1,7 +1,5 @@
 """Loading the tensors of a checkpoint into a model."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping, Sequence

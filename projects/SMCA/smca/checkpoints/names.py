@@ -3,8 +3,6 @@
 A rule is a regular expression and its replacement; rules apply in the order in which they stand.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

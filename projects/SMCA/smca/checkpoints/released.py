@@ -9,8 +9,6 @@ perhaps one more for no-object. Choosing columns is exact for sigmoid scores. So
 the ids that no object has: they are exact as far as training has made p 0.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Config files: found by their names in the model zoo, and read without running code from them."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The config: its defaults from the table of keys, changed by files and command lines."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Mapping, Sequence

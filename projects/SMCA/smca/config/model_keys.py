@@ -1,7 +1,5 @@
 """The config keys that a model is built from: ``KEY=Key(default, meaning, rule)``."""
 
-from __future__ import annotations
-
 from .rules import (
     BELOW_ONE,
     BLOCKS,

@@ -1,7 +1,5 @@
 """A row of the table of config keys, and the rules that say which values a key may have."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The config keys of data, training and evaluation: ``KEY=Key(default, meaning, rule)``."""
 
-from __future__ import annotations
-
 from .rules import (
     BELOW_ONE,
     COCO_FORMAT,

@@ -1,7 +1,5 @@
 """Refuse values that cannot work, with the key's name, before anything is built or read."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Build and evaluate models of Detectron2 for :mod:`smca.analysis` and the benchmarks."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

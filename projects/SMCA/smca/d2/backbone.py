@@ -1,7 +1,5 @@
 """The project's ResNet as a Detectron2 backbone."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone

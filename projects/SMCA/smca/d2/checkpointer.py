@@ -1,7 +1,5 @@
 """Detectron2's checkpointer with whole files, safe reading and clear refusals."""
 
-from __future__ import annotations
-
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..checkpoints import SafeCheckpointing

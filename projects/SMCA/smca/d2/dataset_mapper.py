@@ -2,8 +2,6 @@
 (section 4.1).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable

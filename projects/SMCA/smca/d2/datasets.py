@@ -1,7 +1,5 @@
 """Datasets in Detectron2's catalogs, and the records of the datasets that a config names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

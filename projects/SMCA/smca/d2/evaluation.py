@@ -1,7 +1,5 @@
 """COCO's average precision as a Detectron2 evaluator."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from operator import itemgetter

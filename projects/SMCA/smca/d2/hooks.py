@@ -1,7 +1,5 @@
 """Hooks that Detectron2 lacks, or with which its runs would not resume exactly."""
 
-from __future__ import annotations
-
 import torch
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation.evaluator import inference_context

@@ -1,7 +1,5 @@
 """Start a run on Detectron2: read the config, start the workers, train or evaluate."""
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import contextlib

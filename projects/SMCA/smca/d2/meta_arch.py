@@ -1,7 +1,5 @@
 """SMCA as a meta-architecture of Detectron2: the detector, with Detectron2's dicts in and out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The predictor's host on Detectron2: its config, registries, paths and dicts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg

@@ -1,7 +1,5 @@
 """Train on Detectron2: its loop, hooks and writers around the step that both hosts share."""
 
-from __future__ import annotations
-
 import math
 import os
 import weakref

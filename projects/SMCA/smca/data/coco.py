@@ -5,8 +5,6 @@ A record is Detectron2's standard dict: ``file_name`` (absolute), ``image_id``, 
 ``category_id`` (contiguous) and ``iscrowd``.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter

@@ -4,8 +4,6 @@ The readers take the ``content`` of an annotation file, and a ``report`` that is
 with an entry. Either it raises, as :func:`refuse` makes it, or the reader leaves the entry out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import reprlib

@@ -1,7 +1,5 @@
 """Datasets that map records to samples: seeded augmentation, and images that cannot be read."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import random

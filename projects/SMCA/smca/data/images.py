@@ -1,7 +1,5 @@
 """Image files, decoded as upright 8-bit RGB."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

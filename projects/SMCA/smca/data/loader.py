@@ -1,7 +1,5 @@
 """The data loaders of both hosts, whose batches are plain lists of samples."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import gc

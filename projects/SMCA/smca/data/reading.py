@@ -1,7 +1,5 @@
 """Which file each loader process is reading, so that an error about a dead process names it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -1,7 +1,5 @@
 """The endless stream of training batches: the same for any number of workers, after any resume."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The training program's command line."""
 
-from __future__ import annotations
-
 import argparse
 
 from ..config import config_file

@@ -1,7 +1,5 @@
 """Check the device that a config names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """An exponential moving average of the weights, which evaluations use (MODEL.EMA)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

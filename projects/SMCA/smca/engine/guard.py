@@ -1,7 +1,5 @@
 """Errors that a user can mend, told in one line."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

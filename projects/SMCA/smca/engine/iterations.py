@@ -1,7 +1,5 @@
 """The iterations of a run in both hosts: fetch a batch, learn from it, stop on a signal."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Start the processes that train together, the workers, or join those that torchrun has started."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

@@ -1,7 +1,5 @@
 """The wrapper of a model that workers train together, the same in both hosts."""
 
-from __future__ import annotations
-
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

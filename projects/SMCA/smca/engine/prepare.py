@@ -1,7 +1,5 @@
 """Prepare a run: a config that can work, weights, data and a folder."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The results of a run as Markdown: `results.md` in OUTPUT_DIR, or a part of the log."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

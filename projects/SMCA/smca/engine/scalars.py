@@ -1,7 +1,5 @@
 """The scalars that both hosts log besides the losses."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

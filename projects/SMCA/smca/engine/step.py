@@ -1,7 +1,5 @@
 """One step of training in both hosts: forward, backward, check of the losses, update."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence

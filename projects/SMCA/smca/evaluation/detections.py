@@ -1,7 +1,5 @@
 """The detections of a dataset as rows: kept in little memory, and written as COCO's results."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Sequence

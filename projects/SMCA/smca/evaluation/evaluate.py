@@ -1,7 +1,5 @@
 """The evaluation of a whole dataset, for both hosts."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

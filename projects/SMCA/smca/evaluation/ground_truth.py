@@ -1,7 +1,5 @@
 """The ground truth that detections are scored against."""
 
-from __future__ import annotations
-
 import logging
 import math
 from operator import itemgetter

@@ -3,8 +3,6 @@
 The numbers of a class need no other class, and a class at a time needs a fraction of the memory.
 """
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Running one of the project's detectors over images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ size and without padding. It gives ``boxes`` (B, D, 4) xyxy in pixels of the ima
 (B, D) and ``labels`` (B, D), best first, D at most TEST.DETECTIONS_PER_IMAGE.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

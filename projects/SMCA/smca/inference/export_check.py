@@ -3,8 +3,6 @@
 Shapes: B images of H x W pixels, D detections an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

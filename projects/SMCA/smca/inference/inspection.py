@@ -1,7 +1,5 @@
 """Running a model on an image to see what its queries detect, and where they look."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

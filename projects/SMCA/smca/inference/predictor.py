@@ -5,8 +5,6 @@ result = predictor("image.jpg", threshold=0.5)
 result.boxes, result.scores, result.class_names
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence

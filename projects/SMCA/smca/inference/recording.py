@@ -4,8 +4,6 @@ Shapes: B images, H heads, S scales, G Gaussians a query and scale (H or 1), (h,
 finest map. Points are x, y in pixels of the images.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass

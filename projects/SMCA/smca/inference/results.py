@@ -1,7 +1,5 @@
 """Detections in COCO's format for results."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Images come from files, folders, videos and cameras.
 """
 
-from __future__ import annotations
-
 import glob
 import importlib
 import os

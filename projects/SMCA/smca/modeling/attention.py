@@ -7,8 +7,6 @@ key. Appended to the channels of queries and keys they cost nothing: any fused k
 exactly, and no (N, L) matrix exists. SMCA's log G and the padding mask both have this form.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

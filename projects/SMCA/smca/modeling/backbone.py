@@ -3,8 +3,6 @@
 Checkpoints use these names on disk (``res2.0.conv1.norm.weight``), in both hosts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import torch

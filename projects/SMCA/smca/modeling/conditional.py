@@ -3,8 +3,6 @@
 Shapes: B images, N queries, L keys, C channels, H heads, d = C / H.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ Shapes: B images, N queries, L keys, C channels, H heads, d = C / H. Throughout,
 (B, N, C) is the content of the queries and ``position`` (B, N, C) their embedding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Shapes: B images, N queries, L tokens of all scales, C channels, S scales. ``map
 is :attr:`~smca.modeling.memory.Memory.map_sizes`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -7,8 +7,6 @@ predicts. Places are counted in cells of a map: the middle of the first cell is 
 y. ``map_sizes`` (B, S, 2) is :attr:`~smca.modeling.memory.Memory.map_sizes`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

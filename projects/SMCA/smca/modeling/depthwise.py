@@ -3,8 +3,6 @@
 Shapes: B images, L tokens of all scales, C channels.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """The whole detector in plain PyTorch, from normalised pixels to boxes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any

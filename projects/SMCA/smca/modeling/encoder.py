@@ -3,8 +3,6 @@
 Shapes: B images, L tokens of all scales, C channels, S scales.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """From decoder outputs to boxes and scores (Eqs. 10-12), and from these to detections."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

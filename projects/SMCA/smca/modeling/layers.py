@@ -1,7 +1,5 @@
 """Small layers that encoder, decoder and heads share."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

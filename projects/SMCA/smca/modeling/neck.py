@@ -3,8 +3,6 @@
 Shapes: B images, S scales, L tokens of all scales, C channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Normalisations of convolutional maps. Statistics leave padding out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B images, N queries, L tokens of all scales, C channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

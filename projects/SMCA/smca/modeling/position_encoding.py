@@ -1,7 +1,5 @@
 """DETR's two-dimensional sine position encoding, counted over the valid cells of each image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

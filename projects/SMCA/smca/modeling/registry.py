@@ -1,7 +1,5 @@
 """The registries that ``MODEL.SMCA.{ENCODER,DECODER}.NAME`` name encoders and decoders of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fvcore.common.config import CfgNode

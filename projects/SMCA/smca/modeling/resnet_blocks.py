@@ -4,8 +4,6 @@ Every forward takes masks (B, 1, h, w) of the cells that are not padding: ``vali
 and ``valid_out`` of its output; None where no image is padded.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B images, N queries, L keys, C channels, H heads, S scales.
 """
 
-from __future__ import annotations
-
 from functools import reduce
 from typing import Any
 

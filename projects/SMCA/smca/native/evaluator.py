@@ -1,7 +1,5 @@
 """The evaluation of a detector on datasets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

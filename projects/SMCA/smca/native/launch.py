@@ -1,7 +1,5 @@
 """Start a run on PyPI packages: read the config, start the workers, train or evaluate."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

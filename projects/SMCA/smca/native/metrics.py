@@ -1,7 +1,5 @@
 """The logs of a run: a progress line, `metrics.json` as Detectron2 writes it, TensorBoard."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import logging

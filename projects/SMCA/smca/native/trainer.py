@@ -1,7 +1,5 @@
 """Train on PyPI packages alone, with Detectron2's keys, files and counting."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence

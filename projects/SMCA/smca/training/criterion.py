@@ -3,8 +3,6 @@
 Shapes: Y decoder layers, B images, N queries, K logits a query, P matched pairs.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

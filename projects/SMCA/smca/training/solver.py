@@ -1,7 +1,5 @@
 """The optimizer and learning-rate schedule of a configuration, the same in both hosts."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Training curves of one run, or of several runs beside each other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

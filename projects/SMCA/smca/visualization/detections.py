@@ -1,7 +1,5 @@
 """Drawing detections on their image."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The kinds of findings in a dataset: how bad they are, and what to do about them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

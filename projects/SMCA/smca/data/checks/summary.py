@@ -1,7 +1,5 @@
 """Statistics of a dataset: its images, and its objects by size, class and shape."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Points are x, y in pixels of the image. Lengths on the figure are in inches.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Both have a row per object and decoder layer, and a column per model. The page i
 with its pictures inside and without links.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import os

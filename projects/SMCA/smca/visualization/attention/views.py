@@ -3,8 +3,6 @@
 Shapes: H heads, S scales, (h, w) cells of the finest map. Points are x, y in pixels of the image.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
