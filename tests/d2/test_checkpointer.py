@@ -15,6 +15,7 @@ from detectron2.modeling import build_model  # noqa: E402
 from detectron2.utils.file_io import PathHandler, PathManager  # noqa: E402
 
 from smca.checkpoints import fetch  # noqa: E402
+from smca.checkpoints.fetching import local_file  # noqa: E402
 from smca.d2.checkpointer import SMCACheckpointer  # noqa: E402
 from smca.d2.predictor import Detectron2Host  # noqa: E402
 from smca.errors import CheckpointError
@@ -111,6 +112,7 @@ def test_addresses_of_detectron2s_other_handlers(d2_config, tmp_path):
     PathManager.register_handler(Cluster(), allow_override=True)
     SMCACheckpointer(build_model(d2_config()), str(tmp_path)).save("a")
     SMCACheckpointer(build_model(d2_config())).load("cluster://a.pth")
-    assert Detectron2Host.local_path("cluster://a.pth") == str(tmp_path / "a.pth")
+    found = local_file("cluster://a.pth", Detectron2Host.path_manager)  # as the predictor does
+    assert found == str(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="manifold://a.pth cannot be fetched"):
         SMCACheckpointer(build_model(d2_config())).load("manifold://a.pth")
