@@ -178,6 +178,11 @@ def test_one_class_has_no_ap_of_its_own_and_no_objects_are_nan(tmp_path):
     assert all(math.isnan(value) for value in scores.values())
 
 
+def test_scores_that_are_not_numbers_are_refused(dataset, tmp_path):
+    with pytest.raises(FloatingPointError, match="weights are not finite"):
+        scored([(1, detections([(1, 1, 5, 5, 0, math.nan)]))], dataset, tmp_path)
+
+
 def test_a_class_the_dataset_lacks_is_refused(dataset, tmp_path):
     with pytest.raises(DatasetError, match=r"image 2 .*class 5.*NUM_CLASSES must be 3"):
         scored([(2, detections([(1, 1, 5, 5, 5, 0.5)]))], dataset, tmp_path)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from fvcore.common.config import CfgNode
+from torch import Tensor
 from torchvision.ops import box_convert
 
 from ..structures import Detections
@@ -17,14 +18,30 @@ RESULTS_FILE = "coco_instances_results.json"
 _WRITTEN_AT_ONCE = 5_000
 
 
+def require_finite(scores: Tensor) -> None:
+    """
+    Raises:
+        FloatingPointError: a score is not finite, so that the model's weights cannot be.
+    """
+    if not scores.isfinite().all():
+        raise FloatingPointError(
+            "the model gives scores that are not numbers: its weights are not finite, such as "
+            "those of a training that has diverged; take an earlier checkpoint"
+        )
+
+
 def tabulate(detections: Iterable[tuple[int, Detections]]) -> np.ndarray:
     """Return the detections of images as rows (D,) of type ``ROW``, 32 bytes each.
 
     Args:
         detections: image id and detections on the CPU, image after image.
+
+    Raises:
+        FloatingPointError: see :func:`require_finite`.
     """
     parts = [np.empty(0, dtype=ROW)]
     for image_id, found in detections:
+        require_finite(found.scores)
         part = np.empty(len(found.labels), dtype=ROW)
         part["image_id"] = image_id
         part["label"] = found.labels.numpy()

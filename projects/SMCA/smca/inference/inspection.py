@@ -9,8 +9,9 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from ..errors import ConfigError
+from ..evaluation.detections import require_finite
 from ..visualization.attention.views import Detection
-from .predictor import Predictor, require_finite
+from .predictor import Predictor
 from .recording import CoAttentionRecord, record_co_attention
 
 

@@ -27,6 +27,7 @@ from ..data.coco_format import read_class_names
 from ..data.images import read_rgb, upright_rgb
 from ..data.mapper import DetrMapper
 from ..errors import ConfigError, DatasetError
+from ..evaluation.detections import require_finite
 from ..structures import Detections, Size
 from .detect import Inference
 
@@ -167,18 +168,6 @@ class Predictor:
         labels = found.labels[kept]
         names = tuple(self.class_names[label] for label in labels.tolist())
         return Result(found.boxes[kept], found.scores[kept], labels, names)
-
-
-def require_finite(scores: Tensor) -> None:
-    """
-    Raises:
-        FloatingPointError: a score is not finite, so that the model's weights cannot be.
-    """
-    if not scores.isfinite().all():
-        raise FloatingPointError(
-            "the model gives scores that are not numbers: its weights are not finite, such as "
-            "those of a training that has diverged; take an earlier checkpoint"
-        )
 
 
 def read_image(image: ImageLike) -> Image.Image:
