@@ -203,7 +203,8 @@ def usable_records(
     if filter_empty:
         number = len(kept)
         kept = [r for r in kept if any(not entry["iscrowd"] for entry in r["annotations"])]
-        logger.info("left out %d images without annotations", number - len(kept))
+        if len(kept) < number:
+            logger.info("left out %d images without annotations", number - len(kept))
     if not kept:
         names = ", ".join(name for name, _ in datasets) or "empty"
         raise DatasetError(
