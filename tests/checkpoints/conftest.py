@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import released_reference
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -24,16 +25,10 @@ def _module_of(path):
     return module
 
 
-@pytest.fixture(scope="session")
-def reference():
-    """The module `released_reference`."""
-    return _module_of(Path(__file__).with_name("released_reference.py"))
-
-
 @pytest.fixture
-def original(reference):
+def original():
     """`original("detr", columns=92, ...)`: a reference detector with random numbers."""
-    return lambda *args, **options: _randomised(reference.Detector(*args, **options))
+    return lambda *args, **options: _randomised(released_reference.Detector(*args, **options))
 
 
 def _randomised(model, seed=0):
@@ -71,7 +66,7 @@ def _normalise(norm, inputs):
 
 
 @pytest.fixture
-def published(reference, monkeypatch):
+def published(monkeypatch):
     """`published("detr", 92, ...)`: a file of the published sizes, without numbers."""
 
     def file(kind, columns, *, depth=50, kernels=(5,), **settings):
@@ -79,9 +74,9 @@ def published(reference, monkeypatch):
         sizes["queries"] = 100 if (kind, columns) == ("detr", 92) else 300
         sizes["ffn"] = 1024 if kind == "smca_depthwise" else 2048
         for name, value in sizes.items():
-            monkeypatch.setattr(reference.Settings, name, value)
+            monkeypatch.setattr(released_reference.Settings, name, value)
         with torch.device("meta"):
-            model = reference.Detector(kind, columns=columns, depth=depth, kernels=kernels)
+            model = released_reference.Detector(kind, columns=columns, depth=depth, kernels=kernels)
         return Released("released.pth", model.state_dict(), argparse.Namespace(**settings))
 
     return file

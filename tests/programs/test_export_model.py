@@ -23,7 +23,7 @@ from smca.inference.export import FORMATS, PixelDetector, export, metadata
 from smca.inference.predictor import Predictor
 from smca.modeling.resnet_blocks import BasicStem
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/run_exported.py"
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")

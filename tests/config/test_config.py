@@ -11,7 +11,7 @@ from smca.config.model_keys import MODEL_KEYS
 from smca.config.run_keys import RUN_KEYS
 from smca.engine.prepare import prepare
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
 
 

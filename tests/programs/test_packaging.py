@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
 PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet")
 

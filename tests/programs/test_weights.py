@@ -16,7 +16,7 @@ from smca.errors import CheckpointError
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LAZY = ROOT / "tools/lazyconfig_train_net.py"
 ZOO = "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
 # A ResNet-18 of torchvision under a small detector; its first two stages are frozen.

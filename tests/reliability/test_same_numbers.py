@@ -19,7 +19,7 @@ from smca.config import load_cfg
 from smca.engine.prepare import prepare
 from smca.native.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]

@@ -14,7 +14,7 @@ from PIL import Image
 from smca.checkpoints import write_checkpoint
 from smca.modeling import build_detector
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 pytestmark = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def held(train_net, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"), prepend=os.pathsep)
 
     def run(*arguments):
-        output = train_net(*arguments, script=ROOT / "tests/watched_programs.py")
+        output = train_net(*arguments, script=ROOT / "tests/support/watched_programs.py")
         return json.loads(output.splitlines()[-1])
 
     return run

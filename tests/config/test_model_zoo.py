@@ -12,7 +12,7 @@ from smca.checkpoints import write_checkpoint
 from smca.config import ConfigError, choose_device
 from smca.errors import CheckpointError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_every_config_that_is_a_model_is_listed():

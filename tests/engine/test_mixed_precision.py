@@ -9,7 +9,7 @@ import torch
 from smca.data.shapes import write_shapes_dataset
 from smca.engine.step import NO_HALF
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ITERATIONS = 200
 needs_half_precision = pytest.mark.skipif(
     not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in NO_HALF,

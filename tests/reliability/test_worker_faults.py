@@ -15,7 +15,7 @@ import pytest
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-PROGRAM = Path(__file__).parent.parent / "train_net.py"
+PROGRAM = Path(__file__).parents[2] / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 LONG = ("MODEL.RESNETS.NORM", "FrozenBN", "SOLVER.MAX_ITER", 5000, "SOLVER.STEPS", ())
 LONG += ("SOLVER.CHECKPOINT_PERIOD", 5)

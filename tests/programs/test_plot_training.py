@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).parents[1] / "tools/plot_training.py"
+TOOL = Path(__file__).parents[2] / "tools/plot_training.py"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from smca.engine.launch import Worker, launch, torchrun_worker
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
-PROGRAM = Path(__file__).parent.parent / "train_net.py"
+PROGRAM = Path(__file__).parents[2] / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run")
 # Batch statistics would depend on how a batch is shared out.
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]

@@ -1,8 +1,8 @@
 """Programs that test_long_runs.py starts: each prints, as JSON, what its process holds meanwhile.
 
-python tests/watched_programs.py evaluate CONFIG_FILE ENGINE TIMES IMAGE,IMAGE,...
-python tests/watched_programs.py predict CONFIG_FILE ENGINE WEIGHTS IMAGES
-python tests/watched_programs.py load CONFIG_FILE
+python tests/support/watched_programs.py evaluate CONFIG_FILE ENGINE TIMES IMAGE,IMAGE,...
+python tests/support/watched_programs.py predict CONFIG_FILE ENGINE WEIGHTS IMAGES
+python tests/support/watched_programs.py load CONFIG_FILE
 """
 
 import gc

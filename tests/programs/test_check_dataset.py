@@ -12,7 +12,7 @@ from PIL import Image
 
 from smca.engine.guard import guarded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tools/check_dataset.py"
 
 

@@ -11,7 +11,7 @@ import setuptools  # noqa: F401 - brings distutils
 
 from smca import versions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = "'torch>=2.10' 'torchvision>=0.25'"
 INSTALL = f"pip install --upgrade {PACKAGES}"
 # pip would leave a torch for CPUs and a torchvision for CUDA, both the newest, as they are.

@@ -18,7 +18,7 @@ from smca.engine.guard import guarded
 from smca.inference import sources
 from smca.modeling import build_detector
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo.py"
 NAMES = ["circle", "rectangle", "triangle"]
 

@@ -12,7 +12,7 @@ import torch
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]
 
 

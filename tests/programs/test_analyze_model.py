@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools/analyze_model.py"
+TOOL = Path(__file__).parents[2] / "tools/analyze_model.py"
 
 
 def test_a_model_by_parts(train_net):

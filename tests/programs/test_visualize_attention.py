@@ -12,7 +12,7 @@ from PIL import Image
 from smca.engine.guard import guarded
 from smca.modeling import build_detector
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 TOOL = TOOLS / "visualize_attention.py"
 ONE_SCALE = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
 DEFORMABLE = (

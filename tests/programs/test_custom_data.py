@@ -16,7 +16,7 @@ import yaml
 
 from smca.data.shapes import write_shapes_dataset
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/CUSTOM_DATA.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 # Options and messages of the last table.
@@ -54,7 +54,7 @@ def write_user_data(folder):
 
 def write_released_file(path):
     """A file with the layout that SMCA's authors released, of a small encoder and decoder."""
-    source = ROOT / "tests/checkpoints/released_reference.py"
+    source = ROOT / "tests/support/released_reference.py"
     spec = importlib.util.spec_from_file_location(source.stem, source)
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)

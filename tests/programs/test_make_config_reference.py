@@ -12,7 +12,7 @@ import smca
 from smca.config import flatten
 from smca.config.model_keys import ABOUT
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/make_config_reference.py"
 config_reference = runpy.run_path(str(TOOL))["config_reference"]
 ROW = re.compile(r"^\| `([A-Z][A-Z0-9_.]*)` \| `(.*)` \| (.*) \| (.*) \| (.*) \|$", re.M)
