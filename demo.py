@@ -20,12 +20,14 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from smca import Predictor
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine
 from smca.inference import sources
@@ -36,7 +38,7 @@ from smca.visualization.detections import draw_detections
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -70,8 +72,9 @@ def parse() -> argparse.Namespace:
         default="auto",
         help="host that runs the model; auto takes Detectron2 if it is installed",
     )
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.batch < 1:
         parser.error(f"--batch is {args.batch}; it must be at least 1")
     if not 0 <= args.threshold <= 1:
@@ -86,7 +89,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     engine, reason = choose_engine(args.engine)
     print(reason, flush=True)
     found = sources.gather(args.input, args.output, camera=args.webcam)
@@ -150,5 +153,10 @@ def main(args: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main, parse()))
+    sys.exit(main())

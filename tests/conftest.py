@@ -1,11 +1,21 @@
 """What tests of all parts share: small configs and threads that do not fight for cores."""
 
+import contextlib
+import functools
+import gc
+import importlib.util
+import io
+import logging
 import os
+import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -76,14 +86,91 @@ def config_file(tiny_config, shapes, tmp_path):
     return write
 
 
-@pytest.fixture(scope="session")
-def train_net(tmp_path_factory):
-    """``train_net("--resume", ..., "KEY", value)``: runs the program and returns what it printed.
+class Ended(NamedTuple):
+    """The exit code of a program that has run in this process, and what it printed."""
 
-    With ``wait=False`` it returns the process, whose ``printed()`` waits for its end.
+    returncode: int
+    output: str
+
+    @property
+    def last(self) -> str:
+        return self.output.splitlines()[-1]
+
+
+@functools.cache
+def load_program(name):
+    """The module of a program, by its path in the repository."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def program():
+    """``program("tools/plot_training.py", ...)`` runs a program in this process: an :class:`Ended`.
+
+    It runs in the repository's root and leaves no log handler, random state or setting behind.
     """
 
-    def start(*arguments, wait=True, script=ROOT / "train_net.py"):
+    def run(name, *arguments):
+        printed, folder = io.StringIO(), os.getcwd()
+        setting, states = logging.raiseExceptions, (random.getstate(), np.random.get_state())
+        os.chdir(ROOT)
+        try:
+            with (
+                contextlib.redirect_stdout(printed),
+                contextlib.redirect_stderr(printed),
+                torch.random.fork_rng(devices=[]),
+                warnings.catch_warnings(),
+            ):
+                code = load_program(name).main(list(map(str, arguments)))
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            os.chdir(folder)
+            logging.raiseExceptions = setting
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            gc.unfreeze()
+            _drop_log_handlers()
+        return Ended(code or 0, printed.getvalue())
+
+    return run
+
+
+def _drop_log_handlers():
+    """A run's handlers write to a file that the test removes, and to what this test captures."""
+    for name in (None, "smca", "fvcore", "detectron2"):
+        logger = logging.getLogger(name)
+        logger.propagate = True
+        for handler in logger.handlers[:]:
+            if type(handler) in (logging.StreamHandler, logging.FileHandler):
+                logger.removeHandler(handler)
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
+    if detectron2 := sys.modules.get("detectron2.utils.logger"):
+        detectron2.setup_logger.cache_clear()
+        detectron2._cached_log_stream.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def train_net(program):
+    """``train_net("--resume", ..., "KEY", value)``: trains here and returns what was printed."""
+
+    def run(*arguments):
+        ended = program("train_net.py", *arguments)
+        assert ended.returncode == 0, ended.output[-5000:]
+        return ended.output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start_train_net(tmp_path_factory):
+    """The program in a process of its own, whose ``printed()`` waits for its end."""
+
+    def start(*arguments, script=ROOT / "train_net.py"):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         paths = [str(ROOT / "projects" / "SMCA"), os.getenv("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -102,11 +189,7 @@ def train_net(tmp_path_factory):
             process.wait(timeout=300)
             return log.read_text()
 
-        if not wait:
-            process.printed = printed
-            return process
-        output = printed()
-        assert process.returncode == 0, output[-5000:]
-        return output
+        process.printed = printed
+        return process
 
     return start

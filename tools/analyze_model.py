@@ -10,6 +10,7 @@ Examples:
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory, prepare_pass
 from smca.analysis.zoo import model_zoo
 from smca.config import is_own_model
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
 
@@ -26,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COLUMNS = ("part", "trainable", "parameters", "multiply-adds", "activations")
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
@@ -55,10 +57,11 @@ def parse() -> argparse.Namespace:
         default="auto",
         help="host that builds the model, as in train_net.py",
     )
+    add_import(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.table and (args.opts or args.size):
         parser.error("--table takes the configs as they are at 800 1066: no --size, no KEY VALUE")
     if args.output and not args.table:
@@ -75,8 +78,7 @@ def host_of(engine: str) -> Host:
     return load("detectron2", "analysis").DETECTRON2
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> None:
     host = host_of(args.engine)
     if args.table:
         text = model_zoo(host, CONFIGS)
@@ -137,5 +139,10 @@ def print_parts(counts: ModelCounts, depth: int) -> None:
         )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from smca.data.checks.summary import format_summary, summarise
 from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
 from smca.data.images import read_rgb
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.visualization.detections import draw_detections, grid
 
@@ -36,7 +37,7 @@ LEVELS = (ERROR, WARNING, INFO)
 LONGEST = 800  # side of an image in the grid, in pixels
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,10 +53,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", metavar="FOLDER", help="for report.json and drawn samples")
     parser.add_argument("--samples", type=int, default=12, help="images drawn of a dataset")
     parser.add_argument("--overwrite", action="store_true", help="replace what --output has")
+    add_import(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if bool(args.config_file) == bool(args.json):
         parser.error("give --json and --images, or --config-file")
     if len(args.json or ()) != len(args.images or ()):
@@ -65,8 +67,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
-    args = parse()
+def run(args: argparse.Namespace) -> int:
     cfg = load_cfg(get_cfg(), args.config_file or "", [*named_pairs(args), *args.opts])
     validate(cfg)
     if not (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -188,5 +189,10 @@ def draw_samples(dataset: CheckedDataset, count: int) -> list[Image.Image]:
     return drawn
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

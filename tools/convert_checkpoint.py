@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,11 +32,12 @@ from smca.checkpoints.released import (
 )
 from smca.config import flatten, load_cfg
 from smca.data.coco import COCO_CLASSES
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.errors import CheckpointError
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,11 +56,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("input", metavar="IN", help="the file as it was released")
     parser.add_argument("output", metavar="OUT", help="the checkpoint to write, a .pth file")
-    return parser.parse_args()
+    add_import(parser)
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> None:
     check_output(args)
     released = read_released(args.input)
     kind = recognise(released) if args.kind == "auto" else args.kind
@@ -115,5 +117,10 @@ def files_of(names: list[str]) -> list[str]:
     return [os.path.relpath(model_zoo.config_file(name)) for name in names]
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

@@ -8,6 +8,7 @@ Example:
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from smca import get_cfg
 from smca.analysis.runs import History, read_metrics
 from smca.config import ConfigError, load_cfg
 from smca.data.coco import load_datasets
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.inference.inspection import inspect_image
 from smca.inference.predictor import Predictor, read_image
@@ -25,7 +27,7 @@ from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections, grid
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, help="the run's config.yaml")
     parser.add_argument("--weights", help="checkpoint (default: the run's last one)")
@@ -33,14 +35,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=12, help="images to draw detections on")
     parser.add_argument("--queries", type=int, default=3, help="queries to draw co-attention for")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score drawn")
-    args = parser.parse_args()
+    add_import(parser)
+    args = parser.parse_args(argv)
     if min(args.images, args.queries) < 1:
         parser.error("--images and --queries are at least 1")
     return args
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> None:
     cfg = load_cfg(get_cfg(), args.config_file)
     output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     predictor = Predictor(args.config_file, args.weights)
@@ -90,5 +92,10 @@ def gt_boxes(record: dict) -> torch.Tensor:
     return box_convert(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "xywh", "xyxy")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

@@ -11,10 +11,12 @@ Examples:
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from smca import get_cfg
 from smca.config import is_own_model, load_cfg
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.errors import ExportError
 from smca.inference.export import FORMATS, PixelDetector, export, metadata
@@ -22,7 +24,7 @@ from smca.inference.export_check import check_batches
 from smca.inference.predictor import Predictor
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,14 +46,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--opset", type=int, help="ONNX opset (default: the exporter's own)")
     parser.add_argument("--no-check", action="store_true", help="do not run the written file")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
+    add_import(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> None:
     output, form = Path(args.output), args.format
     if form is None:
         endings = {chosen.suffix: name for name, chosen in FORMATS.items()}
@@ -101,5 +103,10 @@ def check_arguments(args: argparse.Namespace, output: Path, form: str) -> None:
         raise ExportError(f"--opset is {args.opset}; it is for ONNX, and must be at least 18")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

@@ -7,7 +7,9 @@ Example:
 
 import sys
 import warnings
+from collections.abc import Sequence
 
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
@@ -15,7 +17,8 @@ from smca.engine.guard import guarded
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
     from detectron2.engine import default_argument_parser
 
     from smca.d2.lazy import run
@@ -26,7 +29,8 @@ def main() -> int:
     parser.description = __doc__.splitlines()[0]
     # torchrun may have started this process; and each run meets at a port of its own.
     parser.set_defaults(num_gpus=None, num_machines=None, machine_rank=None, dist_url="auto")
-    return guarded(run, parser.parse_args())
+    add_import(parser)
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Examples:
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from smca.analysis.markdown import markdown_table
@@ -41,18 +42,17 @@ work too; the native host passes over them in a file that Detectron2 wrote.
 """
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; fail if the file is out of date"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    args = parse()
+def run(args: argparse.Namespace) -> int:
     text = config_reference()
     if not args.check:
         REFERENCE.write_text(text, encoding="utf-8")
@@ -90,5 +90,10 @@ def allowed(name: str) -> str:
     return f"{kind}, {key.rule.words}" if kind in ("integer", "number") else key.rule.words
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

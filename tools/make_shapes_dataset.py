@@ -7,6 +7,7 @@ Examples:
 """
 
 import argparse
+from collections.abc import Sequence
 
 from smca.data.checks.summary import format_summary, summarise
 from smca.data.coco import load_coco
@@ -14,7 +15,7 @@ from smca.data.shapes import QUICKSTART, write_shapes_dataset
 from smca.data.shapes.drawing import MIN_SIDE, SHAPES
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -34,7 +35,7 @@ def main() -> None:
         "--max-side", type=int, help="greatest side in pixels; 0.85 of the image's where not given"
     )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         files = write_shapes_dataset(
             args.output,

@@ -25,7 +25,7 @@ from smca.evaluation.scoring import AP_NAMES
 from smca.visualization.curves import draw_histories
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = list(published_runs())
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--more", action="store_true", help="draw time spent waiting for data and gradient norms"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if "all" in args.authors:
         args.authors = names
     args.authors = [name for name in args.authors if name != "none"]
@@ -76,8 +76,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> None:
     folders = [run for run in args.runs if Path(run, "metrics.json").is_file()]
     for run in args.runs:
         if run not in folders:
@@ -121,5 +120,10 @@ def row(history: History, over: str) -> list[str]:
     ]
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

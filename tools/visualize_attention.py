@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from smca.config import ConfigError
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.inference.inspection import Inspection, inspect_image
 from smca.inference.predictor import Predictor, read_image
@@ -24,7 +25,7 @@ from smca.visualization.attention.page import Column, write_co_attention
 from smca.visualization.attention.views import Detection
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="Configs are paths of YAML files or names of the model zoo, as smca_R50_50ep.",
@@ -78,7 +79,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--device", help="cpu, cuda, ... (default: MODEL.DEVICE, or cpu without a GPU)"
     )
-    args = parser.parse_args()
+    add_import(parser)
+    args = parser.parse_args(argv)
     if bool(args.config_file) == bool(args.model):
         parser.error("give --config-file, or --model for each of several models")
     if args.weights and args.model:
@@ -122,8 +124,7 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def main() -> None:
-    args = parse()
+def run(args: argparse.Namespace) -> None:
     path, image = args.image
     columns: list[Column] = []
     chosen: Sequence[Detection] = ()
@@ -175,5 +176,10 @@ def same_object(inspection: Inspection, found: Detection, threshold: float) -> D
     return same or f"no {found.class_name} here with a score of {threshold:.0%} or more"
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(main())

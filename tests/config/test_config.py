@@ -91,7 +91,6 @@ def test_wrong_options_are_named(opts, message):
         ("INPUT.FORMAT", "HSV"),
         ("INPUT.RANDOM_FLIP", "both"),
         ("INPUT.MIN_SIZE_TRAIN", ()),
-        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         ("DATASETS.COCO_FORMAT", [["a", "b.json"]]),
         ("MODEL.SMCA.LOSS.L1_WEIGHT", -1.0),
         ("MODEL.PIXEL_MEAN", [1.0]),

@@ -17,6 +17,7 @@ import torch
 from smca.data.dataset import EvaluationDataset
 from smca.data.loader import build_train_loader, list_loader
 from smca.data.reading import explain_end
+from smca.errors import ConfigError
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
@@ -219,3 +220,8 @@ def test_wide_images_are_a_group_of_their_own(grouping, groups):
         num_workers=0,
     )
     assert loader.batch_sampler.groups.tolist() == groups
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ConfigError, match="SAMPLER_TRAIN is 'Nope'; it must be one of Training"):
+        build_train_loader(dataset=[], mapper=content, total_batch_size=1, sampler="Nope")

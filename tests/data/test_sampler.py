@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from smca.data.sampler import Draw, TrainingBatches
+from smca.data.sampler import Draw, TrainingSampler
 
 GROUPINGS = {
     "one group": [0] * 23,
@@ -16,7 +16,9 @@ GROUPINGS = {
 
 
 def batches(groups, count, **arguments):
-    sampler = TrainingBatches(groups, **{"batch_size": 4, "seed": 5, **arguments})
+    sampler = TrainingSampler(
+        [{}] * len(groups), **{"groups": groups, "batch_size": 4, "seed": 5, **arguments}
+    )
     return list(islice(sampler, count))
 
 
@@ -54,7 +56,7 @@ def test_any_start_continues_the_same_stream(groups, world_size):
 
 
 def test_seed_and_start_may_be_set_before_iteration():
-    sampler = TrainingBatches(GROUPINGS["two groups"], batch_size=4, seed=0)
+    sampler = TrainingSampler([{}] * 21, groups=GROUPINGS["two groups"], batch_size=4, seed=0)
     sampler.seed, sampler.start = 5, 3
     assert list(islice(sampler, 2)) == batches(GROUPINGS["two groups"], 5)[3:]
 
@@ -81,11 +83,13 @@ def test_an_epoch_holds_each_record_once_and_seeds_differ():
 
 def test_resuming_late_in_a_long_training_is_quick():
     groups = np.random.default_rng(0).random(117_266) < 0.25
-    sampler = TrainingBatches(groups, batch_size=16, seed=0, start=366_000)
+    sampler = TrainingSampler(
+        [{}] * len(groups), groups=groups, batch_size=16, seed=0, start=366_000
+    )
     begin = time.perf_counter()
     next(iter(sampler))
     assert time.perf_counter() - begin < 2
-    tiny = TrainingBatches([0, 0, 1], batch_size=16, seed=0, start=366_000)
+    tiny = TrainingSampler([{}] * 3, groups=[0, 0, 1], batch_size=16, seed=0, start=366_000)
     begin = time.perf_counter()
     next(iter(tiny))
     assert time.perf_counter() - begin < 2
@@ -93,4 +97,23 @@ def test_resuming_late_in_a_long_training_is_quick():
 
 def test_impossible_arguments_name_their_key():
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 6.*\(4\)"):
-        TrainingBatches([0, 0], batch_size=6, world_size=4, seed=0)
+        TrainingSampler([{}] * 2, groups=[0, 0], batch_size=6, world_size=4, seed=0)
+
+
+def test_a_sampler_of_your_own_chooses_the_records_of_an_epoch():
+    """Repeated and left out, in batches that any start continues."""
+
+    class Chosen(TrainingSampler):
+        def epoch(self, records):
+            return [0, 0, 3, 4]
+
+    def first(count, start=0):
+        sampler = Chosen([{}] * 5, groups=[0] * 5, batch_size=2, seed=0, start=start)
+        return list(islice(sampler, count))
+
+    whole = first(20)
+    drawn = [[draw.index for draw in batch] for batch in whole]
+    for left, right in zip(drawn[::2], drawn[1::2], strict=True):
+        assert sorted(left + right) == [0, 0, 3, 4]
+    assert len({draw.seed for batch in whole for draw in batch}) == 40
+    assert all(first(3, start) == whole[start : start + 3] for start in range(15))

@@ -93,7 +93,7 @@ def test_evaluation_only(engine, one_process, how, config_file, train_net):
     output = train_net("--engine", engine, "--eval-only", "--config-file", *arguments)
     lines = output.splitlines()
     assert any(f"Weights: {used} (" in line and why in line for line in lines[:3]), lines[:3]
-    assert any(f"results of {used}" in line for line in lines[-30:])
+    assert any(f"results of {used}" in line for line in lines[-30:]), output[-4000:]
     if used != best:
         expected = list(metrics(folder).values())[-1]["bbox/AP"]
         pattern = r"copypaste: ([\d.]+)" if engine == "detectron2" else r"\bAP ([\d.]+)  AP50"
@@ -109,7 +109,9 @@ def wait_for(process, condition):
 
 
 @pytest.mark.slow
-def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_path):
+def test_signals_and_crashes_lose_nothing(
+    engine, config_file, train_net, start_train_net, tmp_path
+):
     common = [
         *("SOLVER.MAX_ITER", 100, "SOLVER.CHECKPOINT_PERIOD", 20, "DATALOADER.NUM_WORKERS", 1),
         *("MODEL.SMCA.DROPOUT", 0.1, "INPUT.MIN_SIZE_TRAIN", (64, 96), "SEED", -1),
@@ -118,7 +120,7 @@ def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_pa
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     again = (*run, "--resume", "OUTPUT_DIR", parts)
 
-    process = train_net(*again, wait=False)
+    process = start_train_net(*again)
     wait_for(process, (parts / "model_0000019.pth").exists)
     # To the whole group, as a terminal or a batch system does it: loader processes too.
     number = signal.SIGINT if engine == "native" else signal.SIGTERM
@@ -129,7 +131,7 @@ def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, tmp_pa
     assert "--resume continues from " + stopped in output
     assert "Traceback" not in output
 
-    process = train_net(*again, wait=False)
+    process = start_train_net(*again)
     number = int(stopped[len("model_") : -len(".pth")])
     later = parts / f"model_{(number // 20 + 1) * 20 + 19:07d}.pth"
     wait_for(process, later.exists)
@@ -176,22 +178,21 @@ def test_each_host_continues_the_others_run(config_file, train_net, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_process_is_its_own_message(engine, config_file, train_net):
+def test_an_error_in_a_worker_process_is_its_own_message(engine, config_file, start_train_net):
     file = config_file("MODEL.SMCA.NUM_CLASSES", 5)
     run = ("--engine", engine, "--config-file", file, "--num-gpus", 2)
-    process = train_net(*run, wait=False)
+    process = start_train_net(*run)
     output = process.printed()
     assert process.returncode == 2
     assert "DatasetError: MODEL.SMCA.NUM_CLASSES is 5, but dataset" in output.splitlines()[-1]
     assert "Traceback" not in output
 
 
-def test_a_loss_that_is_not_finite_stops_and_says_where(engine, config_file, train_net, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_says_where(engine, config_file, program, tmp_path):
     file = config_file("SOLVER.BASE_LR", 1e30)
-    process = train_net("--engine", engine, "--config-file", file, wait=False)
-    output = process.printed()
-    assert process.returncode == 3, output[-3000:]
-    last = output.splitlines()[-1]
+    ended = program("train_net.py", "--engine", engine, "--config-file", file)
+    assert ended.returncode == 3, ended.output[-3000:]
+    last = ended.last
     (iteration,) = re.findall(r"not finite at iteration (\d):", last)
     assert "loss_class" in last and re.search(r"images \[\d+, \d+, \d+, \d+\]", last)
     saved = tmp_path / "out" / f"model_nonfinite_{int(iteration):07d}.pth"
@@ -211,13 +212,12 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(engine, config_file, tra
         (["DATASETS.TRAIN", ("coco_2017_train",)], "annotations/instances_train2017.json"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(engine, opts, message, config_file, train_net):
+def test_what_cannot_work_is_said_in_one_line(engine, opts, message, config_file, program):
     run = ("--engine", engine, "--config-file", config_file(), *opts)
-    process = train_net(*run, wait=False)
-    output = process.printed()
-    assert process.returncode == 2, output[-3000:]
-    assert message in output.splitlines()[-1]
-    assert "Traceback" not in output
+    ended = program("train_net.py", *run)
+    assert ended.returncode == 2, ended.output[-3000:]
+    assert message in ended.last
+    assert "Traceback" not in ended.output
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,13 @@ def test_what_cannot_work_is_said_in_one_line(engine, opts, message, config_file
         ([], "one of the arguments --config-file --config is required"),
     ],
 )
-def test_one_config_is_named_and_known(arguments, message, train_net):
-    process = train_net(*arguments, wait=False)
-    output = process.printed()
-    assert process.returncode == 2
-    assert message in output.splitlines()[-1]
+def test_one_config_is_named_and_known(arguments, message, program):
+    ended = program("train_net.py", *arguments)
+    assert ended.returncode == 2
+    assert message in ended.last
 
 
-def test_bad_images_and_boxes(engine, config_file, train_net, shapes, tmp_path):
+def test_bad_images_and_boxes(engine, config_file, program, train_net, shapes, tmp_path):
     """Training goes on without a broken file, bad boxes are counted, evaluation stops."""
     json_file, folder = shapes["train"]
     content = json.loads(Path(json_file).read_text())
@@ -265,16 +264,15 @@ def test_bad_images_and_boxes(engine, config_file, train_net, shapes, tmp_path):
     saved = (tmp_path / "out/config.yaml").read_bytes()
     weights = ("MODEL.WEIGHTS", tmp_path / "out/model_final.pth", "DATASETS.TEST", ("bad",))
     run = ("--engine", engine, "--config-file", file, "--eval-only", *weights)
-    process = train_net(*run, "DATALOADER.NUM_WORKERS", 1, wait=False)
-    output = process.printed()
-    assert process.returncode == 2, output[-3000:]
-    assert f"DatasetError: cannot read {broken}" in output.splitlines()[-1]
-    assert "Traceback" not in output
+    ended = program("train_net.py", *run, "DATALOADER.NUM_WORKERS", 1)
+    assert ended.returncode == 2, ended.output[-3000:]
+    assert f"DatasetError: cannot read {broken}" in ended.last
+    assert "Traceback" not in ended.output
     # An evaluation leaves what training has written.
     assert (tmp_path / "out/config.yaml").read_bytes() == saved
 
 
-def test_a_failing_evaluation_loses_nothing(engine, config_file, train_net, shapes, tmp_path):
+def test_a_failing_evaluation_loses_nothing(engine, config_file, program, shapes, tmp_path):
     """The first evaluation stops the run, and --resume continues after the iteration before it."""
     images = tmp_path / "images"
     images.mkdir()
@@ -282,19 +280,18 @@ def test_a_failing_evaluation_loses_nothing(engine, config_file, train_net, shap
         (images / path.name).symlink_to(path)
     own = [["train", *shapes["train"]], ["val", shapes["val"][0], str(images)]]
     options = ("DATASETS.COCO_FORMAT", own, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 100)
-    process = train_net("--engine", engine, "--config-file", config_file(*options), wait=False)
-    output = process.printed()
-    assert process.returncode == 2 and "cannot read" in output.splitlines()[-1], output[-3000:]
+    ended = program("train_net.py", "--engine", engine, "--config-file", config_file(*options))
+    assert ended.returncode == 2 and "cannot read" in ended.last, ended.output[-3000:]
     assert (tmp_path / "out/last_checkpoint").read_text() == "model_0000002.pth"
 
 
-def test_another_number_of_classes(engine, one_process, config_file, train_net):
+def test_another_number_of_classes(engine, one_process, config_file, program, train_net):
     """Refused for evaluation; for fine-tuning the class head starts anew."""
     weights = ("MODEL.WEIGHTS", one_process["folder"] / "model_final.pth")
     file = config_file(*EXACT, "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax")  # one column more
     run = ("--engine", engine, "--config-file", file)
-    process = train_net(*run, "--eval-only", *weights, wait=False)
-    assert "heads.class_head" in process.printed().splitlines()[-1] and process.returncode == 2
+    ended = program("train_net.py", *run, "--eval-only", *weights)
+    assert "heads.class_head" in ended.last and ended.returncode == 2
     options = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
     output = train_net(*run, *weights, *options)
     assert "class head not loaded" in output
@@ -319,7 +316,7 @@ def small_coco(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_users_type(engine, small_coco, train_net, tmp_path, monkeypatch):
+def test_the_command_users_type(engine, small_coco, start_train_net, tmp_path, monkeypatch):
     """The README's training command, on images of a size for two processes on a CPU.
 
     A ResNet of torchvision lies where the one of the config would be fetched to.
@@ -335,7 +332,9 @@ def test_the_command_users_type(engine, small_coco, train_net, tmp_path, monkeyp
     length = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2)
     run = ("--engine", engine, "--config-file", "configs/smca_R50_108ep.yaml", "--num-gpus", 2)
     run += ("OUTPUT_DIR", tmp_path / "out")
-    output = train_net(*run, *sizes, *length, "DATALOADER.NUM_WORKERS", 1)
+    process = start_train_net(*run, *sizes, *length, "DATALOADER.NUM_WORKERS", 1)
+    output = process.printed()
+    assert process.returncode == 0, output[-5000:]
     assert f"{place}: backbone loaded, the rest starts anew" in output
     model = checkpoint(tmp_path / "out")["model"]
     for name in ("stem.conv1.weight", "stem.conv1.norm.running_var", "res2.2.conv3.weight"):

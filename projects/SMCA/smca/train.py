@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 
 from . import hosts
 from .engine.arguments import argument_parser
@@ -20,8 +21,8 @@ if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def main() -> int:
-    """Run the command line and return the exit code.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, or ``argv`` in its place, and return the exit code.
 
     It is 2 for an error that the user can mend, 3 for a loss that is not finite, and 128 + the
     number of a signal that stopped the run.
@@ -30,7 +31,7 @@ def main() -> int:
         "Train or evaluate a detector, on Detectron2 where it is installed, else on PyPI packages "
         "alone."
     )
-    return guarded(_run, parser.parse_args())
+    return guarded(lambda: _run(parser.parse_args(argv)))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -2,14 +2,16 @@
 
 from ..errors import ConfigError
 from .files import config_file, config_names, flatten, read_config_file
-from .keys import KEYS, add_smca_config, get_cfg, load_cfg
+from .keys import KEYS, add_smca_config, get_cfg, load_cfg, register_keys
 from .model_keys import PRECISION_CHANNELS
+from .rules import Own
 from .validation import choose_device, is_own_model, require_own_model, validate, validate_model
 
 __all__ = [
     "KEYS",
     "PRECISION_CHANNELS",
     "ConfigError",
+    "Own",
     "add_smca_config",
     "choose_device",
     "config_file",
@@ -19,6 +21,7 @@ __all__ = [
     "is_own_model",
     "load_cfg",
     "read_config_file",
+    "register_keys",
     "require_own_model",
     "validate",
     "validate_model",

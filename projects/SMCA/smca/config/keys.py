@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,10 @@ from fvcore.common.config import CfgNode as CN
 from ..errors import ConfigError
 from .files import flatten, read_config_file
 from .model_keys import MODEL_KEYS
-from .rules import Key, Own
+from .rules import Key, Own, group
 from .run_keys import RUN_KEYS
 
-KEYS: dict[str, Key] = {**MODEL_KEYS, **RUN_KEYS}
+KEYS: Mapping[str, Key] = ChainMap(RUN_KEYS, MODEL_KEYS)
 
 # Keys and groups of keys that only Detectron2 reads. The native host passes over them, because
 # every `config.yaml` that Detectron2 writes has them.
@@ -36,6 +37,24 @@ DETECTRON2_ONLY = frozenset(
 )
 
 
+def register_keys(name: str, /, **keys: Own) -> None:
+    """Register config keys of a part of your own, which the configs made from now on have.
+
+        register_keys("MODEL.FOCUS", WIDTH=Own(1.0, "Width of the Gaussians.", POSITIVE))
+
+    Args:
+        name: the group of the keys.
+        keys: their defaults, meanings and rules; see :class:`~smca.config.rules.Key`.
+
+    Raises:
+        ConfigError: a key exists.
+    """
+    for key, row in group(name, **keys).items():
+        if key in KEYS:
+            raise ConfigError(f"the config key {key} exists; give yours another name")
+        MODEL_KEYS[key] = row
+
+
 def get_cfg() -> CN:
     """The whole config with its defaults, without Detectron2."""
     cfg = CN()
@@ -50,13 +69,13 @@ def add_smca_config(cfg: CN) -> None:
 
 def _add(keys: Mapping[str, Key], cfg: CN) -> None:
     for name, key in keys.items():
-        *groups, last = name.split(".")
+        *parents, last = name.split(".")
         node = cfg
-        for group in groups:
-            if group not in node:
+        for parent in parents:
+            if parent not in node:
                 # A node of another class could not be merged with those of a file.
-                setattr(node, group, type(cfg)())
-            node = node[group]
+                setattr(node, parent, type(cfg)())
+            node = node[parent]
         setattr(node, last, copy.copy(key.default))
 
 
@@ -92,8 +111,8 @@ def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str
         if keys := [name for name in defaults if name.startswith(f"{key}.")]:
             raise ConfigError(f"{key} in {source} is a group of keys; set a key, such as {keys[0]}")
         near = difflib.get_close_matches(key, defaults, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"unknown config key {key} in {source}{hint}")
+        hint = f"did you mean {near[0]}?" if near else "a part of your own may need --import"
+        raise ConfigError(f"unknown config key {key} in {source}; {hint}")
     default = defaults[key]
     if value in (None, "None") and default is not None:
         raise ConfigError(f"{key} in {source} has no value; leave it out to have {default!r}")

@@ -57,14 +57,21 @@ RUN_KEYS |= group(
     "DATASETS",
     TRAIN=Key((), "Datasets to train on, of COCO_FORMAT or Detectron2's own of COCO.", NAMES),
     TEST=Key((), "Datasets to evaluate on.", NAMES),
-    COCO_FORMAT=Own([], "Datasets in COCO's format.", COCO_FORMAT),
+    COCO_FORMAT=Own(
+        [],
+        "Datasets in COCO's format. An annotation file `reader:path` has another format, which the "
+        "reader of this name in SMCA_READER_REGISTRY turns into COCO's.",
+        COCO_FORMAT,
+    ),
 )
 RUN_KEYS |= group(
     "DATALOADER",
     NUM_WORKERS=Key(4, "Loader processes of each training process.", at_least(0)),
     ASPECT_RATIO_GROUPING=Key(True, "Batch wide and high images apart, for less padding."),
     SAMPLER_TRAIN=Key(
-        "TrainingSampler", "Each image once an epoch, in random order.", one_of("TrainingSampler")
+        "TrainingSampler",
+        "Name in SMCA_SAMPLER_REGISTRY; TrainingSampler takes each image once an epoch, in random "
+        "order.",
     ),
     FILTER_EMPTY_ANNOTATIONS=Key(True, "Do not train on images without annotations."),
 )

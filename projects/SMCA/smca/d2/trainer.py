@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.loader import build_test_loader, build_train_loader
-from ..data.sampler import TrainingBatches
+from ..data.sampler import TrainingSampler
 from ..distributed import shared_seed
 from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
@@ -132,9 +132,9 @@ class Trainer(DefaultTrainer):
         self.iterations.begin()
         # Unless ``build_train_loader`` is overridden.
         batches = getattr(self._trainer.data_loader, "batch_sampler", None)
-        if isinstance(batches, TrainingBatches):
+        if isinstance(batches, TrainingSampler):
             batches.seed, batches.start = self.iterations.seed, self.start_iter
-            self.iterations.num_images = len(batches.groups)
+            self.iterations.num_images = len(batches.members)
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
@@ -224,6 +224,7 @@ class Trainer(DefaultTrainer):
             dataset=records,
             mapper=mapper or DetrDatasetMapper(cfg, is_train=True),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            sampler=cfg.DATALOADER.SAMPLER_TRAIN,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=max(cfg.SEED, 0),

@@ -1,7 +1,7 @@
-"""COCO's annotation format, read entry by entry.
+"""COCO's annotation format, read entry by entry; and other formats, which readers turn into it.
 
-The readers take the ``content`` of an annotation file, and a ``report`` that is told what is wrong
-with an entry. Either it raises, as :func:`refuse` makes it, or the reader leaves the entry out.
+The functions take the ``content`` of an annotation file, and a ``report`` that is told what is
+wrong with an entry. Either it raises, as :func:`refuse` makes it, or the entry is left out.
 """
 
 import json
@@ -10,7 +10,16 @@ import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fvcore.common.registry import Registry
+
 from ..errors import CONTROLS, DatasetError
+
+SMCA_READER_REGISTRY = Registry("SMCA_READER")
+SMCA_READER_REGISTRY.__doc__ = """Functions that read annotations of another format, by name.
+
+An annotation file ``<name>:<path>`` is read by ``name(path)``, which returns the content of a COCO
+file: lists ``images``, ``categories`` and ``annotations`` with the fields of ``_FIELDS``.
+"""
 
 XYWH_ABS = 1  # as in detectron2.structures.BoxMode
 _INT64 = 2**63  # ids are 64 bits wide in NumPy and torch
@@ -68,30 +77,42 @@ def refuse(name: str, json_file: str) -> Report:
 def read_annotation_file(name: str, json_file: str, image_root: str | None = None) -> dict:
     """Return the content of a dataset's annotation file, whose entries are not checked yet.
 
+    Args:
+        json_file: a file in COCO's format, or ``<reader>:<path>``; see ``SMCA_READER_REGISTRY``.
+
     Raises:
         DatasetError: a path does not exist; the file cannot be read or is not a JSON object.
     """
-    for path, is_one, kind in (
-        (json_file, os.path.isfile, "file"),  # Reading a pipe could wait forever.
+    reader, _, path = json_file.partition(":")
+    own = reader in SMCA_READER_REGISTRY
+    file = os.path.expanduser(path) if own else json_file
+    hint = "" if own or not path else f"; a reader {reader!r} of your own needs --import"
+    for place, is_one, kind in (
+        # Reading a pipe could wait forever.
+        (file, os.path.exists if own else os.path.isfile, "file"),
         (image_root, os.path.isdir, "folder"),
     ):
-        if path is not None and not is_one(path):
+        if place is not None and not is_one(place):
             raise DatasetError(
-                f"dataset {name!r}: {os.path.abspath(path)} is not an existing {kind}; correct its "
-                "entry in DATASETS.COCO_FORMAT, or for COCO itself set $DETECTRON2_DATASETS to the "
-                "folder that holds coco/"
+                f"dataset {name!r}: {os.path.abspath(place)} is not an existing {kind}; correct "
+                "its entry in DATASETS.COCO_FORMAT, or for COCO itself set $DETECTRON2_DATASETS to "
+                f"the folder that holds coco/{hint}"
             )
+    content = SMCA_READER_REGISTRY.get(reader)(file) if own else _read_json(name, file)
+    if not isinstance(content, dict):
+        refuse(name, json_file)(f"it is a {type(content).__name__}, not an object")
+    return content
+
+
+def _read_json(name: str, json_file: str) -> object:
     try:
         # Some programs begin a file with a byte order mark.
         with open(json_file, encoding="utf-8-sig") as file:
-            content = json.load(file)
+            return json.load(file)
     except OSError as error:
         raise DatasetError(f"dataset {name!r}: {json_file} cannot be read: {error}") from error
     except ValueError as error:
         raise DatasetError(f"dataset {name!r}: {json_file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        refuse(name, json_file)(f"it is a {type(content).__name__}, not an object")
-    return content
 
 
 def read_class_names(name: str, json_file: str) -> list[str]:

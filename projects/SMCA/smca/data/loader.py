@@ -18,7 +18,7 @@ from ..distributed import end_with_parent, rank, world_size
 from ..errors import LoaderError
 from .dataset import EvaluationDataset, TrainingDataset
 from .reading import Note, claim_note, make_notes, note
-from .sampler import TrainingBatches
+from .sampler import sampler_class
 
 
 def build_train_loader(
@@ -26,6 +26,7 @@ def build_train_loader(
     dataset: Sequence[dict],
     mapper: Callable[[dict], object],
     total_batch_size: int,
+    sampler: str = "TrainingSampler",
     aspect_ratio_grouping: bool = True,
     num_workers: int = 4,
     seed: int = 0,
@@ -37,16 +38,19 @@ def build_train_loader(
         dataset: records, see :mod:`smca.data.coco`.
         mapper: maps a record to a sample; may draw from the generators of Python, NumPy and torch.
         total_batch_size: images of a batch, over all workers.
+        sampler: a name in :data:`~smca.data.sampler.SMCA_SAMPLER_REGISTRY`.
         aspect_ratio_grouping: put wide images and all others into batches of their own.
         num_workers: see :func:`list_loader`.
         seed: of order and augmentation, the same on all workers.
         start: the iteration to begin at.
 
     Raises:
-        ConfigError: the batch is not a multiple of the number of workers.
+        ConfigError: there is no such sampler, or the batch is not a multiple of the number of
+            workers.
     """
-    batches = TrainingBatches(
-        [int(aspect_ratio_grouping and r["width"] <= r["height"]) for r in dataset],
+    batches = sampler_class(sampler)(
+        dataset,
+        groups=[int(aspect_ratio_grouping and r["width"] <= r["height"]) for r in dataset],
         batch_size=total_batch_size,
         rank=rank(),
         world_size=world_size(),

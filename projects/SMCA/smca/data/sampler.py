@@ -5,9 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from fvcore.common.registry import Registry
 from torch.utils.data import Sampler
 
 from ..errors import ConfigError
+
+SMCA_SAMPLER_REGISTRY = Registry("SMCA_SAMPLER")
+SMCA_SAMPLER_REGISTRY.__doc__ = "Subclasses of :class:`TrainingSampler`, by name."
 
 
 class Draw(NamedTuple):
@@ -17,22 +21,25 @@ class Draw(NamedTuple):
     seed: int
 
 
-class TrainingBatches(Sampler[list[Draw]]):
+@SMCA_SAMPLER_REGISTRY.register()
+class TrainingSampler(Sampler[list[Draw]]):
     """One worker's shares of an endless stream of global batches.
 
     The records are shuffled anew each epoch. A global batch holds records of one group; records
     that an epoch leaves over begin the next epoch's batches. Batch i depends on nothing but the
-    groups, the batch size, the seed and i, so that neither the number of workers nor a resume
+    records, the batch size, the seed and i, so that neither the number of workers nor a resume
     changes it.
 
     Attributes:
+        members: indices of the records that an epoch holds.
         seed, start: may be set until iteration begins.
     """
 
     def __init__(
         self,
-        groups: Sequence[int],
+        records: Sequence[dict],
         *,
+        groups: Sequence[int],
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -41,6 +48,7 @@ class TrainingBatches(Sampler[list[Draw]]):
     ):
         """
         Args:
+            records: see :mod:`smca.data.coco`.
             groups: the group of each record; any integers.
             batch_size: records of a batch, over all workers.
             rank, world_size: worker ``rank`` takes the draws ``rank::world_size`` of each batch.
@@ -55,12 +63,20 @@ class TrainingBatches(Sampler[list[Draw]]):
                 f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the "
                 f"number of workers ({world_size})"
             )
-        self.groups = np.asarray(groups)
+        self.members = np.asarray(self.epoch(records))
+        self.groups = np.asarray(groups)[self.members]
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.start = start
+
+    def epoch(self, records: Sequence[dict]) -> Sequence[int]:
+        """Return the indices of the records that each epoch holds, in any order.
+
+        A sampler of your own may repeat records, or leave some out.
+        """
+        return range(len(records))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for batch in self._global_batches():
@@ -71,7 +87,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         """Yield the batches from ``start`` on: (batch_size, 2), record index and position in the
         stream.
         """
-        size, count = self.batch_size, len(self.groups)
+        size, count = self.batch_size, len(self.members)
         groups, sizes = np.unique(self.groups, return_counts=True)
         # Begin at an epoch that precedes all records of batch `start`, which come from at most
         # `reach` epochs.
@@ -86,7 +102,7 @@ class TrainingBatches(Sampler[list[Draw]]):
         }
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(count)
-            stream = np.stack([order, epoch * count + np.arange(count)], axis=1)
+            stream = np.stack([self.members[order], epoch * count + np.arange(count)], axis=1)
             batches = []
             for group in waiting:
                 members = stream[self.groups[order] == group]
@@ -106,3 +122,15 @@ def _draw_seed(seed: int, position: int) -> int:
     """Return the seed (63 bits) of the augmentation at a position of the stream."""
     digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def sampler_class(name: str) -> type[TrainingSampler]:
+    """Return the sampler of this name, the value of DATALOADER.SAMPLER_TRAIN.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in SMCA_SAMPLER_REGISTRY:
+        known = ", ".join(sorted(known for known, _ in SMCA_SAMPLER_REGISTRY))
+        raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; it must be one of {known}")
+    return SMCA_SAMPLER_REGISTRY.get(name)

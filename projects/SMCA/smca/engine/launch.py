@@ -22,6 +22,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from ..checkpoints.checkpointer import LAST
 from ..distributed import all_gather, end_with_parent, synchronize
 from ..errors import CheckpointError, ConfigError, WorkerError
+from .arguments import import_all
 from .guard import guarded
 from .prepare import prepare
 
@@ -163,6 +164,7 @@ def launch(
 
 def _guarded_run(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
     """Run a started worker; it ends with the exit code that :func:`guarded` gives."""
+    import_all(args.imports)
     sys.exit(guarded(_run, main, cfg, args))
 
 

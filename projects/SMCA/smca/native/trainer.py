@@ -104,7 +104,7 @@ class Trainer:
             start=start,
             like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
         )
-        self.iterations.num_images = len(batches.dataset)
+        self.iterations.num_images = len(batches.batch_sampler.members)
         metrics = None
         if rank() == 0:
             scalars = self.iterations.scalars
@@ -203,6 +203,7 @@ def build_train_loader(
         ),
         mapper=DetrMapper.from_config(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        sampler=cfg.DATALOADER.SAMPLER_TRAIN,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
