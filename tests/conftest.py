@@ -22,6 +22,7 @@ import torch
 from smca.data.shapes import write_shapes_dataset
 
 ROOT = Path(__file__).parent.parent
+os.chdir(ROOT)
 # Programs that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
@@ -52,6 +53,12 @@ def config():
         return load_cfg(smca.get_cfg(), str(ROOT / "configs" / f"{name}.yaml"), list(opts))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_opts():
+    """The changes that make the quickstart's detector tiny: ``["KEY", value, ...]``."""
+    return TINY
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +103,10 @@ class Ended(NamedTuple):
     def last(self) -> str:
         return self.output.splitlines()[-1]
 
+    def done(self) -> str:
+        assert self.returncode == 0, self.output[-5000:]
+        return self.output
+
 
 @functools.cache
 def load_program(name):
@@ -110,13 +121,12 @@ def load_program(name):
 def program():
     """``program("tools/plot_training.py", ...)`` runs a program in this process: an :class:`Ended`.
 
-    It runs in the repository's root and leaves no log handler, random state or setting behind.
+    It leaves no log handler, random state or setting behind.
     """
 
     def run(name, *arguments):
-        printed, folder = io.StringIO(), os.getcwd()
+        printed = io.StringIO()
         setting, states = logging.raiseExceptions, (random.getstate(), np.random.get_state())
-        os.chdir(ROOT)
         try:
             with (
                 contextlib.redirect_stdout(printed),
@@ -128,7 +138,6 @@ def program():
         except SystemExit as stop:
             code = stop.code
         finally:
-            os.chdir(folder)
             logging.raiseExceptions = setting
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -159,16 +168,14 @@ def train_net(program):
     """``train_net("--resume", ..., "KEY", value)``: trains here and returns what was printed."""
 
     def run(*arguments):
-        ended = program("train_net.py", *arguments)
-        assert ended.returncode == 0, ended.output[-5000:]
-        return ended.output
+        return program("train_net.py", *arguments).done()
 
     return run
 
 
 @pytest.fixture(scope="session")
 def start_train_net(tmp_path_factory):
-    """The program in a process of its own, whose ``printed()`` waits for its end."""
+    """The program in a process of its own; ``printed()`` waits for its end, ``done()`` for a 0."""
 
     def start(*arguments, script=ROOT / "train_net.py"):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -189,7 +196,12 @@ def start_train_net(tmp_path_factory):
             process.wait(timeout=300)
             return log.read_text()
 
-        process.printed = printed
+        def done():
+            output = printed()
+            assert process.returncode == 0, output[-5000:]
+            return output
+
+        process.printed, process.done = printed, done
         return process
 
     return start

@@ -18,12 +18,14 @@ from smca.config import KEYS, flatten, get_cfg
 from smca.config.model_keys import ABOUT
 from smca.config.rules import Own
 from smca.engine.guard import guarded
+from smca.data.sampler import SMCA_SAMPLER_REGISTRY
 from smca.modeling.registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs/CONFIG.md"
 REGISTRIES = {
     "MODEL.SMCA.ENCODER.NAME": SMCA_ENCODER_REGISTRY,
     "MODEL.SMCA.DECODER.NAME": SMCA_DECODER_REGISTRY,
+    "DATALOADER.SAMPLER_TRAIN": SMCA_SAMPLER_REGISTRY,
 }
 TYPES = {bool: "True or False", int: "integer", float: "number", str: "text"}
 INTRODUCTION = """\
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         REFERENCE.write_text(text, encoding="utf-8")
         print(REFERENCE)
     elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != text:
-        print(f"{REFERENCE} is out of date: run python {sys.argv[0]}", file=sys.stderr)
+        print(f"{REFERENCE} is out of date: run python {__file__}", file=sys.stderr)
         return 1
     return 0
 

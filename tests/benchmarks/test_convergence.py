@@ -26,16 +26,16 @@ TINY = [
 
 
 @pytest.fixture
-def race(train_net, tmp_path):
+def race(start_train_net, tmp_path):
     """``race("--flag", ..., opts=[...], wait=True)`` starts the program in a folder of its own."""
 
-    def start(*flags, opts=(), **options):
+    def start(*flags, opts=(), wait=True):
         folders = ("--output", tmp_path / "out", "--data", tmp_path / "data")
-        return train_net(
+        process = start_train_net(
             *(*folders, "--images", 8, 4, "--systems", *SYSTEMS, *flags, "--opts", *TINY, *opts),
             script=ROOT / "benchmarks/convergence.py",
-            **options,
         )
+        return process.done() if wait else process
 
     start.output = tmp_path / "out"
     return start

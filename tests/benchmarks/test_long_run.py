@@ -65,18 +65,17 @@ def test_a_line_that_is_being_written_does_not_count(tmp_path):
     assert program.iterations_done(metrics) == 400
 
 
-def test_a_run_is_watched(train_net, config_file, tmp_path):
+def test_a_run_is_watched(start_train_net, config_file, tmp_path):
     output = tmp_path / "long_run.json"
     flags = ("--config-file", config_file("TEST.EVAL_PERIOD", 50), "--engines", "native")
     short = ("--warm-up", 0, "--window", 40, "--rows", 2, "--interval", 0.2)
     changes = ("--opts", "SOLVER.MAX_ITER", 80, "DATALOADER.NUM_WORKERS", 1)
-    process = train_net(
+    process = start_train_net(
         *flags,
         *short,
         "--output",
         output,
         *changes,
-        wait=False,
         script=ROOT / "benchmarks/long_run.py",
     )
     printed = process.printed()
@@ -94,11 +93,10 @@ def test_a_run_is_watched(train_net, config_file, tmp_path):
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_a_run_that_fails_says_why(train_net, config_file, tmp_path):
-    process = train_net(
+def test_a_run_that_fails_says_why(start_train_net, config_file, tmp_path):
+    process = start_train_net(
         *("--config-file", config_file(), "--engines", "native", "--interval", 0.1),
         *("--output", tmp_path / "x.json", "--opts", "MODEL.SMCA.NHEADS", 5),
-        wait=False,
         script=ROOT / "benchmarks/long_run.py",
     )
     assert "MODEL.SMCA.NHEADS" in process.printed()

@@ -1,9 +1,7 @@
 """Fixtures for tests of released files: references, their numbers, and the program."""
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
+import functools
 
 import pytest
 import released_reference
@@ -12,17 +10,6 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from smca.checkpoints.released import Released
-from smca.engine.guard import guarded
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "tools" / "convert_checkpoint.py"
-
-
-def _module_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -83,15 +70,6 @@ def published(monkeypatch):
 
 
 @pytest.fixture
-def convert_checkpoint(monkeypatch, capsys):
-    """`convert_checkpoint("IN", "OUT", ...)`: exit code and output of the program."""
-    program = _module_of(PROGRAM)
-
-    def start(*arguments):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, arguments)])
-        code = guarded(program.main)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return start
+def convert_checkpoint(program):
+    """``convert_checkpoint("IN", "OUT", ...)``: exit code and output of the program."""
+    return functools.partial(program, "tools/convert_checkpoint.py")

@@ -26,7 +26,7 @@ from smca.training.solver import build_lr_multiplier  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "lazy"
-PROGRAM = ROOT / "tools" / "lazyconfig_train_net.py"
+PROGRAM = "tools/lazyconfig_train_net.py"
 NAMES = [
     file.relative_to(FOLDER).with_suffix("").as_posix()
     for file in sorted(FOLDER.rglob("*.py"))
@@ -243,13 +243,13 @@ def test_same_training_and_either_goes_on_with_the_others_run(d2_config, tiny, t
 
 
 @pytest.mark.slow
-def test_the_program(d2_config, data, train_net, tmp_path):
+def test_the_program(d2_config, data, program, tmp_path):
     out = tmp_path / "out"
     lazy = ["--config-file", FOLDER / "quickstart.py"]
     changes = [*TINY, *data, "model.heads.num_logits=0"]
-    train_net(*lazy, *changes, f"train.output_dir={out}", script=PROGRAM)
+    program(PROGRAM, *lazy, *changes, f"train.output_dir={out}").done()
     parts = go_back(out, tmp_path / "parts")
-    train_net(*lazy, "--resume", *changes, f"train.output_dir={parts}", script=PROGRAM)
+    program(PROGRAM, *lazy, "--resume", *changes, f"train.output_dir={parts}").done()
     expected = train(Trainer, d2_config("OUTPUT_DIR", str(tmp_path / "yaml")))
     for folder in (out, tmp_path / "parts"):
         assert_same_state(torch.load(folder / "model_final.pth", weights_only=True), expected)
@@ -262,7 +262,7 @@ def test_the_program(d2_config, data, train_net, tmp_path):
     written = results.read_bytes()
     results.unlink()
     weights = f"train.init_checkpoint={out}/model_final.pth"
-    printed = train_net("--config-file", config, "--eval-only", weights, script=PROGRAM)
+    printed = program(PROGRAM, "--config-file", config, "--eval-only", weights).done()
     assert "Average Precision" in printed
     assert results.read_bytes() == written
     assert config.read_bytes() == before

@@ -123,7 +123,7 @@ def test_a_loader_process_that_reads_nothing_blames_no_file(records):
     ],
 )
 def test_a_run_says_so_in_one_line(
-    engine, part, number, config_file, train_net, shapes, hold, tmp_path
+    engine, part, number, config_file, start_train_net, shapes, hold, tmp_path
 ):
     images = tmp_path / "images"
     shutil.copytree(shapes[part][1], images)
@@ -135,7 +135,7 @@ def test_a_run_says_so_in_one_line(
     ]
     length = ("SOLVER.MAX_ITER", 1 if part == "val" else 100, "SOLVER.STEPS", ())
     file = config_file("DATASETS.COCO_FORMAT", own, "DATALOADER.NUM_WORKERS", 1, *length)
-    process = train_net("--engine", engine, "--config-file", file, wait=False)
+    process = start_train_net("--engine", engine, "--config-file", file)
     os.kill(image.reader(process.pid), number)
     output = process.printed()
     assert process.returncode == 2, output[-3000:]

@@ -1,19 +1,18 @@
 """tools/analyze_model.py as users run it."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools/analyze_model.py"
+TOOL = "tools/analyze_model.py"
 
 
-def test_a_model_by_parts(train_net):
-    output = train_net(
+def test_a_model_by_parts(program):
+    output = program(
+        TOOL,
         *("--config-file", "configs/quickstart.yaml", "--size", 128, 192, "--batch", 2),
         *("--engine", "native", "MODEL.SMCA.NUM_QUERIES", 7),
-        script=TOOL,
-    )
+    ).done()
     assert "Warning" not in output
     assert "2 x 3 x 128 x 192" in output
     (whole,) = re.findall(r"^all +([\d.]+) M +([\d.]+) M +([\d.]+) G +([\d.]+) M$", output, re.M)
@@ -43,9 +42,8 @@ def test_a_model_by_parts(train_net):
         ),
     ],
 )
-def test_errors_name_the_remedy(train_net, arguments, message):
-    process = train_net(*arguments, wait=False, script=TOOL)
-    output = process.printed()
-    assert process.returncode == 2
-    assert message in output.splitlines()[-1]
-    assert "Traceback" not in output
+def test_errors_name_the_remedy(program, arguments, message):
+    ended = program(TOOL, *arguments)
+    assert ended.returncode == 2
+    assert message in ended.last
+    assert "Traceback" not in ended.output

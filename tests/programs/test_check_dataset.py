@@ -1,6 +1,6 @@
 """tools/check_dataset.py as users run it."""
 
-import importlib.util
+import functools
 import json
 import os
 import subprocess
@@ -10,26 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smca.engine.guard import guarded
-
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tools/check_dataset.py"
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch, capfd):
+def check(program):
     """``check("--json", ...)``: exit code and what is printed."""
-    spec = importlib.util.spec_from_file_location(PROGRAM.stem, PROGRAM)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, arguments)])
-        code = guarded(program.main)
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
-
-    return run
+    return functools.partial(program, "tools/check_dataset.py")
 
 
 @pytest.fixture

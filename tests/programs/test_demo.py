@@ -1,7 +1,6 @@
 """demo.py as users run it, and where it reads from and writes to."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -14,17 +13,14 @@ from torchvision.ops import box_convert
 import smca
 from smca.checkpoints import write_checkpoint
 from smca.config import ConfigError
-from smca.engine.guard import guarded
 from smca.inference import sources
 from smca.modeling import build_detector
 
-ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "demo.py"
 NAMES = ["circle", "rectangle", "triangle"]
 
 
 @pytest.fixture
-def run(config_file, tiny_config, train_net, tmp_path):
+def run(config_file, tiny_config, program, tmp_path):
     """``run(...)``: the program with a model of random numbers; ``run.predictor`` has the same."""
     torch.manual_seed(0)
     detector = build_detector(tiny_config())
@@ -36,8 +32,8 @@ def run(config_file, tiny_config, train_net, tmp_path):
     write_checkpoint({"model": detector.state_dict(), "class_names": NAMES}, weights)
     model = ["--config-file", config_file(), "--weights", weights]
 
-    def start(*arguments, **options):
-        return train_net(*model, *arguments, script=DEMO, **options)
+    def start(*arguments):
+        return program("demo.py", *model, *arguments)
 
     start.predictor = smca.Predictor(model[1], weights)
     return start
@@ -84,9 +80,8 @@ def test_files_folders_and_patterns(run, shapes, tmp_path):
     arguments = ["--input", one / "a.png", two, broken, files[4].parent / f"*{files[4].name[-6:]}"]
     arguments += [one / "a.png", "--threshold", 0.1, "--output", out, "--batch", 2]
     arguments += ["--engine", "native", "--device", "cpu", "--save-json", out / "results.json"]
-    process = run(*arguments, "TEST.DETECTIONS_PER_IMAGE", 6, wait=False)
-    output = process.printed()
-    assert process.returncode == 1, output[-3000:]
+    returncode, output = run(*arguments, "TEST.DETECTIONS_PER_IMAGE", 6)
+    assert returncode == 1, output[-3000:]
     assert output.count(str(broken)) == 2 and "Traceback" not in output
     assert output.splitlines()[-1] == f"1 inputs could not be read: {broken}"
     assert output.splitlines()[1] == f"Weights: {tmp_path / 'model.pth'} (as named)"
@@ -113,7 +108,7 @@ def test_files_folders_and_patterns(run, shapes, tmp_path):
     before = (out / "results.json").read_bytes()
     again = ["--output", out, "--engine", "native", "--threshold", 0.1, "--overwrite"]
     again += ["--save-json", out / "results.json", "--input", one / "a.png"]
-    run(*again, "TEST.DETECTIONS_PER_IMAGE", 6)
+    run(*again, "TEST.DETECTIONS_PER_IMAGE", 6).done()
     assert (out / "results.json").read_bytes() != before
     assert (out / "a.png").exists()
 
@@ -126,7 +121,7 @@ def test_images_of_the_configs_dataset_keep_their_ids(run, shapes, tmp_path):
     assert categories != [1, 2, 3]
     results = tmp_path / "results.json"
     chosen = [Path(folder) / name for name in list(ids)[3:5]]
-    run("--input", *chosen, "--output", tmp_path / "out", "--save-json", results)
+    run("--input", *chosen, "--output", tmp_path / "out", "--save-json", results).done()
     rows = read_rows(results)
     assert sorted(rows) == [ids[path.name] for path in chosen]
     for path in chosen:
@@ -145,9 +140,8 @@ def test_a_video_is_written_with_its_rate_and_size(run, shapes, tmp_path):
     out = tmp_path / "out"
     arguments = ["--input", clip, tmp_path / "broken.mp4", "--output", out, "--batch", 4]
     arguments += ["--threshold", 0.1, "--save-json", tmp_path / "results.json"]
-    process = run(*arguments, wait=False)
-    output = process.printed()
-    assert process.returncode == 1, output[-3000:]
+    returncode, output = run(*arguments)
+    assert returncode == 1, output[-3000:]
     assert f"1 inputs could not be read: {tmp_path / 'broken.mp4'}" in output
     drawn = cv2.VideoCapture(str(out / "clip.avi.mp4"))
     assert drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
@@ -163,11 +157,10 @@ def test_a_video_is_written_with_its_rate_and_size(run, shapes, tmp_path):
 
 def test_what_cannot_work_is_one_line(run, shapes, tmp_path):
     path = sorted(Path(shapes["val"][1]).iterdir())[0]
-    process = run("--input", path, "--output", path.parent, wait=False)
-    output = process.printed()
-    assert process.returncode == 2
-    assert output.splitlines()[-1].startswith(f"ConfigError: {path} is an input")
-    assert "Traceback" not in output
+    ended = run("--input", path, "--output", path.parent)
+    assert ended.returncode == 2
+    assert ended.last.startswith(f"ConfigError: {path} is an input")
+    assert "Traceback" not in ended.output
 
 
 @pytest.mark.parametrize(
@@ -178,11 +171,9 @@ def test_what_cannot_work_is_one_line(run, shapes, tmp_path):
         ("--webcam", "-5", "--webcam is -5; cameras have numbers from 0"),
     ],
 )
-def test_numbers_that_mean_nothing_are_refused(flag, value, message, monkeypatch, capsys):
-    program = runpy.run_path(str(DEMO))
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--config-file", "a.yaml", flag, value])
-    assert guarded(program["parse"]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+def test_numbers_that_mean_nothing_are_refused(flag, value, message, program):
+    ended = program("demo.py", "--config-file", "a.yaml", flag, value)
+    assert ended.returncode == 2 and message in ended.last
 
 
 def write_images(*paths):

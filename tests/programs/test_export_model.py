@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from smca.inference.predictor import Predictor
 from smca.modeling.resnet_blocks import BasicStem
 
 ROOT = Path(__file__).parents[2]
+TOOL = "tools/export_model.py"
 EXAMPLE = ROOT / "examples/run_exported.py"
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
@@ -261,18 +263,17 @@ def trained(config_file, pixel_detector, shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_tool_and_the_example(trained, train_net, tmp_path):
+def test_the_tool_and_the_example(trained, program, tmp_path):
     """Every format, exported by the command line, prints what the predictor finds."""
     config_file, weights, image = trained
     arguments = ("--config-file", config_file, "--weights", weights)
-    tool = ROOT / "tools/export_model.py"
     predictor = Predictor(config_file, weights)
     threshold = predictor(str(image)).scores[3:5].mean().item()
     expected = predictor(str(image), threshold=threshold)
     assert len(expected) == 4
     for suffix, unneeded in (("onnx", "torch"), ("pt2", "onnxruntime"), ("ts", "onnxruntime")):
         file = tmp_path / f"model.{suffix}"
-        printed = train_net(*arguments, "--output", file, script=tool)
+        printed = program(TOOL, *arguments, "--output", file).done()
         assert printed.count("checked on") == 3, printed
         options = ("--threshold", threshold, "--output", tmp_path / "found.png")
         process = run(EXAMPLE, file, image, *options, prelude=without(*OURS, unneeded))
@@ -285,10 +286,9 @@ def test_the_tool_and_the_example(trained, train_net, tmp_path):
         torch.testing.assert_close(sides, boxes, rtol=0, atol=0.1)
         drawn = np.asarray(Image.open(tmp_path / "found.png"))
         assert np.any(drawn != np.asarray(Image.open(image)))
-    process = train_net(*arguments, "--output", file, script=tool, wait=False)
-    output = process.printed()
-    assert process.returncode == 2 and "Traceback" not in output, output
-    assert output.splitlines()[-1] == f"ExportError: {file} exists; give --overwrite to replace it"
+    ended = program(TOOL, *arguments, "--output", file)
+    assert ended.returncode == 2 and "Traceback" not in ended.output, ended.output
+    assert ended.last == f"ExportError: {file} exists; give --overwrite to replace it"
 
 
 @pytest.mark.parametrize(
@@ -306,12 +306,11 @@ def test_the_tool_and_the_example(trained, train_net, tmp_path):
         ),
     ],
 )
-def test_the_tool_refuses_what_cannot_work(arguments, message, monkeypatch):
-    tool = str(ROOT / "tools/export_model.py")
+def test_the_tool_refuses_what_cannot_work(arguments, message, program):
     files = ["--config-file", "no.yaml", "--weights", "no.pth"]
-    monkeypatch.setattr(sys, "argv", [tool, *files, *arguments])
-    with pytest.raises(ExportError, match=message):
-        runpy.run_path(tool)["main"]()
+    ended = program(TOOL, *files, *arguments)
+    assert ended.returncode == 2
+    assert re.search(f"ExportError: .*{message}", ended.last), ended.output
 
 
 def test_missing_packages_are_named(pixel_detector, tmp_path, monkeypatch):

@@ -2,26 +2,18 @@
 
 import json
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).parents[2] / "tools/plot_training.py"
-
 
 @pytest.fixture
-def plot(monkeypatch, capsys):
+def plot(program):
     """``plot(folder, "--output", ...)`` runs the program: its exit code, and what it printed."""
 
     def start(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        printed = capsys.readouterr()
-        return end.value.code, (printed.err + printed.out).splitlines()
+        code, printed = program("tools/plot_training.py", *arguments)
+        return code, printed.splitlines()
 
     return start
 

@@ -166,13 +166,13 @@ def test_the_page_of_results(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native", pytest.param("detectron2", marks=needs_detectron2)])
-def test_two_processes_have_the_average_of_one(engine, config_file, train_net, tmp_path):
+def test_two_processes_have_the_average_of_one(engine, config_file, start_train_net, tmp_path):
     file = config_file(*OPTIONS, "MODEL.RESNETS.NORM", "FrozenBN", "TEST.PER_CLASS_AP", False)
     states = []
     for count in (1, 2):
         folder = tmp_path / str(count)
         command = ("--engine", engine, "--config-file", file, "--num-gpus", count)
-        train_net(*command, "OUTPUT_DIR", folder)
+        start_train_net(*command, "OUTPUT_DIR", folder).done()
         states.append(checkpoint(folder, "model_final")["ema"])
         keys = {name for name in lines(folder)[-1] if name.startswith("bbox/")}
         assert keys == {f"bbox/{metric}" for metric in METRICS}

@@ -1,19 +1,15 @@
 """tools/visualize_attention.py and tools/draw_run.py as users run them."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from smca.engine.guard import guarded
 from smca.modeling import build_detector
 
-TOOLS = Path(__file__).parents[2] / "tools"
-TOOL = TOOLS / "visualize_attention.py"
+TOOL = "tools/visualize_attention.py"
 ONE_SCALE = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
 DEFORMABLE = (
     *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder"),
@@ -40,31 +36,18 @@ def model(tiny_config, tmp_path):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """``tool("--image", ...)``: runs the program here; its exit code, output and errors."""
-
-    def run(*arguments, script=TOOL):
-        main = runpy.run_path(str(script))["main"]
-        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        code = guarded(main)
-        return (code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
 def image(shapes):
     folder = Path(shapes["val"][1])
     return folder / json.loads(Path(shapes["val"][0]).read_text())["images"][0]["file_name"]
 
 
-def test_all_layers_of_one_model(model, image, train_net, tmp_path):
+def test_all_layers_of_one_model(model, image, program, tmp_path):
     config, weights = model("one").split(",")
-    output = train_net(
+    output = program(
+        TOOL,
         *("--config-file", config, "--weights", weights, "--image", image),
         *("--layer", "all", "--detections", 2, "--output", tmp_path / "out"),
-        script=TOOL,
-    )
+    ).done()
     stem = tmp_path / "out" / f"{image.stem}_attention"
     assert output.splitlines()[-2:] == [f"{stem}.png", f"{stem}.html"]
     page = Path(f"{stem}.html").read_text()
@@ -74,13 +57,13 @@ def test_all_layers_of_one_model(model, image, train_net, tmp_path):
         assert picture.height > 1000
 
 
-def test_several_models_show_the_same_object(model, image, tool, tmp_path):
+def test_several_models_show_the_same_object(model, image, program, tmp_path):
     fixed = model("fixed", "MODEL.SMCA.MODULATION.SCALE", "fixed")
     detr = model("detr", *ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "DETRDecoder")
     names = {"fixed": fixed, "again": fixed, "DETR": detr}
     models = [part for name, files in names.items() for part in ("--model", f"{name}={files}")]
-    code, *_ = tool(
-        *("--image", image, *models, "--query", 3, "--threshold", 0, "--output", tmp_path)
+    code, _ = program(
+        TOOL, *("--image", image, *models, "--query", 3, "--threshold", 0, "--output", tmp_path)
     )
     assert code == 0
     page = (tmp_path / f"{image.stem}_attention.html").read_text()
@@ -110,20 +93,20 @@ def test_several_models_show_the_same_object(model, image, tool, tmp_path):
         ((), ("--weights", "none.pth"), "checkpoint 'none.pth' does not exist"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_one_line(opts, arguments, message, model, image, tool):
+def test_what_cannot_be_drawn_is_said_in_one_line(opts, arguments, message, model, image, program):
     config, weights = model("one", *opts).split(",")
     run = ("--config-file", config, "--weights", weights, "--image", image)
-    code, _, errors = tool(*run, *arguments)
+    code, errors = program(TOOL, *run, *arguments)
     assert code == 2
     assert message in errors.splitlines()[-1]
 
 
-def test_weights_that_are_not_finite_have_no_picture(model, image, tool, tmp_path):
+def test_weights_that_are_not_finite_have_no_picture(model, image, program, tmp_path):
     config, weights = model("one").split(",")
     content = torch.load(weights)
     content["model"]["heads.class_head.bias"] += torch.nan
     torch.save(content, weights)
-    code, _, errors = tool("--config-file", config, "--weights", weights, "--image", image)
+    code, errors = program(TOOL, "--config-file", config, "--weights", weights, "--image", image)
     assert code == 3
     assert "its weights are not finite" in errors.splitlines()[-1]
 
@@ -138,7 +121,7 @@ def test_weights_that_are_not_finite_have_no_picture(model, image, tool, tmp_pat
     ],
 )
 def test_what_cannot_be_drawn_of_a_run(
-    opts, arguments, message, model, tool, config_file, tmp_path, monkeypatch
+    opts, arguments, message, model, program, config_file, tmp_path, monkeypatch
 ):
     _, weights = model("run").split(",")
     monkeypatch.chdir(tmp_path)
@@ -148,17 +131,17 @@ def test_what_cannot_be_drawn_of_a_run(
     Path("a.json").write_text(json.dumps(content))
     Path("a.png").write_text("no image")
     run = ("--config-file", config_file(*opts), "--weights", weights, "--output", "pictures")
-    code, _, errors = tool(*run, *arguments, script=TOOLS / "draw_run.py")
+    code, errors = program("tools/draw_run.py", *run, *arguments)
     assert code == 2
     assert message in errors.splitlines()[-1]
 
 
-def test_pictures_of_a_run(model, image, tool, config_file, tmp_path):
+def test_pictures_of_a_run(model, image, program, config_file, tmp_path):
     _, weights = model("run").split(",")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/metrics.json").write_text('{"iteration": 19, "bbox/AP": 12.5}\n')
     run = ("--config-file", config_file(), "--weights", weights, "--output", tmp_path / "pictures")
-    code, output, _ = tool(*run, "--images", 2, "--threshold", 0, script=TOOLS / "draw_run.py")
+    code, output = program("tools/draw_run.py", *run, "--images", 2, "--threshold", 0)
     names = ("detections.png", "co_attention.png", "training.png")
     assert code == 0
     first, *lines = output.splitlines()

@@ -17,7 +17,7 @@ HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]
 ROOT = Path(__file__).parents[2]
-LAZY = ROOT / "tools/lazyconfig_train_net.py"
+LAZY = "tools/lazyconfig_train_net.py"
 ZOO = "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
 # A ResNet-18 of torchvision under a small detector; its first two stages are frozen.
 RESNET18 = [
@@ -58,27 +58,26 @@ def resnet18():
     return state, file.getvalue()
 
 
-def refused(process):
+def refused(ended):
     """The lines of a program that could not work."""
-    output = process.printed()
-    assert process.returncode == 2, output[-3000:]
-    assert "Traceback" not in output
-    return output.splitlines()
+    assert ended.returncode == 2, ended.output[-3000:]
+    assert "Traceback" not in ended.output
+    return ended.output.splitlines()
 
 
-def test_the_readmes_command_without_a_network(engine, offline, cache, train_net, tmp_path):
+def test_the_readmes_command_without_a_network(engine, offline, cache, program, tmp_path):
     run = ("--config-file", "configs/smca_R50_108ep.yaml", "--num-gpus", 8)
     arguments = (*run, "--engine", engine, "OUTPUT_DIR", tmp_path / "out")
-    *before, last = refused(train_net(*arguments, wait=False))
+    *before, last = refused(program("train_net.py", *arguments))
     assert "CheckpointError: MODEL.WEIGHTS: detectron2://ImageNetPretrained/torchvision" in last
     assert f"put the file at {cache / ZOO}, or set MODEL.WEIGHTS to the path of a copy" in last
     assert all(line.startswith(("Engine: ", "MODEL.DEVICE: ")) for line in before), before
 
 
 @needs_detectron2
-def test_lazy_configs_without_a_network(offline, cache, train_net, tmp_path):
+def test_lazy_configs_without_a_network(offline, cache, program, tmp_path):
     run = ("--config-file", "configs/lazy/smca_R101_50ep.py", f"train.output_dir={tmp_path}")
-    last = refused(train_net(*run, script=LAZY, wait=False))[-1]
+    last = refused(program(LAZY, *run))[-1]
     place = cache / "download.pytorch.org/models/resnet101-63fe2227.pth"
     assert "CheckpointError: train.init_checkpoint: https://download.pytorch.org/models" in last
     assert f"put the file at {place}, or set train.init_checkpoint to the path of a copy" in last
@@ -108,7 +107,9 @@ def test_lazy_configs_name_the_weights_of_the_yaml_files():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", ["--num-gpus", "torchrun"])
-def test_workers_fetch_once(engine, launch, cache, resnet18, config_file, train_net, tmp_path):
+def test_workers_fetch_once(
+    engine, launch, cache, resnet18, config_file, start_train_net, tmp_path
+):
     """And what is frozen is, in the end, what was fetched."""
     state, content = resnet18
     server = Server(content, "slow")
@@ -117,9 +118,10 @@ def test_workers_fetch_once(engine, launch, cache, resnet18, config_file, train_
     try:
         if launch == "torchrun":
             before = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-            output = train_net(*before, ROOT / "train_net.py", *run, script="-m")
+            process = start_train_net(*before, ROOT / "train_net.py", *run, script="-m")
         else:
-            output = train_net("--num-gpus", 2, *run)
+            process = start_train_net("--num-gpus", 2, *run)
+        output = process.done()
     finally:
         server.stop()
     assert server.requests == ["/resnet18.pth"]
@@ -131,44 +133,44 @@ def test_workers_fetch_once(engine, launch, cache, resnet18, config_file, train_
 
 
 @pytest.mark.parametrize("answer", ["missing", "page", "cut"])
-def test_a_server_that_fails_is_one_line(engine, answer, cache, resnet18, config_file, train_net):
+def test_a_server_that_fails_is_one_line(engine, answer, cache, resnet18, config_file, program):
     """Before any data is read: that of this config is not there."""
     server = Server(resnet18[1], answer)
     address = f"{server.address}/resnet18.pth"
     own = ("DATASETS.COCO_FORMAT", [["train", "no.json", "."]], "MODEL.WEIGHTS", address)
     file = config_file(*RESNET18, *own)
     try:
-        last = refused(train_net("--engine", engine, "--config-file", file, wait=False))[-1]
+        last = refused(program("train_net.py", "--engine", engine, "--config-file", file))[-1]
     finally:
         server.stop()
     assert f"CheckpointError: MODEL.WEIGHTS: {address} cannot be fetched: " in last
     assert f"put the file at {cache / address.removeprefix('http://')}, or" in last
 
 
-def test_frozen_stages_without_weights_are_refused(engine, config_file, train_net):
+def test_frozen_stages_without_weights_are_refused(engine, config_file, program):
     for opts in ((), ("--resume",)):
         arguments = ("--engine", engine, "--config-file", config_file(*RESNET18), *opts)
-        last = refused(train_net(*arguments, wait=False))[-1]
+        last = refused(program("train_net.py", *arguments))[-1]
         assert "ConfigError: MODEL.WEIGHTS is empty, which leaves random" in last
         assert "set MODEL.WEIGHTS to weights" in last
         assert "or both MODEL.BACKBONE.FREEZE_AT 0 and MODEL.RESNETS.NORM 'GN'" in last
 
 
-def test_a_run_that_is_refused_leaves_anothers_config(engine, config_file, train_net, tmp_path):
+def test_a_run_that_is_refused_leaves_anothers_config(engine, config_file, program, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.yaml").write_text("MODEL: {WEIGHTS: ''}\n")
     before = (out / "config.yaml").read_bytes()
-    refused(train_net("--engine", engine, "--config-file", config_file(*RESNET18), wait=False))
+    refused(program("train_net.py", "--engine", engine, "--config-file", config_file(*RESNET18)))
     assert (out / "config.yaml").read_bytes() == before
 
 
 @needs_detectron2
-def test_lazy_configs_without_weights_are_refused(shapes, train_net, tmp_path):
+def test_lazy_configs_without_weights_are_refused(shapes, program, tmp_path):
     own = json.dumps([["shapes_train", *shapes["train"]], ["shapes_val", *shapes["val"]]])
     changes = (f"dataloader.coco_format={own}", "model.backbone.freeze_at=2")
     run = ("--config-file", "configs/lazy/quickstart.py", *changes, f"train.output_dir={tmp_path}")
-    last = refused(train_net(*run, script=LAZY, wait=False))[-1]
+    last = refused(program(LAZY, *run))[-1]
     assert "ConfigError: train.init_checkpoint is empty, which leaves random" in last
     assert "or both model.backbone.freeze_at 0 and model.backbone.norm 'GN'" in last
 

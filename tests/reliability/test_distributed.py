@@ -33,12 +33,12 @@ def engine(request):
 
 
 @pytest.fixture
-def start(engine, train_net):
+def start(engine, start_train_net):
     """``start("--flag", ..., launcher=(...))``: the program in this host, in the background."""
 
     def run(*arguments, launcher=()):
         script, *before = *launcher, PROGRAM
-        return train_net(*before, "--engine", engine, *arguments, script=script, wait=False)
+        return start_train_net(*before, "--engine", engine, *arguments, script=script)
 
     return run
 

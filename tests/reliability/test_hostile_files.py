@@ -14,7 +14,7 @@ needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is 
 def run(request, config_file, train_net, shapes, tmp_path):
     """``run(change)``: trains on annotation files that ``change`` has changed."""
 
-    def start(change, **how):
+    def start(change):
         entries = []
         for name, (json_file, folder) in shapes.items():
             content = json.loads(Path(json_file).read_text())
@@ -23,7 +23,7 @@ def run(request, config_file, train_net, shapes, tmp_path):
             path.write_text(json.dumps(content), encoding="utf-8-sig")
             entries.append([name, str(path), folder])
         file = config_file("DATASETS.COCO_FORMAT", entries)
-        return train_net("--engine", request.param, "--config-file", file, **how)
+        return train_net("--engine", request.param, "--config-file", file)
 
     return start
 

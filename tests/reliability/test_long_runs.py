@@ -15,6 +15,7 @@ from smca.checkpoints import write_checkpoint
 from smca.modeling import build_detector
 
 ROOT = Path(__file__).parents[2]
+WATCHED = ROOT / "tests/support/watched_programs.py"
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 pytestmark = pytest.mark.skipif(
@@ -35,12 +36,12 @@ def engine(request):
 
 
 @pytest.fixture
-def held(train_net, monkeypatch):
+def held(start_train_net, monkeypatch):
     """``held(program, ...)``: what a program of watched_programs.py prints of itself."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"), prepend=os.pathsep)
 
     def run(*arguments):
-        output = train_net(*arguments, script=ROOT / "tests/support/watched_programs.py")
+        output = start_train_net(*arguments, script=WATCHED).done()
         return json.loads(output.splitlines()[-1])
 
     return run
@@ -68,7 +69,7 @@ def noise(folder, count, classes):
 
 @pytest.mark.slow
 def test_two_thousand_iterations_hold_what_three_hundred_did(
-    engine, config_file, train_net, tmp_path
+    engine, config_file, start_train_net, tmp_path
 ):
     """With evaluations, checkpoints and a moving average on the way."""
     file = config_file(
@@ -79,7 +80,7 @@ def test_two_thousand_iterations_hold_what_three_hundred_did(
     output = tmp_path / "long_run.json"
     flags = ("--config-file", file, "--engines", engine, "--output", output)
     often = ("--interval", 0.25, "--window", 200)
-    train_net(*flags, *often, script=ROOT / "benchmarks/long_run.py")
+    start_train_net(*flags, *often, script=ROOT / "benchmarks/long_run.py").done()
     first, *_, last = json.loads(output.read_text())["rows"]
     # The faster the machine, the more of the last lines are written between two looks.
     assert first["after"] == 300 and 1700 <= last["after"] <= 1800

@@ -34,15 +34,16 @@ def disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(engine, config_file, train_net, tmp_path, disk):
+def test_a_full_disk_leaves_the_checkpoint_before(
+    engine, config_file, program, train_net, tmp_path, disk
+):
     run = ("--engine", engine, "--config-file", config_file("MODEL.RESNETS.NORM", "FrozenBN"))
     train_net(*run)
     whole = tmp_path / "out/model_final.pth"
     # Room for a checkpoint and a half, and the logs.
     folder = disk(whole.stat().st_size * 3 // 2 + 200_000)
-    process = train_net(*run, "OUTPUT_DIR", folder, wait=False)
-    output = process.printed()
-    assert process.returncode == 2, output[-3000:]
+    returncode, output = program("train_net.py", *run, "OUTPUT_DIR", folder)
+    assert returncode == 2, output[-3000:]
     message = (
         f"CheckpointError: {folder}/model_0000003.pth cannot be written: No space left on device."
     )
@@ -57,13 +58,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(engine, config_file, train_net
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-def test_a_disk_that_has_no_room_for_results_or_the_log(engine, config_file, train_net, tmp_path):
+def test_a_disk_that_has_no_room_for_results_or_the_log(
+    engine, config_file, start_train_net, tmp_path
+):
     results = tmp_path / "out/inference/coco_instances_results.json"
     results.parent.mkdir(parents=True)
     for path in (results, tmp_path / "out/log.txt"):
         path.symlink_to("/dev/full")
     file = config_file("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
-    process = train_net("--engine", engine, "--config-file", file, wait=False)
+    process = start_train_net("--engine", engine, "--config-file", file)
     output = process.printed()
     assert process.returncode == 2, output[-3000:]
     last = output.splitlines()[-1]

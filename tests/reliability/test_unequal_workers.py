@@ -42,14 +42,16 @@ def found(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native", pytest.param("detectron2", marks=needs_detectron2)])
-def test_more_workers_than_images(engine, few_images, config_file, train_net, tmp_path):
+def test_more_workers_than_images(
+    engine, few_images, config_file, train_net, start_train_net, tmp_path
+):
     """Three workers learn from two images, mostly without a box, and find what one does."""
     changes = ("DATASETS.COCO_FORMAT", few_images, "SOLVER.IMS_PER_BATCH", 3)
     changes += ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.CHECKPOINT_PERIOD", 100)
     run = ("--engine", engine, "--config-file", config_file(*EXACT, *changes))
     one, three, again = (tmp_path / name for name in ("one", "three", "again"))
     train_net(*run, "OUTPUT_DIR", one)
-    train_net(*run, "--num-gpus", 3, "OUTPUT_DIR", three)
+    start_train_net(*run, "--num-gpus", 3, "OUTPUT_DIR", three).done()
     models = [torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (one, three)]
     torch.testing.assert_close(*models, rtol=0, atol=1e-4)
     # The same weights, by one worker: each image was looked at once.

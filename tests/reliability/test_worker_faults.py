@@ -48,7 +48,7 @@ def wait_for(condition, seconds=300):
 
 
 @pytest.fixture
-def start(train_net):
+def start(start_train_net):
     """``start(engine, launcher, *arguments)``: two workers, which are gone after the test."""
     processes = []
 
@@ -56,7 +56,7 @@ def start(train_net):
         own = (PROGRAM, "--num-gpus", 2)
         script, *before = own if launcher == "own" else (*TORCHRUN, PROGRAM)
         arguments = (*before, "--engine", engine, *arguments)
-        processes.append(train_net(*arguments, script=script, wait=False))
+        processes.append(start_train_net(*arguments, script=script))
         return processes[-1]
 
     yield run
