@@ -8,6 +8,7 @@ else
   ENV := .venv
 endif
 PY := $(ENV)/bin/python
+PYTEST := $(PY) -m pytest -q -n auto --dist loadfile
 # This mark lies in the environment, so that both are removed together; its name tells clones apart.
 INSTALLED := $(ENV)/.installed$(subst /,_,$(CURDIR))
 LINTERS := $(INSTALLED).lint
@@ -17,15 +18,18 @@ export OMP_WAIT_POLICY ?= passive
 
 OUTPUT := output/quickstart
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-all lint clean
 
 quickstart: $(INSTALLED)
 	$(PY) train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
 	$(PY) tools/draw_run.py --config-file $(OUTPUT)/config.yaml
 
 test: $(INSTALLED)
-	$(PY) -m pytest -q -n auto --dist loadfile
+	$(PYTEST) -m "not slow"
 	@$(PY) -c "import detectron2" 2>/dev/null || $(PY) -m smca.hosts
+
+test-all: test
+	$(PYTEST) -m slow
 
 lint: $(LINTERS)
 	$(PY) -m ruff check .
