@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import smca
 from smca.checkpoints import write_checkpoint
 from smca.data.coco import drop_bad_boxes
-from smca.data.mapper import DetrMapper
+from smca.data.mapper import DetrMapper, ResizeShortestEdge
 from smca.inference.detect import Inference
 from smca.modeling import build_detector
 from smca.modeling.detector import pad_images, pixel_statistics
@@ -55,7 +55,7 @@ def mapped(folder, size, boxes, short=0):
     annotations = [{**entry, "bbox": box, "category_id": label} for box, label in boxes]
     record = {"file_name": str(path), "image_id": 7, "height": height, "width": width}
     (record,) = drop_bad_boxes([{**record, "annotations": annotations}], "drawn")
-    sample = DetrMapper(sizes=(short,), max_size=400)(record)
+    sample = DetrMapper(augmentations=[ResizeShortestEdge([short], 400)])(record)
     return sample.image, sample.labels, sample.boxes
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torchvision.transforms import v2
 
 import smca
 from smca.data.coco import load_coco
 from smca.data.loader import build_test_loader
-from smca.data.mapper import DetrMapper, resized_shape
+from smca.data.mapper import DetrMapper, RandomSizeCrop, ResizeShortestEdge, resized_shape
 from smca.native.trainer import build_train_loader
 
 BLUE = (10, 20, 250)
@@ -95,33 +96,32 @@ def test_resized_shape(height, width, short, longest, expected):
 
 
 def test_mapping_without_resizing_is_the_file(record):
-    sample = DetrMapper(sizes=(0,), max_size=1333)(record)
+    sample = DetrMapper(augmentations=[])(record)
     pixels = torch.from_numpy(np.array(Image.open(record["file_name"])))
     torch.testing.assert_close(sample.image, pixels.permute(2, 0, 1))
     assert sample.labels.tolist() == [3], "neither the crowd nor the box outside"
     torch.testing.assert_close(sample.boxes, torch.tensor([[60.0, 40, 120, 100]]))
     assert type(sample.boxes) is torch.Tensor
     assert (sample.image_id, sample.height, sample.width) == (8, 150, 200)
-    bgr = DetrMapper(sizes=(0,), max_size=1333, image_format="BGR")(record)
+    bgr = DetrMapper(augmentations=[], image_format="BGR")(record)
     torch.testing.assert_close(bgr.image, sample.image.flip(0))
 
 
 def test_boxes_are_clipped_to_the_image(record):
     record["annotations"] = make_record("", (0, 0), [[-20, 100, 60, 90, 0, 0]])["annotations"]
-    sample = DetrMapper(sizes=(75,), max_size=1333)(record)
+    sample = DetrMapper(augmentations=[ResizeShortestEdge([75], 1333)])(record)
     torch.testing.assert_close(sample.boxes, torch.tensor([[0.0, 50, 20, 75]]))
 
 
 @pytest.mark.parametrize("flip", ["horizontal", "vertical", "none"])
 def test_boxes_stay_on_their_objects(record, flip):
     """Through flips, crops and resizes a box is where the blue pixels are."""
-    mapper = DetrMapper(
-        sizes=(96, 120),
-        max_size=170,
-        flip=flip,
-        crop_sizes=(60, 100),
-        sizes_before_crop=(80, 100, 140),
-    )
+    cfg = smca.get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (96, 120), 170
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.SIZE = True, (60, 100)
+    cfg.INPUT.CROP.MIN_SIZE_BEFORE = (80, 100, 140)
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.FORMAT = flip, "RGB"
+    mapper = DetrMapper.from_config(cfg, is_train=True)
     shapes, lost = set(), 0
     for seed in range(60):
         torch.manual_seed(seed)
@@ -139,8 +139,32 @@ def test_boxes_stay_on_their_objects(record, flip):
     assert lost < 10
 
 
+def test_augmentations_can_be_added(record):
+    """Transforms of pixels, of shapes, of tensors, and such as leave boxes out."""
+    torch.manual_seed(0)
+    cfg = smca.get_cfg()
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.FORMAT = "none", (0,), "RGB"
+    mapper = DetrMapper.from_config(cfg, is_train=True)
+    plain = mapper(record)
+    mapper.augmentations.insert(0, v2.RandomPhotometricDistort(p=1.0))
+    distorted = mapper(record)
+    assert not torch.equal(distorted.image, plain.image)
+    torch.testing.assert_close(distorted.boxes, plain.boxes)
+    mapper.augmentations[0] = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    torch.testing.assert_close(mapper(record).image, plain.image)
+    mapper.augmentations[0] = v2.RandomCrop((30, 50))
+    for _ in range(20):
+        sample = mapper(record)
+        assert sample.image.shape == (3, 30, 50) and len(sample.labels) == len(sample.boxes)
+        extent = blue_extent(sample.image)
+        if extent is None:
+            assert len(sample.boxes) == 0
+        else:
+            torch.testing.assert_close(sample.boxes, extent[None])
+
+
 def test_flips_happen_half_the_time(record):
-    mapper = DetrMapper(sizes=(0,), max_size=1333, flip="horizontal")
+    mapper = DetrMapper(augmentations=[v2.RandomHorizontalFlip()])
     torch.manual_seed(0)
     lefts = [mapper(record).boxes[0, 0].item() for _ in range(200)]
     assert set(lefts) == {60.0, 80.0}
@@ -166,7 +190,7 @@ def test_sizes_are_drawn_as_the_config_says(record):
 
 def test_an_image_of_another_size_than_annotated_counts_as_unreadable(record):
     with pytest.raises(OSError, match=r"image\.png is 200x150 .* says 150x200"):
-        DetrMapper(sizes=(0,), max_size=9)(record | {"width": 150, "height": 200})
+        DetrMapper(augmentations=[])(record | {"width": 150, "height": 200})
 
 
 @pytest.fixture

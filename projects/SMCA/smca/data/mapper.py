@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 
@@ -19,8 +20,6 @@ from .images import read_record
 # The longest side before a crop, in pixels. An image of 1 x 4000 pixels whose short side becomes
 # 600 would fill 4 GB.
 LONGEST_BEFORE_CROP = 20_000
-
-_FLIPS = {"horizontal": F.horizontal_flip, "vertical": F.vertical_flip, "none": None}
 
 
 def resized_shape(height: int, width: int, short: int, longest: float) -> Size:
@@ -36,60 +35,89 @@ def resized_shape(height: int, width: int, short: int, longest: float) -> Size:
     return max(1, int(h + 0.5)), max(1, int(w + 0.5))
 
 
-class DetrMapper:
-    """Maps a record to a :class:`Sample`, with random augmentation drawn from torch's generator.
+class ResizeShortestEdge(v2.Transform):
+    """Resizes the short side to one of ``sizes``, but the long side to at most ``max_size``.
 
-    It flips with probability 0.5, then with probability 0.5 resizes to one of ``sizes_before_crop``
-    and crops, and finally resizes to one of ``sizes``.
+    It rounds as Detectron2 does, which v2.RandomShortestSize does not. A size of 0 keeps the image.
     """
 
-    def __init__(
-        self,
-        *,
-        sizes: Sequence[int],
-        max_size: int,
-        size_range: bool = False,
-        flip: str = "none",
-        crop_sizes: tuple[int, int] | None = None,
-        sizes_before_crop: Sequence[int] = (),
-        image_format: str = "RGB",
-    ):
+    def __init__(self, sizes: Sequence[int], max_size: int):
+        super().__init__()
+        self.sizes = sizes
+        self.max_size = max_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        # A single size needs no draw.
+        short = self.sizes[_draw(0, len(self.sizes) - 1) if len(self.sizes) > 1 else 0]
+        height, width = v2.query_size(flat_inputs)
+        return {"shape": short and list(resized_shape(height, width, short, self.max_size))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        # On a PIL image this is Pillow's own filter on 8 bits, bit for bit what Detectron2 does.
+        return F.resize(inpt, params["shape"]) if params["shape"] else inpt
+
+
+class RandomSizeCrop(v2.Transform):
+    """Crops a rectangle with sides from ``least`` to ``most`` pixels, or as long as the image's."""
+
+    def __init__(self, least: int, most: int):
+        super().__init__()
+        self.least = least
+        self.most = most
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        h, w = (_draw(min(side, self.least), min(side, self.most)) for side in (height, width))
+        return {"top": _draw(0, height - h), "left": _draw(0, width - w), "height": h, "width": w}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+def _draw(low: int, high: int) -> int:
+    """Draw an integer from ``low`` to ``high``, both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[v2.Transform]:
+    """Build the transforms of a config's ``INPUT``: flip, half of the time a crop, resize."""
+    inputs = cfg.INPUT
+    if not is_train:
+        return [ResizeShortestEdge([inputs.MIN_SIZE_TEST], inputs.MAX_SIZE_TEST)]
+    augmentations: list[v2.Transform] = []
+    if inputs.RANDOM_FLIP != "none":
+        horizontal = inputs.RANDOM_FLIP == "horizontal"
+        augmentations.append(v2.RandomHorizontalFlip() if horizontal else v2.RandomVerticalFlip())
+    if inputs.CROP.ENABLED:
+        zoom = ResizeShortestEdge(inputs.CROP.MIN_SIZE_BEFORE, LONGEST_BEFORE_CROP)
+        augmentations.append(v2.RandomApply([zoom, RandomSizeCrop(*inputs.CROP.SIZE)], p=0.5))
+    sizes = inputs.MIN_SIZE_TRAIN
+    sizes = (sizes,) if isinstance(sizes, int) else sizes
+    if inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
+        sizes = range(sizes[0], sizes[1] + 1)
+    return [*augmentations, ResizeShortestEdge(sizes, inputs.MAX_SIZE_TRAIN)]
+
+
+class DetrMapper:
+    """Maps a record to a :class:`Sample`. Randomness comes from torch's generator.
+
+    Its list ``augmentations`` may be changed until a loader has the mapper.
+    """
+
+    def __init__(self, *, augmentations: Iterable[Callable], image_format: str = "RGB"):
         """
         Args:
-            sizes: lengths of the short side in pixels, one of which is drawn; 0 keeps the image's.
-            max_size: greatest length of the long side.
-            size_range: ``sizes`` are the least and the greatest length, and any between is drawn.
-            flip: "horizontal", "vertical" or "none".
-            crop_sizes: least and greatest length of a crop's sides; None never crops.
-            sizes_before_crop: like ``sizes``.
+            augmentations: torchvision's v2 transforms, run one after the other on a dict of
+                ``image`` (PIL, RGB), and in training ``boxes`` (BoundingBoxes, XYXY) and ``labels``.
             image_format: order of the channels, "RGB" or "BGR".
         """
-        self.sizes = range(sizes[0], sizes[1] + 1) if size_range else sizes
-        self.max_size = max_size
-        self.flip = _FLIPS[flip]
-        self.crop_sizes = crop_sizes
-        self.sizes_before_crop = sizes_before_crop
+        self.augmentations = list(augmentations)
         self.image_format = image_format
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> DetrMapper:
-        inputs = cfg.INPUT
-        if not is_train:
-            return cls(
-                sizes=(inputs.MIN_SIZE_TEST,),
-                max_size=inputs.MAX_SIZE_TEST,
-                image_format=inputs.FORMAT,
-            )
-        sizes = inputs.MIN_SIZE_TRAIN
-        return cls(
-            sizes=(sizes,) if isinstance(sizes, int) else sizes,
-            max_size=inputs.MAX_SIZE_TRAIN,
-            size_range=inputs.MIN_SIZE_TRAIN_SAMPLING == "range",
-            flip=inputs.RANDOM_FLIP,
-            crop_sizes=tuple(inputs.CROP.SIZE) if inputs.CROP.ENABLED else None,
-            sizes_before_crop=inputs.CROP.MIN_SIZE_BEFORE,
-            image_format=inputs.FORMAT,
-        )
+        augmentations = build_augmentations(cfg, is_train)
+        return cls(augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
 
     def __call__(self, record: dict) -> Sample:
         """Return the sample of a record, without crowds, its boxes clipped to the image.
@@ -107,11 +135,12 @@ class DetrMapper:
         boxes = clip_boxes_to_image(boxes, (height, width)).float()
         boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
 
-        image, boxes = self._augment([image, boxes])
-        boxes = clip_boxes_to_image(boxes.as_subclass(Tensor), (image.height, image.width))
+        augmented = self._augment({"image": image, "boxes": boxes, "labels": labels})
+        image, labels = augmented["image"], augmented["labels"]
+        boxes = clip_boxes_to_image(augmented["boxes"].as_subclass(Tensor), image.shape[1:])
         kept = (boxes[:, 2:] - boxes[:, :2] > 1e-5).all(dim=1)
         return Sample(
-            image=self._pixels(image),
+            image=image,
             labels=labels[kept],
             boxes=boxes[kept],
             image_id=record["image_id"],
@@ -122,42 +151,12 @@ class DetrMapper:
 
     def map_image(self, image: Image.Image) -> Tensor:
         """Map an RGB image that has no record: (3, h, w) uint8, as in a sample."""
-        (image,) = self._augment([image])
-        return self._pixels(image)
+        return self._augment({"image": image})["image"]
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        pixels = F.pil_to_tensor(image)
-        return pixels.flip(0) if self.image_format == "BGR" else pixels
-
-    def _augment(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """Augment an image and, if it has boxes, these in the same way."""
-        if self.flip and torch.rand(()) < 0.5:
-            parts = [self.flip(part) for part in parts]
-        if self.crop_sizes and torch.rand(()) < 0.5:
-            parts = _resize(parts, _choice(self.sizes_before_crop), LONGEST_BEFORE_CROP)
-            parts = _crop(parts, *self.crop_sizes)
-        return _resize(parts, _choice(self.sizes), self.max_size)
-
-
-def _draw(low: int, high: int) -> int:
-    """Draw an integer from ``low`` to ``high``, both included."""
-    return int(torch.randint(low, high + 1, ()))
-
-
-def _choice(sizes: Sequence[int]) -> int:
-    return sizes[_draw(0, len(sizes) - 1)] if len(sizes) > 1 else sizes[0]
-
-
-def _resize(parts: Sequence[Any], short: int, longest: float) -> Sequence[Any]:
-    if short == 0:
-        return parts
-    shape = list(resized_shape(parts[0].height, parts[0].width, short, longest))
-    # On a PIL image this is Pillow's own filter on 8 bits, bit for bit what Detectron2 does.
-    return [F.resize(part, shape) for part in parts]
-
-
-def _crop(parts: Sequence[Any], least: int, most: int) -> Sequence[Any]:
-    height, width = parts[0].height, parts[0].width
-    h, w = (_draw(min(side, least), min(side, most)) for side in (height, width))
-    place = _draw(0, height - h), _draw(0, width - w), h, w
-    return [F.crop(part, *place) for part in parts]
+    def _augment(self, sample: dict[str, Any]) -> dict[str, Any]:
+        for augment in self.augmentations:
+            sample = augment(sample)
+        # A transform may have made a tensor of the image, with fractions of 1.
+        pixels = F.to_dtype(F.to_image(sample["image"]), torch.uint8, scale=True)
+        pixels = pixels.as_subclass(Tensor)
+        return {**sample, "image": pixels.flip(0) if self.image_format == "BGR" else pixels}
