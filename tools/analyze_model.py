@@ -5,26 +5,22 @@ Examples:
     python tools/analyze_model.py --config-file configs/smca_R50_50ep.yaml
     python tools/analyze_model.py --config-file configs/smca_R50_50ep.yaml --size 640 640 \
         MODEL.SMCA.NUM_QUERIES 100
-    python tools/analyze_model.py --table --output docs/MODEL_ZOO.md
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from smca.analysis.counting import ModelCounts, count_model
 from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory, prepare_pass
-from smca.analysis.zoo import model_zoo
 from smca.config import is_own_model
 from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COLUMNS = ("part", "trainable", "parameters", "multiply-adds", "activations")
 
 
@@ -33,24 +29,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config-file", metavar="FILE", help="a YAML file of configs/")
-    what.add_argument(
-        "--table",
-        action="store_true",
-        help="write all configs beside the papers' tables, as Markdown",
+    parser.add_argument(
+        "--config-file", metavar="FILE", required=True, help="a YAML file of configs/"
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
+        default=(800, 1066),
         metavar=("HEIGHT", "WIDTH"),
         help="size of an image in pixels (default: 800 1066)",
     )
     parser.add_argument("--batch", type=int, default=1, help="number of images (default: 1)")
     parser.add_argument("--depth", type=int, default=2, help="levels of parts (default: 2)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--output", metavar="FILE", help="file for the table (default: print it)")
     parser.add_argument(
         "--engine",
         choices=("auto", "detectron2", "native"),
@@ -62,11 +54,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
     )
     args = parser.parse_args(argv)
-    if args.table and (args.opts or args.size):
-        parser.error("--table takes the configs as they are at 800 1066: no --size, no KEY VALUE")
-    if args.output and not args.table:
-        parser.error("--output goes with --table")
-    args.size = tuple(args.size or (800, 1066))
     if min(*args.size, args.batch) < 1:
         parser.error("--size and --batch are at least 1")
     return args
@@ -80,19 +67,8 @@ def host_of(engine: str) -> Host:
 
 def run(args: argparse.Namespace) -> None:
     host = host_of(args.engine)
-    if args.table:
-        text = model_zoo(host, CONFIGS)
-        if args.output:
-            Path(args.output).write_text(text)
-        else:
-            print(text, end="")
-        return
-    analyze(args, host)
-
-
-def analyze(args: argparse.Namespace, host: Host) -> None:
     cfg = host.read(args.config_file, args.opts)
-    size = args.size
+    size = tuple(args.size)
     counts = count_model(host.build(cfg, "cpu"), size=size, batch=args.batch)
     print(f"{args.config_file}: {args.batch} x 3 x {size[0]} x {size[1]}, engine {host.name}\n")
     print_parts(counts, args.depth)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 import smca
 from smca.data.coco import load_coco
 from smca.data.loader import build_test_loader
-from smca.data.mapper import DetrMapper, RandomSizeCrop, ResizeShortestEdge, resized_shape
+from smca.data.mapper import DetrMapper, ResizeShortestEdge, resized_shape
 from smca.native.trainer import build_train_loader
 
 BLUE = (10, 20, 250)

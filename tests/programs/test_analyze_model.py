@@ -29,7 +29,6 @@ def test_a_model_by_parts(program):
     [
         (("--config-file", "configs/none.yaml"), "configs/none.yaml"),
         (("--config-file", "configs/quickstart.yaml", "MODEL.SMCA.QUERIES", 1), "NUM_QUERIES"),
-        (("--table", "SEED", 1), "--table"),
         (("--config-file", "configs/quickstart.yaml", "--size", 0, 1), "--size"),
         (
             (

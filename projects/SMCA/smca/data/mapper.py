@@ -108,7 +108,7 @@ class DetrMapper:
         """
         Args:
             augmentations: torchvision's v2 transforms, run one after the other on a dict of
-                ``image`` (PIL, RGB), and in training ``boxes`` (BoundingBoxes, XYXY) and ``labels``.
+                ``image`` (PIL, RGB) and, for a record, ``boxes`` (BoundingBoxes) and ``labels``.
             image_format: order of the channels, "RGB" or "BGR".
         """
         self.augmentations = list(augmentations)

@@ -1,37 +1,32 @@
-"""The zoo against the configs, the papers' parameters and the document."""
+"""docs/MODEL_ZOO.md against the configs and the papers' parameters."""
 
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from smca.analysis.counting import count_model
 from smca.analysis.host import NATIVE
-from smca.analysis.zoo import SIZE, count_zoo, model_zoo, published, train_command
 from smca.config import config_names
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
+ZOO = runpy.run_path(str(ROOT / "tools/make_model_zoo.py"))
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 
 
 @pytest.fixture(scope="module")
-def host():
-    if not HAS_DETECTRON2:
-        return NATIVE
-    from smca.d2.analysis import DETECTRON2
-
-    return DETECTRON2
-
-
-@pytest.fixture(scope="module")
-def models(host):
-    return count_zoo(host, CONFIGS, flops=False)
+def models():
+    host = NATIVE
+    if HAS_DETECTRON2:
+        from smca.d2.analysis import DETECTRON2 as host
+    return ZOO["count_zoo"](host, flops=False)
 
 
 def rows():
-    return [row for table in published()[0] for row in table["rows"]]
+    return [row for table in ZOO["published"]()[0] for row in table["rows"]]
 
 
 def test_every_config_is_a_row():
@@ -44,7 +39,7 @@ def test_systems_not_built_yet():
 
 
 def test_parameters_are_the_papers_or_a_note_says_why_not(models):
-    _, notes, _ = published()
+    _, notes, _ = ZOO["published"]()
     used = set()
     for row in rows():
         used.add(row.get("note"))
@@ -72,14 +67,14 @@ def test_epochs_and_batches_are_the_rows(models):
             assert int(batch[1]) == solver.IMS_PER_BATCH
 
 
-def test_the_document_is_up_to_date(host, models):
+def test_the_document_is_up_to_date(models):
     """All of it but our GFLOPs, which take minutes to count."""
     written = (ROOT / "docs/MODEL_ZOO.md").read_text()
-    expected = model_zoo(host, CONFIGS, flops=False)
+    expected = ZOO["model_zoo"](models)
     if not HAS_DETECTRON2:
         written, expected = (_without(text, "faster_rcnn") for text in (written, expected))
     assert _without_our_flops(written) == _without_our_flops(expected), (
-        "run: python tools/analyze_model.py --table --output docs/MODEL_ZOO.md"
+        "run: python tools/make_model_zoo.py"
     )
 
 
@@ -97,7 +92,7 @@ def test_our_flops_in_the_document(models):
     name = "ablations/table2_head_shared_b16"
     counts = count_model(
         NATIVE.build(NATIVE.read(str(CONFIGS / f"{name}.yaml")), "cpu"),
-        size=SIZE,
+        size=ZOO["SIZE"],
         activations=False,
     )
     (line,) = [
@@ -109,7 +104,7 @@ def test_our_flops_in_the_document(models):
 
 
 def test_commands(models):
-    command = train_command("smca_R101_50ep", models["smca_R101_50ep"].cfg)
+    command = ZOO["train_command"]("smca_R101_50ep", models["smca_R101_50ep"].cfg)
     assert command == ("python train_net.py --config-file configs/smca_R101_50ep.yaml --num-gpus 8")
     name = "baselines/faster_rcnn_FPN_R50_36ep"
-    assert "--engine detectron2 --num-gpus 8" in train_command(name, models[name].cfg)
+    assert "--engine detectron2 --num-gpus 8" in ZOO["train_command"](name, models[name].cfg)
