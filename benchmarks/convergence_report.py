@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from smca.analysis.markdown import markdown_table
 from smca.analysis.runs import read_metrics
-from smca.evaluation.scoring import AP_NAMES
+from smca.evaluation.evaluate import AP_NAMES
 from smca.visualization.curves import finish_axes
 
 BASELINE = "detr"

@@ -16,8 +16,7 @@ from torchvision.ops import box_convert
 from smca.data.coco import CocoDataset, load_coco
 from smca.evaluation import evaluate
 from smca.evaluation.detections import tabulate
-from smca.evaluation.ground_truth import read_ground_truth
-from smca.evaluation.scoring import AP_NAMES
+from smca.evaluation.evaluate import AP_NAMES, read_ground_truth
 from smca.hosts import has_detectron2
 from smca.structures import Detections
 

@@ -21,7 +21,7 @@ from smca.analysis.markdown import markdown_table
 from smca.analysis.runs import History, common_axis, in_words, published_runs, read_runs
 from smca.config import ConfigError
 from smca.engine.guard import guarded
-from smca.evaluation.scoring import AP_NAMES
+from smca.evaluation.evaluate import AP_NAMES
 from smca.visualization.curves import draw_histories
 
 

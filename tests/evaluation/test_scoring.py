@@ -13,9 +13,8 @@ from scored import scored
 from smca.data.coco import load_coco
 from smca.errors import DatasetError
 from smca.evaluation import detections as module
-from smca.evaluation import scoring
 from smca.evaluation.detections import RESULTS_FILE, tabulate
-from smca.evaluation.ground_truth import read_ground_truth
+from smca.evaluation.evaluate import read_ground_truth, score_classes
 from smca.structures import Detections
 
 BOXES = {  # image id: (x, y, w, h, COCO id)
@@ -143,7 +142,7 @@ def test_classes_apart_score_as_pycocotools_does_in_one_go(tmp_path, monkeypatch
     written = tmp_path / RESULTS_FILE
     results = scored(found, dataset, tmp_path)
     rows = tabulate(found)
-    scores = scoring.score_classes(rows, read_ground_truth("mine", str(file)))
+    scores = score_classes(rows, read_ground_truth("mine", str(file)))
     assert len(rows) > 120
 
     ground_truth = COCO()

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 from smca.data.coco import CocoDataset
 from smca.evaluation.detections import tabulate
-from smca.evaluation.evaluate import evaluate
-from smca.evaluation.ground_truth import read_ground_truth
+from smca.evaluation.evaluate import evaluate, read_ground_truth
 from smca.structures import Detections
 
 

@@ -12,8 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..evaluation.detections import tabulate
-from ..evaluation.evaluate import evaluate
-from ..evaluation.ground_truth import read_ground_truth
+from ..evaluation.evaluate import evaluate, read_ground_truth
 from .meta_arch import to_detections
 
 

@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..analysis.markdown import markdown_table
-from ..evaluation.scoring import AP_NAMES, CLASS_PREFIX
+from ..evaluation.evaluate import AP_NAMES, CLASS_PREFIX
 
 logger = logging.getLogger(__name__)
 

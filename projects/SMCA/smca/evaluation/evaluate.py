@@ -1,18 +1,83 @@
-"""The evaluation of a whole dataset, for both hosts."""
+"""The evaluation of a dataset for both hosts: COCO's average precision by faster-coco-eval."""
 
 import logging
 import math
 import os
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from faster_coco_eval import COCO
+from faster_coco_eval import COCOeval_faster as COCOeval
 
+from ..data.coco_format import is_number, read_annotation_file
 from ..errors import DatasetError
-from .detections import RESULTS_FILE, write_results
-from .scoring import AP_NAMES, CLASS_PREFIX, average_precision
+from .detections import RESULTS_FILE, coco_results, write_results
 
 logger = logging.getLogger(__name__)
+
+# The first of COCO's numbers, in COCO's order and under Detectron2's names.
+AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+CLASS_PREFIX = "AP-"  # before the name of a class
+
+
+def read_ground_truth(name: str, json_file: str) -> COCO:
+    """Read the annotation file of dataset ``name`` for faster-coco-eval.
+
+    Returns:
+        images, categories and annotations with the keys that scoring needs. The categories are in
+        the order of their ids, which is that of the contiguous labels. Annotations get new ids,
+        since a match with annotation 0 would be taken for no match. A missing area becomes the
+        box's, a missing ``iscrowd`` 0. A box without extent, or one that is not finite, becomes
+        empty: it counts as missed.
+
+    Raises:
+        DatasetError: the file cannot be read, or is no longer in COCO's format.
+    """
+    content = read_annotation_file(name, json_file)
+    coco = COCO()
+    try:
+        coco.dataset = {
+            "images": [{"id": entry["id"]} for entry in content["images"]],
+            "categories": [
+                {"id": entry["id"], "name": entry["name"]}
+                for entry in sorted(content["categories"], key=itemgetter("id"))
+            ],
+        }
+        if "annotations" in content:
+            entries = content["annotations"]
+            coco.dataset["annotations"] = [
+                _annotation(entry, number) for number, entry in enumerate(entries, start=1)
+            ]
+            wrong = sum("area" in entry and not _is_area(entry["area"]) for entry in entries)
+            if wrong:
+                logger.warning("%s: %d invalid areas are replaced by their boxes'", name, wrong)
+        coco.createIndex()
+    except (LookupError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"dataset {name!r}: {json_file} cannot be scored against, perhaps it has changed "
+            f"since it was loaded: {error!r}"
+        ) from error
+    return coco
+
+
+def _annotation(entry: dict, number: int) -> dict:
+    x, y, w, h = entry["bbox"]
+    valid = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
+    box = [x, y, w, h] if valid else [0, 0, 0, 0]
+    area = entry.get("area")
+    return {
+        "id": number,
+        "image_id": entry["image_id"],
+        "category_id": entry["category_id"],
+        "bbox": box,
+        "area": area if _is_area(area) else box[2] * box[3],
+        "iscrowd": int(entry.get("iscrowd", 0)),
+    }
+
+
+def _is_area(area: object) -> bool:
+    return is_number(area) and 0 <= area < math.inf
 
 
 def evaluate(
@@ -28,7 +93,7 @@ def evaluate(
     Args:
         name: the dataset.
         rows: the detections of all workers, see :func:`~smca.evaluation.detections.tabulate`.
-        ground_truth: see :func:`~smca.evaluation.ground_truth.read_ground_truth`.
+        ground_truth: see :func:`read_ground_truth`.
         output_dir: folder of the file.
         by_class: add the AP of each class.
 
@@ -75,3 +140,55 @@ def distinct(names: Sequence[str]) -> list[str]:
             unique = f"{name} ({number})"
         taken[unique] = None
     return list(taken)
+
+
+def average_precision(rows: np.ndarray, ground_truth: COCO) -> tuple[dict[str, float], list[float]]:
+    """Return the numbers of ``AP_NAMES`` and the AP of each class, in percent; nan where there is
+    no object.
+
+    Args:
+        rows, ground_truth: as for :func:`evaluate`, but at least one detection.
+    """
+    scores = score_classes(rows, ground_truth)
+    # (IoU, recall, class) of all areas and the largest number of detections.
+    precision = scores.eval["precision"][..., 0, -1]
+    by_class = [part[part > -1] for part in precision.transpose(2, 0, 1)]
+    return (
+        {name: _percent(ap) for name, ap in zip(AP_NAMES, scores.stats, strict=False)},
+        [_percent(np.mean(part) if part.size else -1) for part in by_class],
+    )
+
+
+def _percent(value: float) -> float:
+    # The library gives -1 where there is no object.
+    return float(value * 100) if value >= 0 else float("nan")
+
+
+def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
+    """Return the evaluation of all classes, summarized in the log.
+
+    The numbers of a class need no other class, and a class at a time needs a fraction of the
+    memory.
+    """
+    category_ids = ground_truth.getCatIds()
+    precision, recall = [], []
+    for label, category_id in enumerate(category_ids):
+        found = coco_results(rows[rows["label"] == label], category_ids)
+        for result in found:
+            result["segmentation"] = None  # or the library makes a polygon of each box
+        scores = COCOeval(
+            ground_truth, ground_truth.loadRes(found), "bbox", print_function=logger.debug
+        )
+        scores.params.catIds = [category_id]
+        scores.evaluate()
+        precision.append(scores.eval["precision"])  # (IoU, recall, 1, area, detections)
+        recall.append(scores.eval["recall"])  # (IoU, 1, area, detections)
+    lines: list[str] = []
+    scores = COCOeval(ground_truth, iouType="bbox", print_function=lines.append)
+    scores.eval = {
+        "precision": np.concatenate(precision, axis=2),
+        "recall": np.concatenate(recall, axis=1),
+    }
+    scores.summarize()
+    logger.info("COCO's evaluation\n%s", "\n".join(lines))
+    return scores

@@ -11,8 +11,7 @@ from ..data.loader import build_test_loader
 from ..data.mapper import DetrMapper
 from ..distributed import gather
 from ..evaluation.detections import results_folder, tabulate
-from ..evaluation.evaluate import evaluate
-from ..evaluation.ground_truth import read_ground_truth
+from ..evaluation.evaluate import evaluate, read_ground_truth
 from ..inference.detect import Inference
 from ..structures import Detections
 
