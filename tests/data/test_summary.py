@@ -1,4 +1,4 @@
-from smca.data.checks.summary import coco_size, format_summary, summarise
+from smca.data.checks.summary import format_summary, summarise
 
 
 def record(width, height, *boxes):
@@ -16,8 +16,9 @@ RECORDS = [
 
 
 def test_sizes_are_cocos():
-    sizes = [coco_size(side**2) for side in (31, 32, 95, 96)]
-    assert sizes == ["small", "medium", "medium", "large"]
+    boxes = [(0, [0, 0, side, side], 0) for side in (31, 32, 95, 96)]
+    summary = summarise([record(100, 100, *boxes)], ["cat"])
+    assert summary["sizes"] == {"small": 1, "medium": 2, "large": 1}
 
 
 def test_numbers_are_of_objects_that_can_be_learned():

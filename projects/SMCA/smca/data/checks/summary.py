@@ -1,19 +1,15 @@
 """Statistics of a dataset: its images, and its objects by size, class and shape."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..coco_format import box_fault
 
+# COCO's names of areas below 32 x 32 pixels, below 96 x 96, and others.
 _SIZES = ("small", "medium", "large")
+_LIMITS = (32**2, 96**2)
 _SPREADS = ("objects_per_image", "image_widths", "image_heights", "width_by_height")
-
-
-def coco_size(area: float) -> str:
-    """Return COCO's name for the size of an object with this area in pixels."""
-    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
 
 
 def summarise(records: Sequence[dict], class_names: Sequence[str]) -> dict:
@@ -26,47 +22,45 @@ def summarise(records: Sequence[dict], class_names: Sequence[str]) -> dict:
         records: see :mod:`smca.data.coco`.
         class_names: by contiguous index.
     """
-    sizes: list[Counter[str]] = [Counter() for _ in class_names]
-    images: Counter[int] = Counter()
-    objects, ratios = [], []
-    for record in records:
-        found = [
-            entry
-            for entry in record["annotations"]
-            if not entry["iscrowd"]
-            and not box_fault(entry["bbox"], record["height"], record["width"])
-        ]
-        objects.append(len(found))
-        images.update({entry["category_id"] for entry in found})
-        for entry in found:
-            w, h = entry["bbox"][2:]
-            sizes[entry["category_id"]][coco_size(w * h)] += 1
-            ratios.append(w / h)
-    spreads = (objects, [r["width"] for r in records], [r["height"] for r in records], ratios)
-    total = sum(sizes, Counter())
+    found = [
+        (image, entry["category_id"], *entry["bbox"][2:])
+        for image, record in enumerate(records)
+        for entry in record["annotations"]
+        if not entry["iscrowd"] and not box_fault(entry["bbox"], record["height"], record["width"])
+    ]
+    image, label, w, h = np.array(found, dtype=float).reshape(-1, 4).T
+    size = np.digitize(w * h, _LIMITS)
+    counts = [np.bincount(size[label == index], minlength=3) for index in range(len(class_names))]
+    objects = np.bincount(image.astype(int), minlength=len(records))
+    widths, heights = ([record[side] for record in records] for side in ("width", "height"))
+    spreads = zip(_SPREADS, (objects, widths, heights, w / h), strict=True)
     return {
         "images": len(records),
-        "images_without_objects": objects.count(0),
-        "objects": len(ratios),
+        "images_without_objects": int((objects == 0).sum()),
+        "objects": len(found),
         "crowds": sum(entry["iscrowd"] for r in records for entry in r["annotations"]),
-        "sizes": {size: total[size] for size in _SIZES},
-        **{key: _spread(values) for key, values in zip(_SPREADS, spreads, strict=True)},
+        "sizes": _by_size(np.bincount(size, minlength=3)),
+        **{key: _spread(values) for key, values in spreads},
         "classes": [
             {
                 "name": name,
-                "images": images[index],
-                "objects": sizes[index].total(),
-                **{size: sizes[index][size] for size in _SIZES},
+                "images": len(set(image[label == index])),
+                "objects": int(counts[index].sum()),
+                **_by_size(counts[index]),
             }
             for index, name in enumerate(class_names)
         ],
     }
 
 
+def _by_size(counts: np.ndarray) -> dict[str, int]:
+    return dict(zip(_SIZES, counts.tolist(), strict=True))
+
+
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    if not values:
+    if not len(values):
         return {}
-    least, median, most = (float(f(values)) for f in (min, np.median, max))
+    least, median, most = (float(f(values)) for f in (np.min, np.median, np.max))
     return {"least": least, "median": median, "most": most}
 
 
