@@ -52,7 +52,7 @@ def stages() -> Iterator[dict[str, float]]:
         "write": [(json, "dump"), (json, "dumps"), (torch, "save")],
         "score": [
             (COCO, "loadRes"),
-            (evaluate, "average_precision"),
+            (evaluate, "score_classes"),
             (COCOeval, "evaluate"),
             (COCOeval, "accumulate"),
             (COCOeval, "summarize"),

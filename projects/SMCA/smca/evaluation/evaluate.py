@@ -122,10 +122,14 @@ def evaluate(
     if not len(rows):
         logger.warning("%s: there are no detections to evaluate", name)
         return {"bbox": dict.fromkeys(AP_NAMES, math.nan)}
-    result, class_aps = average_precision(rows, ground_truth)
+    scores = score_classes(rows, ground_truth)
+    result = dict(zip(AP_NAMES, map(_percent, scores.stats), strict=False))
     if by_class and classes > 1:
         names = distinct([category["name"] for category in ground_truth.dataset["categories"]])
-        result |= {CLASS_PREFIX + name: ap for name, ap in zip(names, class_aps, strict=True)}
+        # (IoU, recall, class) of all areas and the largest number of detections.
+        precision = np.ma.masked_less(scores.eval["precision"][..., 0, -1], 0)
+        aps = precision.mean(axis=(0, 1)).filled(-1)
+        result |= {CLASS_PREFIX + key: _percent(ap) for key, ap in zip(names, aps, strict=True)}
     logger.info("%s: %s", name, "  ".join(f"{key} {ap:.2f}" for key, ap in result.items()))
     return {"bbox": result}
 
@@ -142,30 +146,13 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(taken)
 
 
-def average_precision(rows: np.ndarray, ground_truth: COCO) -> tuple[dict[str, float], list[float]]:
-    """Return the numbers of ``AP_NAMES`` and the AP of each class, in percent; nan where there is
-    no object.
-
-    Args:
-        rows, ground_truth: as for :func:`evaluate`, but at least one detection.
-    """
-    scores = score_classes(rows, ground_truth)
-    # (IoU, recall, class) of all areas and the largest number of detections.
-    precision = scores.eval["precision"][..., 0, -1]
-    by_class = [part[part > -1] for part in precision.transpose(2, 0, 1)]
-    return (
-        {name: _percent(ap) for name, ap in zip(AP_NAMES, scores.stats, strict=False)},
-        [_percent(np.mean(part) if part.size else -1) for part in by_class],
-    )
-
-
 def _percent(value: float) -> float:
     # The library gives -1 where there is no object.
     return float(value * 100) if value >= 0 else float("nan")
 
 
 def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
-    """Return the evaluation of all classes, summarized in the log.
+    """Return the evaluation of all classes, of at least one detection, summarized in the log.
 
     The numbers of a class need no other class, and a class at a time needs a fraction of the
     memory.
