@@ -42,7 +42,6 @@ setup(
     python_requires=f">={VERSIONS['PYTHON']}",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
-    package_data={"smca": ["**/*.yaml", "**/*.json"]},
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["smca-train = smca.train:main"]},
     install_requires=[

@@ -11,6 +11,8 @@ Examples:
 """
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from smca.analysis.markdown import markdown_table
-from smca.analysis.runs import History, common_axis, in_words, published_runs, read_runs
-from smca.config import ConfigError
+from smca.analysis.runs import History, common_axis, in_words, read_metrics
+from smca.config import ConfigError, read_config_file
 from smca.engine.guard import guarded
 from smca.evaluation.evaluate import AP_NAMES
 from smca.visualization.curves import draw_histories
+
+PUBLISHED = Path(__file__).with_name("authors_ap_by_epoch.json")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,6 +99,63 @@ def run(args: argparse.Namespace) -> None:
     if args.markdown:
         Path(args.markdown).write_text(table, encoding="utf-8")
         print(args.markdown)
+
+
+def read_runs(folders: Sequence[str | os.PathLike], images: int | None = None) -> list[History]:
+    """Read the runs in ``folders``. Their paths below a common folder are their names.
+
+    Args:
+        folders: folders with `metrics.json` and `config.yaml`.
+        images: number of training images, for runs whose metrics have no epochs.
+
+    Raises:
+        FileNotFoundError: there is no `metrics.json`.
+        ValueError: a file cannot be read, or lacks the batch that epochs are counted by.
+    """
+    paths = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [read_run(Path(path), os.path.relpath(path, root), images) for path in paths]
+
+
+def read_run(folder: Path, name: str, images: int | None) -> History:
+    metrics = read_metrics(folder / "metrics.json")
+    config_file = folder / "config.yaml"
+    # The config may be of another version of the code.
+    config = read_config_file(config_file) if config_file.exists() else {}
+    # The first of several datasets counts, as it does for `model_best.pth`.
+    tests = config.get("DATASETS.TEST")
+    first = tests[0] if isinstance(tests, list) and tests else None
+    metrics = {key.removeprefix(f"{first}/"): series for key, series in metrics.items()}
+    epochs = None
+    if images and metrics and "epoch" not in metrics:
+        batch = config.get("SOLVER.IMS_PER_BATCH")
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"{config_file} does not tell SOLVER.IMS_PER_BATCH")
+        epochs = batch / images
+    same_loss = all(config.get(key) == value for key, value in published()["config"].items())
+    return History(name, metrics, epochs_per_iteration=epochs, same_loss=same_loss)
+
+
+def published() -> dict:
+    """Read the training curves that SMCA's authors published, and the config of their loss."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+
+
+def published_runs() -> dict[str, History]:
+    """The runs whose AP and loss by epoch SMCA's authors published, an iteration for each epoch."""
+    return {
+        name: History(
+            f"SMCA's authors, {name} (COCO val2017)",
+            {
+                "bbox/AP": (list(range(len(run["AP"]))), run["AP"]),
+                "total_loss": (list(range(len(run["AP"]))), run["train_loss"]),
+            },
+            epochs_per_iteration=1.0,
+            published=True,
+            same_loss=True,
+        )
+        for name, run in published()["runs"].items()
+    }
 
 
 def runs_table(histories: Sequence[History]) -> str:

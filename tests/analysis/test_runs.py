@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from smca.analysis.runs import (
-    History,
-    common_axis,
-    published_runs,
-    read_metrics,
-    read_runs,
-)
+from smca.analysis.runs import History, common_axis, read_metrics
 
-TOOL = Path(__file__).parents[2] / "tools/plot_training.py"
-runs_table = runpy.run_path(str(TOOL))["runs_table"]
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/plot_training.py"))
+published_runs, read_runs, runs_table = (
+    TOOL[name] for name in ("published_runs", "read_runs", "runs_table")
+)
 
 
 def write_run(folder, entries, config=None):
@@ -184,9 +180,7 @@ class TestPublished:
 
     def test_the_loss_is_that_of_six_layers(self):
         """The other layers' losses are a little larger than the last one's."""
-        import smca.analysis.runs as runs
-
-        content = runs._published()
+        content = TOOL["published"]()
         assert "SMCA authors" in content["source"]
         layers = content["config"]["MODEL.SMCA.DECODER.NUM_LAYERS"]
         for run in content["runs"].values():

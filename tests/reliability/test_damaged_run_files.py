@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smca.analysis.runs import read_metrics, read_runs
+from smca.analysis.runs import read_metrics
 from smca.visualization.curves import draw_histories
 
-TOOL = Path(__file__).parents[2] / "tools/plot_training.py"
-runs_table = runpy.run_path(str(TOOL))["runs_table"]
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/plot_training.py"))
+read_runs, runs_table = TOOL["read_runs"], TOOL["runs_table"]
 LINES = [json.dumps({"iteration": i, "total_loss": 9.5 - i, "bbox/AP": i}) for i in range(4)]
 
 

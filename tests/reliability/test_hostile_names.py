@@ -113,16 +113,13 @@ def test_names_are_text_in_pages_tables_and_pictures(tmp_path):
 
 
 def test_runs_in_folders_of_any_name_are_drawn(tmp_path):
-    from smca.analysis.runs import read_runs
-
-    tool = Path(__file__).parents[2] / "tools/plot_training.py"
-    runs_table = runpy.run_path(str(tool))["runs_table"]
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools/plot_training.py"))
     for name in ("$\\frac{$ $", "a|b", "_c"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text('{"iteration": 3, "bbox/AP": 1.5}\n')
-    histories = read_runs(sorted(tmp_path.iterdir()))
+    histories = tool["read_runs"](sorted(tmp_path.iterdir()))
     draw_histories(histories).savefig(tmp_path / "runs.png")
-    assert "| a\\|b |" in runs_table(histories)
+    assert "| a\\|b |" in tool["runs_table"](histories)
 
 
 def test_a_message_has_no_escapes_that_a_terminal_obeys(capsys):
