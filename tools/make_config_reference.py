@@ -17,8 +17,8 @@ from smca.analysis.markdown import markdown_table
 from smca.config import KEYS, flatten, get_cfg
 from smca.config.model_keys import ABOUT
 from smca.config.rules import Own
-from smca.engine.guard import guarded
 from smca.data.sampler import SMCA_SAMPLER_REGISTRY
+from smca.engine.guard import guarded
 from smca.modeling.registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs/CONFIG.md"
