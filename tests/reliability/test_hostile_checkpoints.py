@@ -4,10 +4,10 @@ import zipfile
 
 import pytest
 import torch
+from released_files import read_released
 from torch.testing import assert_close
 
 from smca.checkpoints import SafeCheckpointing, read_checkpoint, write_checkpoint
-from smca.checkpoints.released import read_released
 from smca.errors import CheckpointError
 from smca.modeling import build_detector
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from released_names import KINDS, own_names
 from torch import Tensor
 
-from ..config import config_names
-from ..data.coco import COCO_CLASSES
-from ..errors import CheckpointError
-from ..modeling.backbone import DEPTHS
-from .files import read_tensors
-from .loading import CLASS_HEAD, some
-from .names import KINDS, own_names
+from smca.checkpoints.files import read_tensors
+from smca.checkpoints.loading import CLASS_HEAD, some
+from smca.config import config_names
+from smca.data.coco import COCO_CLASSES
+from smca.errors import CheckpointError
+from smca.modeling.backbone import DEPTHS
 
 _NO_OBJECT = 91
 _SHOWN = 20

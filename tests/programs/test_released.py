@@ -7,17 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from released_files import Released, convert, matching_configs, read_options, recognise
 from torch.testing import assert_close
 
 import smca
 from smca.checkpoints import load, read_checkpoint
-from smca.checkpoints.released import (
-    Released,
-    convert,
-    matching_configs,
-    read_options,
-    recognise,
-)
 from smca.config import flatten, load_cfg
 from smca.errors import CheckpointError
 from smca.modeling import detect

@@ -10,16 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from released_files import Released, convert, matching_configs, read_released, recognise
 
 import smca
 from smca.checkpoints import read_checkpoint
-from smca.checkpoints.released import (
-    Released,
-    convert,
-    matching_configs,
-    read_released,
-    recognise,
-)
 from smca.config import load_cfg
 from smca.errors import CheckpointError
 
