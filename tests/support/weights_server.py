@@ -1,9 +1,14 @@
 """A server on this machine that is slow, silent, wrong or right; and a ResNet to fetch."""
 
+import pickle
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+import torchvision
 
 
 def zoo_resnet(state: dict) -> dict:
@@ -19,6 +24,18 @@ def zoo_resnet(state: dict) -> dict:
         name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
         model[name] = tensor.numpy()
     return {"model": model, "__author__": "torchvision", "matching_heuristics": True}
+
+
+def write_zoo_resnet(path: Path, protocol: int = 2, depth: int = 18) -> dict:
+    """Write a ResNet as Detectron2's model zoo has it, and beside it as torchvision has it.
+
+    Returns torchvision's state dict.
+    """
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, f"resnet{depth}")().state_dict()
+    torch.save(theirs, path.with_suffix(".pth"))
+    path.write_bytes(pickle.dumps(zoo_resnet(theirs), protocol=protocol))
+    return theirs
 
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
