@@ -1,6 +1,5 @@
 """The checkpointer of both hosts: whole files, safe reading and clear refusals."""
 
-import glob
 import logging
 import math
 import os
@@ -45,16 +44,17 @@ def newest_checkpoint(folder: str) -> str:
     if tag.exists():
         # The run may have been moved. If the tag is empty, it is itself the damaged file.
         name = os.path.basename(tag.read_text(encoding="utf-8", errors="replace").strip()) or LAST
-    others = sorted(glob.glob(os.path.join(glob.escape(folder), _ALL_PERIODIC)))
+    others = sorted((path.name for path in Path(folder).glob(_ALL_PERIODIC)), reverse=True)
     if name.startswith("model_"):
         # Later ones are of another run that was here before.
-        others = [path for path in others if os.path.basename(path) < name]
+        others = [other for other in others if other < name]
     faults = []
-    for path in dict.fromkeys([os.path.join(folder, name), *reversed(others)]):
+    for file in dict.fromkeys([name, *others]):
+        path = os.path.join(folder, file)
         fault = damage(path)
         if fault is None:
             return path
-        faults.append(f"{os.path.basename(path)}: {fault}")
+        faults.append(f"{file}: {fault}")
         logger.warning("%s is damaged (%s); the checkpoint before it is taken", path, fault)
     raise CheckpointError(f"{folder} has no whole checkpoint: {'; '.join(faults)}")
 

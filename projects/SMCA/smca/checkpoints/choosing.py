@@ -31,15 +31,10 @@ def trained_weights(
 ) -> Weights:
     """Choose the checkpoint to use a config's model with.
 
-    The first of these: the checkpoint that is named, by ``named`` or ``opts``; if MODEL.WEIGHTS is
-    only what a run started from, the run's own, ``last_checkpoint`` or ``model_final.pth`` beside
-    the config's file or in OUTPUT_DIR; MODEL.WEIGHTS.
-
-    Args:
-        cfg: the merged config.
-        config_file: the config's file.
-        opts: the changes on the command line.
-        named: a checkpoint that the user asks for.
+    The first of these: the checkpoint that the user names, by ``named`` or by the changes of the
+    config, ``opts``; if MODEL.WEIGHTS is only what a run started from, the run's own,
+    ``last_checkpoint`` or ``model_final.pth`` beside ``config_file`` or in OUTPUT_DIR;
+    MODEL.WEIGHTS.
 
     Raises:
         ConfigError: there is none.

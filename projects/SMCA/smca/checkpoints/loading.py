@@ -78,9 +78,8 @@ def load_state(
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if len(missing) == len(own):
-        remedy = ""
-        if _has(state, "transformer."):
-            remedy = "; tools/convert_checkpoint.py reads files that others released"
+        converter = "; tools/convert_checkpoint.py reads files that others released"
+        remedy = converter if _has(state, "transformer.") else ""
         raise CheckpointError(
             f"{source} holds none of the model's tensors, but {some(unknown)}{remedy}"
         )

@@ -18,6 +18,7 @@ TORCHVISION: Rules = (
 
 
 def rename(name: str, rules: Rules) -> str:
+    """Return a name after all rules, each a regular expression and its replacement, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

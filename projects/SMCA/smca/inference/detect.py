@@ -26,7 +26,6 @@ class Inference:
     def __init__(self, cfg: CfgNode, detector: nn.Module | None = None):
         """
         Args:
-            cfg: the configuration.
             detector: a detector on its device; by default a new one on MODEL.DEVICE, in evaluation
                 mode.
 
@@ -59,13 +58,11 @@ class Inference:
             output_sizes: (h, w) that the boxes of each image are scaled to.
         """
         training = self.detector.training
-        if training:
-            self.detector.eval()
+        self.detector.eval()
         try:
             predictions = self.detector(*self.pad(images))
         finally:
-            if training:
-                self.detector.train()
+            self.detector.train(training)
         detections = detect(
             predictions, output_sizes, max_detections=self.max_detections, softmax=self.softmax
         )

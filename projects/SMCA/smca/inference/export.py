@@ -37,11 +37,7 @@ class PixelDetector(nn.Module):
     """A detector from pixels to detections, as the module's docstring describes a file."""
 
     def __init__(self, cfg: CfgNode, detector: Detector):
-        """
-        Args:
-            cfg: the detector's config.
-            detector: a detector of either host, on the CPU; it is put into evaluation mode.
-        """
+        """``detector``, of either host and on the CPU, is put into evaluation mode."""
         super().__init__()
         self.detector = detector
         mean, std = pixel_statistics(cfg)
@@ -76,10 +72,7 @@ class PixelDetector(nn.Module):
 def metadata(cfg: CfgNode, class_names: Sequence[str], size: Size | None = None) -> dict:
     """The facts that a program needs to use an exported model as it was tested.
 
-    Args:
-        cfg: config of the model.
-        class_names: names by label.
-        size: (h, w) of all images, or None for images of any size.
+    ``size`` is the (h, w) of all images, or None for images of any size.
     """
     return {
         "description": " ".join(__doc__.split("\n\n", 1)[1].split()).replace("``", ""),

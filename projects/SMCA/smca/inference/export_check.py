@@ -28,10 +28,7 @@ def check_batches(
 ) -> list[tuple[int, int, int]]:
     """Batches (B, H, W) to check: an image as the config's tests resize it, and smaller images.
 
-    Args:
-        cfg: config of the model.
-        least: least H and W.
-        size: (h, w) of all images, or None for images of any size.
+    H and W are at least ``least``; ``size`` is the (h, w) of all images, if there is only one.
     """
     if size is not None:
         return [(1, *size), (3, *size)]

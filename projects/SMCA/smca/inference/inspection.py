@@ -96,8 +96,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
     """Run a model on an image and read what its queries do.
 
     Args:
-        predictor: predictor of the model.
-        image: an image that the predictor takes.
+        predictor: of the model; it takes ``image``.
         layer: index of the decoder layer; -1 is the last, None means all.
 
     Raises:

@@ -23,12 +23,7 @@ class CocoResults:
     """
 
     def __init__(self, cfg: CfgNode, class_names: Sequence[str], paths: Sequence[str]):
-        """
-        Args:
-            cfg: config whose datasets may have the inputs.
-            class_names: class names of the model.
-            paths: paths of all inputs; empty if some inputs are videos or cameras.
-        """
+        """``paths`` are those of all inputs; empty if some inputs are videos or cameras."""
         self._image_ids, self._category_ids = _ids(cfg, class_names, paths)
         self._count = 0
         self.entries: list[dict] = []

@@ -89,13 +89,7 @@ def draw_detections(
 
 
 def grid(images: Sequence[Image.Image], columns: int = 4, gap: int = 8) -> Image.Image:
-    """The images side by side on white, row by row, each with the room of the largest.
-
-    Args:
-        images: at least one.
-        columns: most images in a row.
-        gap: pixels between images.
-    """
+    """The images, at least one, row by row on white, each with the room of the largest."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     width, height = (max(image.size[axis] for image in images) + gap for axis in (0, 1))
@@ -174,8 +168,7 @@ def _tag(
 ) -> np.ndarray:
     """Write ``text`` on a ground of ``color``, beside the ``taken`` places if there is room.
 
-    Returns:
-        the place of the tag, x1, y1, x2, y2.
+    Returns its place, x1, y1, x2, y2.
     """
     _, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     size = np.array([right + 6, bottom - top + 6])

@@ -65,12 +65,7 @@ def draw_co_attention(
 def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """The line one standard deviation around a Gaussian, where it is exp(-1/2) of its peak.
 
-    Args:
-        center: (2,).
-        covariance: (2, 2), positive definite.
-
-    Returns:
-        (72, 2).
+    From its centre (2,) and covariance (2, 2), 72 points of the line: (72, 2).
     """
     angles = np.linspace(0, 2 * np.pi, 72)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -17,10 +17,6 @@ import numpy as np
 from .figure import draw_co_attention
 from .views import AttentionView, Detection, Panel
 
-_FACTS = (
-    *("decoder layer", "query", "class", "score", "box"),
-    *("IoU with the first model's", "scale weights"),
-)
 _STYLE = """
 body { font: 15px/1.45 sans-serif; color: #222; margin: 2em auto; max-width: 110em; padding: 0 1em }
 h1 { font-size: 1.4em }
@@ -57,19 +53,16 @@ class Column:
 def write_co_attention(
     folder: str | os.PathLike, image_file: str, image: np.ndarray, columns: Sequence[Column]
 ) -> list[Path]:
-    """Write ``<image>_attention.png`` and ``<image>_attention.html``.
+    """Write ``<image>_attention.png`` and ``<image>_attention.html``, and return their paths.
 
     Args:
         folder: folder of the files; it is made if it is missing.
         image_file: file of the image, which the page names.
         image: (h, w, 3) uint8.
         columns: the models, with the same objects.
-
-    Returns:
-        the two files.
     """
     names = [column.name for column in columns] if columns[0].name else None
-    rows, titles, figures, table = [], [], [], [_row(("object", "model", *_FACTS), "th")]
+    rows, titles, figures, table = [], [], [], []
     for number, objects in enumerate(zip(*(column.objects for column in columns), strict=True), 1):
         num_layers = max(len(shown[1]) for shown in objects if not isinstance(shown, str))
         for layer in range(num_layers):
@@ -83,12 +76,12 @@ def write_co_attention(
                 words = [f"{name} {value}" for name, value in facts.items() if value]
                 told = panel if isinstance(panel, str) else ", ".join(words)
                 caption.append(f"{column.source}: {told}")
-                cells = [facts.get(name, "") for name in _FACTS]
-                table.append(_row([str(number), column.name, *cells], "td"))
+                table.append({"object": str(number), "model": column.name, **facts})
             png = io.BytesIO()
             draw_co_attention(image, [row], row_titles=[title], column_titles=names).savefig(png)
             figures.append(_figure(png.getvalue(), caption))
 
+    header = list(max(table, key=len))  # a model without the object has few
     title = f"Co-attention in {Path(image_file).name}"
     size = f"{image_file}, {image.shape[1]} x {image.shape[0]} pixels."
     introduction = [size, *(column.source for column in columns)]
@@ -99,7 +92,8 @@ def write_co_attention(
         f"<body>\n<h1>{escape(title)}</h1>\n<p>{_lines(introduction)}</p>",
         *figures,
         "<table>",
-        *table,
+        _row(header, "th"),
+        *(_row([facts.get(name, "") for name in header], "td") for facts in table),
         "</table>\n</body>\n</html>\n",
     ]
     stem = Path(folder, f"{Path(image_file).stem}_attention")
