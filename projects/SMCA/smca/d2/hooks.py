@@ -23,10 +23,6 @@ class LRScheduler(hooks.LRScheduler):
         super().after_step()
         trainer.storage.put_scalars(**scalars, smoothing_hint=False)
 
-    def load_state_dict(self, state: dict) -> None:
-        # The base rates come from this run's config, which may have changed.
-        super().load_state_dict({"last_epoch": state["last_epoch"]})
-
 
 class PictureHook(HookBase):
     """Shows detections on training images in TensorBoard every VIS_PERIOD iterations."""

@@ -189,8 +189,11 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         self.iterations.load_state_dict(state)
-        theirs = {k: v for k, v in state.get("hooks", {}).items() if k != "BestCheckpointer"}
+        ours = self.iterations.state_dict()["hooks"]
+        theirs = {k: v for k, v in state.get("hooks", {}).items() if k not in ours}
         super(DefaultTrainer, self).load_state_dict({**state, "hooks": theirs})
+        # The base rates come from this run's config, which may have changed.
+        self.scheduler.last_epoch = self.iterations.done + 1
         if self.scheduler.last_epoch <= self.max_iter:
             set_rates(self.optimizer, self.scheduler.get_lr())
 

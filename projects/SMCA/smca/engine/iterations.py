@@ -175,7 +175,10 @@ class Iterations:
             "iteration": self.done,
             "seed": self.seed,
             "clock": asdict(self.clock),
-            "hooks": {"BestCheckpointer": self.best.state_dict()},
+            "hooks": {
+                "BestCheckpointer": self.best.state_dict(),
+                "LRScheduler": {"last_epoch": self.done + 1},
+            },
             "_trainer": {
                 "iteration": self.done,
                 "optimizer": self.step.optimizer.state_dict(),

@@ -44,43 +44,24 @@ class Trainer:
         self.detector = build_detector(cfg).to(cfg.MODEL.DEVICE).train()
         self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
         self.optimizer = build_optimizer(cfg, self.detector)
-        multiplier = build_lr_multiplier(cfg)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda iteration: multiplier(iteration / self.max_iter)
-        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rate_factor = build_lr_multiplier(cfg)
         self.checkpointer = SafeCheckpointing(
             self.detector,
             cfg.OUTPUT_DIR,
             save_to_disk=rank() == 0,
             freeze_random=cfg.MODEL.BACKBONE.FREEZE_RANDOM,
-            trainer=self,
         )
         self.iterations = Iterations(
             cfg, self.detector, self.optimizer, self.checkpointer, seed=seed
         )
+        self.checkpointer.add_checkpointable("trainer", self.iterations)
         self.model = data_parallel(self.detector)
         self.evaluator = Evaluator(cfg, self.iterations.evaluated)
         # Training and evaluation have the same classes, or are refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
         if datasets:
             self.checkpointer.class_names = datasets[0].class_names
-
-    def state_dict(self) -> dict:
-        """Return the state of training, in the layout of Detectron2's trainer."""
-        state = self.iterations.state_dict()
-        state["hooks"]["LRScheduler"] = {
-            "base_lrs": self.scheduler.base_lrs,
-            "last_epoch": self.scheduler.last_epoch,
-        }
-        return state
-
-    def load_state_dict(self, state: dict) -> None:
-        self.iterations.load_state_dict(state)
-        # The learning rates come from this run's config, which may have changed.
-        self.scheduler.last_epoch = start = self.iterations.done + 1
-        if start <= self.max_iter:
-            factor = self.scheduler.lr_lambdas[0](start)
-            set_rates(self.optimizer, (base * factor for base in self.scheduler.base_lrs))
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
@@ -140,12 +121,13 @@ class Trainer:
         self, iteration: int, batches: Iterator[list[Sample]], metrics: Metrics | None
     ) -> None:
         begun = time.perf_counter()
+        factor = self.rate_factor(iteration / self.max_iter)
+        set_rates(self.optimizer, (rate * factor for rate in self.base_rates))
         values = self.iterations.run(iteration, batches, self._losses, attrgetter("image_id"))
         if metrics:
             metrics.add(iteration, {**values, "time": time.perf_counter() - begun})
             if self.cfg.VIS_PERIOD and (iteration + 1) % self.cfg.VIS_PERIOD == 0:
                 self._show(self.iterations.batch[:NUM_SHOWN], metrics)
-        self.scheduler.step()
 
     def _losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         images, sizes = self.evaluator.pad([sample.image for sample in batch])

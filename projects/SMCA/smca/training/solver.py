@@ -110,7 +110,7 @@ def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
-    """Set the learning rates of a resumed ``optimizer``, one per parameter group."""
+    """Set the learning rates of ``optimizer``, one per parameter group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
