@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from smca.engine.report import Clock, percent, results_tables, write_results
+from smca.engine.report import Clock, percent, results_tables, run_facts, write_results
 from smca.modeling import build_detector
 
 
@@ -48,7 +48,8 @@ def test_an_evaluation_alone_has_no_best():
 
 def facts(cfg, clock, num_images=96):
     model = build_detector(cfg)
-    write_results(cfg, model, {}, num_images=num_images, clock=clock, best={"best_metric": None})
+    found = run_facts(cfg, model, num_images=num_images, clock=clock)
+    write_results(cfg.OUTPUT_DIR, found, {}, {"best_metric": None})
     with open(f"{cfg.OUTPUT_DIR}/results.md") as file:
         page = file.read()
     assert page.startswith("# run\n")

@@ -9,13 +9,12 @@ import torch
 from torch.testing import assert_close
 
 import smca
+from smca.checkpoints import SafeCheckpointing
 from smca.config import load_cfg
+from smca.engine.iterations import Iterations
 from smca.engine.prepare import prepare
-from smca.engine.scalars import step_scalars
-from smca.modeling import build_detector
 from smca.native.metrics import Metrics
 from smca.native.trainer import Trainer
-from smca.training.solver import build_optimizer
 
 RANDOM = ["MODEL.SMCA.DROPOUT", 0.1, "INPUT.MIN_SIZE_TRAIN", (64, 96)]
 AVERAGE = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
@@ -90,14 +89,16 @@ def test_a_new_run_from_an_average_starts_with_it(train, tmp_path):
 
 
 def test_the_norm_is_read_for_lines_alone(tiny_config, tmp_path):
-    cfg = tiny_config()
+    cfg = tiny_config("SOLVER.IMS_PER_BATCH", 8)
     detector = build_detector(cfg)
     optimizer = build_optimizer(cfg, detector)
+    iterations = Iterations(cfg, detector, optimizer, SafeCheckpointing(detector), seed=0)
+    iterations.num_images = 80
     read = []
 
     def recorded(iteration):
         read.append(iteration)
-        return step_scalars(iteration, optimizer, detector, batch_size=8, num_images=80)
+        return iterations.scalars(iteration)
 
     metrics = Metrics(str(tmp_path), max_iter=45, scalars=recorded)
     names = ("total_loss", "loss_class", "loss_l1", "loss_giou", "data_time", "time")

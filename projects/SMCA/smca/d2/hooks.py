@@ -4,7 +4,7 @@ import torch
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation.evaluator import inference_context
 
-from ..engine.scalars import is_logged
+from ..engine.logs import is_logged
 from ..visualization.detections import NUM_SHOWN, training_picture
 from .meta_arch import to_detections
 

@@ -19,9 +19,9 @@ from ..data.loader import build_test_loader, build_train_loader
 from ..data.sampler import TrainingSampler
 from ..distributed import shared_seed
 from ..engine.iterations import Iterations
+from ..engine.logs import FLUSH_SECONDS, LOG_PERIOD, drop_cut_line
 from ..engine.parallel import data_parallel
 from ..engine.report import Results
-from ..engine.scalars import FLUSH_SECONDS, LOG_PERIOD, drop_cut_line
 from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer

@@ -1,6 +1,7 @@
 """The iterations of a run in both hosts: fetch a batch, learn from it, stop on a signal."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from ..checkpoints import BestModel, SafeCheckpointing
 from ..distributed import rank, synchronize
 from ..errors import NonFiniteLossError
+from ..training.solver import role_of
 from .ema import MovingAverage
-from .report import Clock, Results, write_results
-from .scalars import step_scalars
+from .report import Clock, Results, run_facts, write_results
 from .step import TrainingStep, amp_dtype, seed_step
 from .stop import StopRequest
 
@@ -153,21 +154,37 @@ class Iterations:
             raise SystemExit(self.stop.exit_code)
 
     def scalars(self, iteration: int) -> dict[str, float]:
-        """Return what is logged after ``iteration`` beside the losses, see :func:`step_scalars`."""
-        return step_scalars(
-            iteration,
-            self.step.optimizer,
-            self.model,
-            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
-            num_images=self.num_images,
-        )
+        """Return what is logged after ``iteration`` beside the losses.
+
+        Returns:
+            ``epoch``: images seen divided by training images, if their number is known. ``lr``, and
+            ``lr_backbone`` and ``lr_sampling`` if these parts have learning rates of their own.
+            ``grad_norm``: before clipping, if gradients are clipped and have not overflowed
+            float16; reading it waits for the device.
+        """
+        scalars: dict[str, float] = {}
+        if self.num_images:
+            scalars["epoch"] = (iteration + 1) * self.cfg.SOLVER.IMS_PER_BATCH / self.num_images
+        optimizer = self.step.optimizer
+        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        groups: dict[str, dict] = {}
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) in group_of:
+                groups.setdefault(role_of(name.split(".")), group_of[id(parameter)])
+        main = groups.get("", optimizer.param_groups[0])
+        scalars["lr"] = float(main["lr"])
+        for role, group in groups.items():
+            if group is not main:
+                scalars[f"lr_{role}"] = float(group["lr"])
+        norm = float(getattr(optimizer, "grad_norm", math.nan))
+        if math.isfinite(norm):
+            scalars["grad_norm"] = norm
+        return scalars
 
     def write_results(self, results: Results) -> None:
         """Write `results.md`, with the last evaluation, at the end of the run."""
-        best, clock = self.best.state_dict(), self.clock
-        write_results(
-            self.cfg, self.model, results, num_images=self.num_images, clock=clock, best=best
-        )
+        facts = run_facts(self.cfg, self.model, num_images=self.num_images, clock=self.clock)
+        write_results(self.cfg.OUTPUT_DIR, facts, results, self.best.state_dict())
 
     def state_dict(self) -> dict:
         """Return the state of training, in the layout of Detectron2's trainer."""

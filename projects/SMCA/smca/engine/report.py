@@ -11,11 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..analysis.markdown import markdown_table
+from ..distributed import world_size
 from ..evaluation.evaluate import AP_NAMES, CLASS_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -33,30 +33,13 @@ class Clock:
 
 
 def write_results(
-    cfg: CfgNode,
-    model: nn.Module,
-    results: Results,
-    *,
-    num_images: int,
-    clock: Clock,
-    best: Mapping[str, float | None],
+    folder: str, facts: Mapping[str, str], results: Results, best: Mapping[str, float | None]
 ) -> None:
-    """Write `results.md`.
-
-    Args:
-        cfg: the configuration that was trained.
-        model: what was trained.
-        results: the last evaluation.
-        num_images: of the training set; 0 where it is not known.
-        clock: of the iterations.
-        best: ``best_metric`` and ``best_iter``, the AP and the iteration of the evaluation that was
-            the best on the first dataset; None without any.
-    """
-    path = os.path.join(cfg.OUTPUT_DIR, "results.md")
-    rows = list(_facts(cfg, model, num_images, clock).items())
-    page = f"# {os.path.basename(os.path.abspath(cfg.OUTPUT_DIR))}\n\n"
-    page += markdown_table(("trained", f"`{cfg.OUTPUT_DIR}`"), rows, left=2)
-    Path(path).write_text(page + "\n" + results_tables(results, best), encoding="utf-8")
+    """Write `results.md` to a run's folder: its facts, and the tables of its last evaluation."""
+    page = f"# {os.path.basename(os.path.abspath(folder))}\n\n"
+    page += markdown_table(("trained", f"`{folder}`"), list(facts.items()), left=2)
+    path = Path(folder, "results.md")
+    path.write_text(page + "\n" + results_tables(results, best), encoding="utf-8")
     logger.info("results written to %s", path)
 
 
@@ -65,7 +48,8 @@ def results_tables(results: Results, best: Mapping[str, float | None] | None = N
 
     Args:
         results: of an evaluation.
-        best: see :func:`write_results`; it stands beside the AP of the first dataset.
+        best: ``best_metric`` and ``best_iter``, the best AP so far on the first dataset and its
+            iteration, None before any; it stands beside the AP of that dataset.
     """
     parts: list[str] = []
     for name, result in results.items():
@@ -87,10 +71,14 @@ def percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
-def _facts(cfg: CfgNode, model: nn.Module, num_images: int, clock: Clock) -> dict[str, str]:
+def run_facts(cfg: CfgNode, model: nn.Module, *, num_images: int, clock: Clock) -> dict[str, str]:
+    """Return facts of a run in words, such as its length, time and memory.
+
+    Args:
+        num_images: of the training set; 0 where it is not known.
+    """
     solver = cfg.SOLVER
     device = next(model.parameters()).device
-    workers = dist.get_world_size() if dist.is_initialized() else 1
     facts = {"iterations": f"{solver.MAX_ITER:,} of {solver.IMS_PER_BATCH} images"}
     if num_images:
         epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
@@ -102,7 +90,7 @@ def _facts(cfg: CfgNode, model: nn.Module, num_images: int, clock: Clock) -> dic
         part = f" for {clock.iterations:,} iterations" * (clock.iterations != solver.MAX_ITER)
         facts["training time"] = f"{timedelta(seconds=round(clock.seconds))}{part}"
         facts["seconds an iteration"] = f"{clock.seconds / clock.iterations:.3f}"
-    facts["device"] = f"{workers} x " * (workers > 1) + _device_name(device)
+    facts["device"] = f"{world_size()} x " * (world_size() > 1) + _device_name(device)
     facts["peak memory"] = _peak_memory(device)
     return facts
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from ..engine.scalars import FLUSH_SECONDS, drop_cut_line, is_logged
+from ..engine.logs import FLUSH_SECONDS, drop_cut_line, is_logged
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Metrics:
         Args:
             output_dir: folder of `metrics.json` and TensorBoard's files.
             max_iter: the number of iterations of the whole run.
-            scalars: read when a line is written, see :func:`~smca.engine.scalars.step_scalars`.
+            scalars: :meth:`~smca.engine.iterations.Iterations.scalars`, for lines that are written.
         """
         self.max_iter = max_iter
         self.scalars = scalars

@@ -67,6 +67,7 @@ class Trainer:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         self.iterations.begin()
+        self._set_rates()
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
@@ -121,13 +122,17 @@ class Trainer:
         self, iteration: int, batches: Iterator[list[Sample]], metrics: Metrics | None
     ) -> None:
         begun = time.perf_counter()
-        factor = self.rate_factor(iteration / self.max_iter)
-        set_rates(self.optimizer, (rate * factor for rate in self.base_rates))
         values = self.iterations.run(iteration, batches, self._losses, attrgetter("image_id"))
         if metrics:
             metrics.add(iteration, {**values, "time": time.perf_counter() - begun})
             if self.cfg.VIS_PERIOD and (iteration + 1) % self.cfg.VIS_PERIOD == 0:
                 self._show(self.iterations.batch[:NUM_SHOWN], metrics)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Set the learning rates of the next iteration, a function of its number alone."""
+        factor = self.rate_factor(min(1.0, (self.iterations.done + 1) / self.max_iter))
+        set_rates(self.optimizer, (rate * factor for rate in self.base_rates))
 
     def _losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         images, sizes = self.evaluator.pad([sample.image for sample in batch])

@@ -1,25 +1,28 @@
-"""What is logged beside the losses."""
-
-from functools import partial
+"""The scalars that are logged beside the losses, and when."""
 
 import pytest
 import torch
 
-from smca.engine.scalars import is_logged, step_scalars
+from smca.checkpoints import SafeCheckpointing
+from smca.engine.iterations import Iterations
+from smca.engine.logs import is_logged
 from smca.modeling import build_detector
 from smca.training.solver import build_optimizer
 
+BATCH = ("SOLVER.IMS_PER_BATCH", 8)
 
-def scalars_of(cfg, **sizes):
+
+def scalars_of(cfg, num_images):
     detector = build_detector(cfg)
     optimizer = build_optimizer(cfg, detector)
-    scalars = partial(step_scalars, optimizer=optimizer, model=detector, **sizes)
-    return detector, optimizer, scalars
+    iterations = Iterations(cfg, detector, optimizer, SafeCheckpointing(detector), seed=0)
+    iterations.num_images = num_images
+    return detector, optimizer, iterations.scalars
 
 
 def test_rates_and_epochs(tiny_config):
-    cfg = tiny_config("SOLVER.BASE_LR", 0.4, "SOLVER.BACKBONE_MULTIPLIER", 0.25)
-    _, optimizer, scalars = scalars_of(cfg, batch_size=8, num_images=96)
+    cfg = tiny_config("SOLVER.BASE_LR", 0.4, *BATCH, "SOLVER.BACKBONE_MULTIPLIER", 0.25)
+    _, optimizer, scalars = scalars_of(cfg, num_images=96)
     assert scalars(11) == pytest.approx({"epoch": 1, "lr": 0.4, "lr_backbone": 0.1})
     for group in optimizer.param_groups:
         group["lr"] *= 0.5
@@ -27,7 +30,7 @@ def test_rates_and_epochs(tiny_config):
 
 
 def test_parts_with_the_same_rate_are_told_once(tiny_config):
-    _, _, scalars = scalars_of(tiny_config("SOLVER.BASE_LR", 0.4), batch_size=8, num_images=0)
+    _, _, scalars = scalars_of(tiny_config("SOLVER.BASE_LR", 0.4), num_images=0)
     assert scalars(0) == {"lr": 0.4}
 
 
@@ -35,14 +38,14 @@ def test_deformable_sampling(config):
     options = ["SOLVER.BACKBONE_MULTIPLIER", 0.5, "SOLVER.SAMPLING_MULTIPLIER", 0.25]
     cfg = config("baselines/deformable_detr_R50_50ep", "SOLVER.BASE_LR", 0.4, *options)
     with torch.device("meta"):
-        _, _, scalars = scalars_of(cfg, batch_size=1, num_images=1)
+        _, _, scalars = scalars_of(cfg, num_images=cfg.SOLVER.IMS_PER_BATCH)
     rates = {"lr": 0.4, "lr_backbone": 0.2, "lr_sampling": 0.1}
     assert scalars(0) == pytest.approx({"epoch": 1, **rates})
 
 
 def test_the_norm_is_that_before_clipping(tiny_config):
     cfg = tiny_config("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1)
-    detector, optimizer, scalars = scalars_of(cfg, batch_size=8, num_images=96)
+    detector, optimizer, scalars = scalars_of(cfg, num_images=96)
     assert "grad_norm" not in scalars(0)
     for parameter in detector.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -58,7 +61,7 @@ def test_the_norm_is_that_before_clipping(tiny_config):
 
 def test_unclipped_gradients_have_no_norm(tiny_config):
     cfg = tiny_config("SOLVER.CLIP_GRADIENTS.ENABLED", False)
-    detector, optimizer, scalars = scalars_of(cfg, batch_size=8, num_images=96)
+    detector, optimizer, scalars = scalars_of(cfg, num_images=96)
     for parameter in detector.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
