@@ -13,8 +13,10 @@ from smca.checkpoints import SafeCheckpointing
 from smca.config import load_cfg
 from smca.engine.iterations import Iterations
 from smca.engine.prepare import prepare
+from smca.modeling import build_detector
 from smca.native.metrics import Metrics
 from smca.native.trainer import Trainer
+from smca.training.solver import build_optimizer
 
 RANDOM = ["MODEL.SMCA.DROPOUT", 0.1, "INPUT.MIN_SIZE_TRAIN", (64, 96)]
 AVERAGE = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
