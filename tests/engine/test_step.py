@@ -61,9 +61,8 @@ def test_losses_that_are_not_finite_stop_before_the_update(value):
     layer, step = make()
     before = layer.weight.detach().clone()
     losses = {"fine": lambda: layer.weight.sum(), "broken": lambda: layer.weight.sum() * value}
-    with pytest.raises(NonFiniteLossError) as error:
+    with pytest.raises(NonFiniteLossError, match=r"^broken of the images \[7, 9\]$"):
         step(lambda: {name: loss() for name, loss in losses.items()}, [7, 9])
-    assert error.value.names == ("broken",) and error.value.image_ids == (7, 9)
     assert_close(layer.weight.detach(), before, atol=0, rtol=0)
 
 

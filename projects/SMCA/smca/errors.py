@@ -1,7 +1,6 @@
 """The exceptions that a program tells in one line."""
 
 import re
-from collections.abc import Sequence
 
 # Control characters, which terminals obey, and halves of characters, which no file can be named.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -28,17 +27,9 @@ class WorkerError(RuntimeError):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss is infinite or NaN; the model has not been updated with it.
-
-    Attributes:
-        names: the losses that are not finite.
-        image_ids: the images of the step, of all workers.
+    """Losses are infinite or NaN, and the model has not been updated with them; the message names
+    them and the images.
     """
-
-    def __init__(self, names: Sequence[str], image_ids: Sequence[int]):
-        super().__init__(f"{', '.join(names)} of the images {list(image_ids)}")
-        self.names = tuple(names)
-        self.image_ids = tuple(image_ids)
 
 
 class ExportError(ConfigError):

@@ -26,16 +26,15 @@ def choose_engine(wanted: str) -> tuple[str, str]:
     Raises:
         ConfigError: ``wanted`` is Detectron2, which is not installed, or no host.
     """
-    if wanted not in (*_PACKAGES, "auto"):
+    if wanted == "auto":
+        if has_detectron2():
+            return "detectron2", "Engine: detectron2, it is installed"
+        return "native", f"Engine: native; Detectron2 is not installed ({INSTALL_DETECTRON2})"
+    if wanted not in _PACKAGES:
         raise ConfigError(f"engine is {wanted!r}; it must be 'auto', 'detectron2' or 'native'")
-    if wanted == "native":
-        return "native", "Engine: native, as asked for"
     if wanted == "detectron2":
         _require_detectron2()
-        return "detectron2", "Engine: detectron2, as asked for"
-    if has_detectron2():
-        return "detectron2", "Engine: detectron2, it is installed"
-    return "native", f"Engine: native; Detectron2 is not installed ({INSTALL_DETECTRON2})"
+    return wanted, f"Engine: {wanted}, as asked for"
 
 
 def _require_detectron2() -> None:

@@ -20,10 +20,11 @@ from ..data.reading import explain_end
 from ..distributed import rank, world_size
 from ..errors import CheckpointError, ConfigError, DatasetError, LoaderError, WorkerError
 
-# Errors that a user can mend, by the exit code that they end a program with.
+# Errors that a user can mend, by the exit code that they end a program with. An OSError says what
+# is wrong with a disk or a file.
 _EXPLAINED = {
     1: (WorkerError,),
-    2: (ConfigError, DatasetError, CheckpointError, FileNotFoundError, LoaderError),
+    2: (ConfigError, DatasetError, CheckpointError, LoaderError, OSError),
     3: (FloatingPointError,),
 }
 # Errors that the system reports about a disk.
@@ -51,19 +52,16 @@ def explain(error: BaseException) -> Explanation | None:
     """
     error = explain_end(error) or _lost_worker(error) or error
     code = next((code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds)), None)
-    # The system, or a reader of images, says what is wrong with a disk or a file.
-    about_disk = isinstance(error, OSError) and error.errno in _DISK
-    about_file = isinstance(error, OSError) and (error.filename or error.errno is None)
-    if code is None and not (about_disk or about_file):
+    if code is None:
         return None
     message = str(error)
     if "Original Traceback" in message:  # torch wraps the errors of loader processes in text
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    if about_disk:
+    if isinstance(error, OSError) and error.errno in _DISK:
         message += f"; {_DISK_REMEDY}"
     # File names and class names may hold characters that a terminal obeys.
     shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-    return Explanation(code or 2, f"{type(error).__name__}: {''.join(shown)}")
+    return Explanation(code, f"{type(error).__name__}: {''.join(shown)}")
 
 
 def _lost_worker(error: BaseException) -> WorkerError | None:

@@ -100,7 +100,8 @@ class TrainingStep:
             copied.synchronize()
         if not values.isfinite().all():
             names = [n for n, finite in zip(losses, values.isfinite(), strict=True) if not finite]
-            raise NonFiniteLossError(names, [i for ids in all_gather(image_ids) for i in ids])
+            images = [image for ids in all_gather(image_ids) for image in ids]
+            raise NonFiniteLossError(f"{', '.join(names)} of the images {images}")
         # A fused optimizer would unscale inside its step, after the clipping.
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
