@@ -7,16 +7,16 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..checkpoints.checkpointer import LAST
@@ -34,14 +34,8 @@ _AFTER_LAUNCHER = 30.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True)
-class Worker:
-    """One of the processes that train together.
-
-    Attributes:
-        rank, world_size: its number among all workers, and their count.
-        local_rank, local_world_size: the same among the workers of its machine.
-    """
+class Worker(NamedTuple):
+    """One of the processes that train together: its number and their count, also on its machine."""
 
     rank: int
     world_size: int
@@ -57,18 +51,9 @@ def start_processes(
     dist_url: str,
     args: tuple,
 ) -> None:
-    """Start the workers of this machine: ``detectron2.engine.launch`` without Detectron2.
-
-    Args:
-        main: a function that can be pickled, which gets ``args`` once the worker has joined.
-        count: workers on this machine.
-        num_machines, machine_rank: number of machines, and the number of this one.
-        dist_url: where the workers meet; "auto" is a free port of this machine.
-    """
+    """Start ``count`` workers on this machine: ``detectron2.engine.launch`` without Detectron2."""
     if dist_url == "auto":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        dist_url = f"tcp://127.0.0.1:{get_free_port()}"
     workers = [
         Worker(machine_rank * count + place, num_machines * count, place, count)
         for place in range(count)
@@ -107,13 +92,7 @@ def launch(
     """Run ``main(cfg, args)`` in all workers of this machine and return the exit code.
 
     Where torchrun has started this process, it is one of the workers. A single worker is this
-    process; several are started here.
-
-    Args:
-        main: a function that can be pickled.
-        cfg: the merged configuration.
-        args: the command line, see :func:`smca.engine.arguments.argument_parser`.
-        start: starts processes, with the arguments of :func:`start_processes`.
+    process; several are started by ``start``, for which ``main`` has to be picklable.
 
     Raises:
         ConfigError: flags or variables that contradict each other, too few GPUs, or a config that
