@@ -45,16 +45,12 @@ class Trainer(DefaultTrainer):
     :class:`~smca.engine.iterations.Iterations` runs the iterations; and :class:`SMCACheckpointer`
     stands for ``DetectionCheckpointer``. All else is a ``build_*`` method that a subclass may
     override.
+
+    The datasets of the config have to be registered. Those that cannot be used are refused before
+    training starts.
     """
 
     def __init__(self, cfg: CfgNode):
-        """
-        Args:
-            cfg: a config whose datasets are registered.
-
-        Raises:
-            ConfigError, DatasetError: a config or data that cannot work, before training starts.
-        """
         super(DefaultTrainer, self).__init__()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
@@ -137,15 +133,7 @@ class Trainer(DefaultTrainer):
             self.iterations.num_images = len(batches.members)
 
     def train(self) -> dict:
-        """Train to SOLVER.MAX_ITER.
-
-        Returns:
-            the last evaluation, as :meth:`test` returns it.
-
-        Raises:
-            FloatingPointError: a loss is not finite; the state before it has been saved.
-            SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
-        """
+        """Train to SOLVER.MAX_ITER, and return the last evaluation as :meth:`test` does."""
         with self.iterations.stop:
             super().train()
         if comm.is_main_process():

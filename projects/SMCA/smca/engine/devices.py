@@ -14,14 +14,7 @@ _OLDEST, _OLD_GPUS = (7, 5), " for CUDA 12.6"
 
 
 def take_gpu(name: str, world_size: int) -> bool:
-    """Make the GPU that ``name`` numbers torch's current one.
-
-    Args:
-        name: MODEL.DEVICE.
-        world_size: number of workers.
-
-    Returns:
-        False if there is no GPU at all.
+    """Make the GPU that MODEL.DEVICE numbers torch's current one; return False without any GPU.
 
     Raises:
         ConfigError: a device that does not exist, a number for several workers, or a GPU that this

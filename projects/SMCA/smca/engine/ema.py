@@ -19,15 +19,12 @@ class MovingAverage:
     and W alone, a resumed run and all workers have the same average.
 
     Attributes:
+        source: the model that is trained, on its device, without a wrapper.
         model: the copy, in evaluation mode; it is not trained.
+        decay: d in late iterations, in [0, 1).
     """
 
     def __init__(self, source: nn.Module, *, decay: float):
-        """
-        Args:
-            source: the model that is trained, on its device, without a wrapper.
-            decay: d in late iterations, in [0, 1).
-        """
         self.decay = decay
         self.source = source
         self.model = copy.deepcopy(source).eval().requires_grad_(False)

@@ -50,9 +50,7 @@ class Iterations:
     ):
         """
         Args:
-            cfg: the configuration.
-            model: the model that is trained, on its device, without a wrapper.
-            optimizer: updates the model.
+            model: on its device, without a wrapper.
             checkpointer: saves the run; the moving average is added to what it saves.
             seed: not negative; a checkpoint that is loaded replaces it.
         """
@@ -89,11 +87,10 @@ class Iterations:
         compute_losses: Callable[[list], Mapping[str, Tensor]],
         image_id: Callable[[Any], object],
     ) -> dict[str, float]:
-        """Run one iteration.
+        """Run one iteration with the next of the batches.
 
         Args:
             iteration: its number, from 0.
-            batches: the next one is fetched.
             compute_losses: runs the model on a batch and returns weighted losses, which are summed.
             image_id: names a sample's image, for the error message.
 

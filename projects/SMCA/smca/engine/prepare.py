@@ -30,7 +30,6 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     Args:
         cfg: the merged configuration, which is changed. If MODEL.DEVICE has a GPU's number, that
             GPU becomes torch's current one.
-        world_size: number of workers.
         args: the command line, which says what a run needs weights for; None: fetch none.
 
     Raises:

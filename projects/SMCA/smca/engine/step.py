@@ -42,20 +42,15 @@ def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
 
 
 class TrainingStep:
-    """Runs steps in float32 or in mixed precision."""
+    """Runs steps in float32, or in the mixed precision ``amp``, see :func:`amp_dtype`.
+
+    On CUDA this turns off cuDNN's attention for the process: it builds a plan for each size of
+    images, and flash attention is no slower.
+    """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, *, device: torch.device, amp: torch.dtype | None
     ):
-        """
-        Args:
-            optimizer: updates the parameters.
-            device: the model's.
-            amp: autocast's type, see :func:`amp_dtype`; None: no autocast.
-
-        On CUDA this turns off cuDNN's attention for the process: it builds a plan for each size of
-        images, and flash attention is no slower.
-        """
         if amp is not None:
             logger.info("mixed precision: %s", str(amp).removeprefix("torch."))
             if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_HALF:

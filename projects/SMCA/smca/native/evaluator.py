@@ -17,17 +17,9 @@ from ..structures import Detections
 
 
 class Evaluator(Inference):
-    """Evaluates a detector on ``datasets``, those of DATASETS.TEST."""
+    """Evaluates a detector on ``datasets``, those of DATASETS.TEST, which it reads at once."""
 
     def __init__(self, cfg: CfgNode, detector: nn.Module):
-        """
-        Args:
-            cfg: the configuration.
-            detector: on MODEL.DEVICE.
-
-        Raises:
-            DatasetError: see :func:`~smca.data.coco.load_datasets`.
-        """
         super().__init__(cfg, detector)
         self.cfg = cfg
         self.datasets = load_datasets(cfg, cfg.DATASETS.TEST)

@@ -23,8 +23,6 @@ class Metrics:
     ):
         """
         Args:
-            output_dir: folder of `metrics.json` and TensorBoard's files.
-            max_iter: the number of iterations of the whole run.
             scalars: :meth:`~smca.engine.iterations.Iterations.scalars`, for lines that are written.
         """
         self.max_iter = max_iter

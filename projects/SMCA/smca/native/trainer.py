@@ -74,10 +74,6 @@ class Trainer:
 
         Returns:
             the last evaluation, ``{dataset: {"bbox": {"AP": ...}}}``.
-
-        Raises:
-            FloatingPointError: a loss is not finite; the state before it has been saved.
-            SystemExit: SIGINT or SIGTERM; a checkpoint to resume from has been saved.
         """
         start = self.iterations.done + 1
         batches = build_train_loader(
@@ -174,13 +170,8 @@ def build_train_loader(
     """Build an endless loader of ``list[Sample]``, this worker's shares of the global batches.
 
     Args:
-        cfg: the configuration.
         seed, start: see :func:`~smca.data.loader.build_train_loader`.
         like: the class names of other datasets, which those of training must be the same as.
-
-    Raises:
-        DatasetError: see :func:`~smca.data.coco.load_datasets`; or nothing is left to train on.
-        ConfigError: SOLVER.IMS_PER_BATCH is not a multiple of the number of workers.
     """
     datasets = load_datasets(cfg, cfg.DATASETS.TRAIN, like=like)
     return loader.build_train_loader(
