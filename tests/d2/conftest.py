@@ -1,4 +1,4 @@
-"""The tiny config, merged into Detectron2's."""
+"""The tiny config, merged into Detectron2's, and the same data for LazyConfigs."""
 
 import pytest
 
@@ -20,3 +20,13 @@ def d2_config(config_file):
         return cfg
 
     return load
+
+
+@pytest.fixture(scope="session")
+def lazy_data(shapes):
+    """Overrides: the drawn shapes of these tests, in this process."""
+    files = ",".join(f"[{name},{json},{root}]" for name, (json, root) in shapes.items())
+    return [
+        *(f"dataloader.coco_format=[{files}]", "dataloader.train.num_workers=0"),
+        *("dataloader.train.dataset.names=train", "dataloader.test.dataset.names=val"),
+    ]

@@ -2,8 +2,12 @@
 
 import multiprocessing
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from forked_program import ENVIRONMENT
 
 from smca.data.loader import list_loader
 from smca.engine.stop import StopRequest
@@ -24,3 +28,30 @@ def test_a_signal_that_ends_loaders_disturbs_no_iteration_and_is_what_the_run_en
             pass
     assert stopped.value.code == 128 + signal.SIGTERM
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)]
+
+
+TOLD = """
+import os, signal, sys
+import torch.distributed as dist
+from smca.engine.stop import StopRequest
+
+child = os.fork()
+rank = 0 if child else 1
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+with StopRequest() as stop:
+    if rank == 1:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.agreed(9) and stop.exit_code == 143
+    if rank == 0:
+        signal.raise_signal(signal.SIGTERM)
+        print("saved", flush=True)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_a_signal_that_follows_anothers_does_not_stop_the_saving(tmp_path):
+    """Of two workers one hears of the other's signal first, and saves when its own comes."""
+    command = [sys.executable, "-c", TOLD, str(tmp_path / "store")]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout) == (0, "saved\n"), ended.stderr

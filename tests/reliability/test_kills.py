@@ -1,24 +1,16 @@
-"""train_net.py is killed (SIGKILL) at any moment and resumed, in each host: nothing is lost.
+"""train_net.py is killed (SIGKILL) at any moment and resumed, in each host: nothing is lost."""
 
-Importing would take most of the time of these short runs. A process of its own therefore imports
-what the program does, once, and forks before it has any thread; each fork runs train_net.py itself.
-"""
-
-import contextlib
 import importlib.util
 import json
-import os
 import random
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked_program import Program
 from PIL import Image, ImageOps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -29,32 +21,10 @@ from smca.config import load_cfg
 from smca.data.shapes import write_shapes_dataset
 from smca.engine.prepare import prepare
 
-ROOT = Path(__file__).parents[2]
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
-# A line in is [arguments, log file]; lines out are the fork's number and, when it ends, its code.
-FORKS = """
-import importlib, json, os, runpy, sys
-
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost in the fork"
-for line in sys.stdin:
-    arguments, log = json.loads(line)
-    fork = os.fork()
-    if fork == 0:
-        os.setpgid(0, 0)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
-    os.setpgid(fork, fork)
-    print(fork, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
-"""
 EVERYTHING = [
     # Thirteen images of two shapes: no epoch ends with a batch.
     *("DATALOADER.ASPECT_RATIO_GROUPING", True, "SOLVER.IMS_PER_BATCH", 4),
@@ -67,9 +37,6 @@ EVERYTHING = [
 ]
 SHORT = ["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (4,), "SOLVER.CHECKPOINT_PERIOD", 3]
 SHORT += ["TEST.EVAL_PERIOD", 3]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "projects/SMCA"), "OMP_NUM_THREADS": "1"}
-# By its value the processes of a test are known.
-MARK = "TEST_KILLS"
 
 
 @pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
@@ -90,54 +57,6 @@ def shapes(tmp_path_factory):
         image["width"] += 16
     annotations.write_text(json.dumps(content))
     return files
-
-
-class Program:
-    """Starts train_net.py by forks of a process that has imported what it needs."""
-
-    def __init__(self, engine, log):
-        self.engine, self.log = engine, log
-        launch = {"native": "smca.native.launch", "detectron2": "smca.d2.launch"}[engine]
-        self.forks = subprocess.Popen(
-            [sys.executable, "-c", FORKS, "smca.train", launch],
-            cwd=ROOT,
-            env={**ENVIRONMENT, MARK: str(log)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-
-    def start(self, *arguments):
-        """Begin a run."""
-        arguments = ["train_net.py", "--engine", self.engine, *map(str, arguments)]
-        self.forks.stdin.write(json.dumps([arguments, str(self.log)]).encode() + b"\n")
-        self.number = int(self.forks.stdout.readline())  # of its process, which leads a group
-
-    def ended(self):
-        return bool(select.select([self.forks.stdout], [], [], 0)[0])
-
-    def wait(self):
-        """The exit code, negative for a signal's number."""
-        return int(self.forks.stdout.readline())
-
-    def kill(self):
-        """Kill the group of the run unless it has ended; returns its exit code."""
-        if not self.ended():
-            os.killpg(self.number, signal.SIGKILL)
-        return self.wait()
-
-    def left(self):
-        """The processes that are there beside the one that forks: loaders outlive their trainer."""
-        mark, found = f"{MARK}={self.log}".encode(), []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it may end meanwhile
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-        return set(found) - {self.forks.pid}
-
-    def close(self):
-        self.forks.stdin.close()
-        self.forks.wait(timeout=60)
 
 
 @pytest.fixture
@@ -345,30 +264,3 @@ def test_a_gradient_scaler_goes_on_where_it_was(engine, trainer, tmp_path):
     saved = read_checkpoint(folder / "model_0000002.pth")["trainer"]["_trainer"]["grad_scaler"]
     assert (saved["scale"], saved["_growth_tracker"]) == (16.0, 1)
     require_equal(folder, whole)
-
-
-TOLD = """
-import os, signal, sys
-import torch.distributed as dist
-from smca.engine.stop import StopRequest
-
-child = os.fork()
-rank = 0 if child else 1
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
-with StopRequest() as stop:
-    if rank == 1:
-        signal.raise_signal(signal.SIGTERM)
-    assert stop.agreed(9) and stop.exit_code == 143
-    if rank == 0:
-        signal.raise_signal(signal.SIGTERM)
-        print("saved", flush=True)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-"""
-
-
-@on_linux
-def test_a_signal_that_follows_anothers_does_not_stop_the_saving(tmp_path):
-    """Of two workers one hears of the other's signal first, and saves when its own comes."""
-    command = [sys.executable, "-c", TOLD, str(tmp_path / "store")]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stdout) == (0, "saved\n"), ended.stderr
