@@ -70,18 +70,3 @@ class Writer(hooks.PeriodicWriter):
                 writer.write()
         else:
             super().after_step()
-
-
-class ShortHistory(HookBase):
-    """Drops numbers that no writer reads again: Detectron2 keeps a million of each scalar.
-
-    The losses of six layers would take a gigabyte in 300,000 iterations.
-    """
-
-    # The printer estimates the remaining time from so many iterations.
-    KEPT = 1000
-
-    def after_step(self) -> None:
-        if is_logged(self.trainer.iter, self.trainer.max_iter):
-            for history in self.trainer.storage.histories().values():
-                del history.values()[: -self.KEPT]

@@ -4,6 +4,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -12,6 +13,7 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,8 +30,12 @@ from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import check_datasets, dataset_records, training_records
 from .evaluation import CocoEvaluator
-from .hooks import LRScheduler, PeriodicCheckpointer, PictureHook, ShortHistory, Writer
+from .hooks import LRScheduler, PeriodicCheckpointer, PictureHook, Writer
 from .meta_arch import SMCA
+
+# Values of each scalar that are kept, of which the printer estimates the remaining time. Detectron2
+# keeps a million: the losses of six layers would take a gigabyte in 300,000 iterations.
+KEPT = 1000
 
 
 class Trainer(DefaultTrainer):
@@ -97,7 +103,6 @@ class Trainer(DefaultTrainer):
             PeriodicCheckpointer(self.checkpointer, period) if main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             Writer(self.build_writers(), LOG_PERIOD) if main else None,
-            ShortHistory(),
         ]
 
     def _evaluate(self) -> dict:
@@ -141,6 +146,7 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def before_train(self) -> None:
+        self.storage.histories().default_factory = partial(HistoryBuffer, max_length=KEPT)
         super().before_train()
         if self.start_iter == 0:
             return

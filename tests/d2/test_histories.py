@@ -1,4 +1,4 @@
-"""Hooks of the trainer."""
+"""The scalars that the trainer keeps."""
 
 import pytest
 
@@ -6,8 +6,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.engine import HookBase  # noqa: E402
 
-from smca.d2 import hooks  # noqa: E402
-from smca.d2.trainer import Trainer  # noqa: E402
+from smca.d2 import trainer  # noqa: E402
 
 
 class Losses(HookBase):
@@ -21,13 +20,13 @@ class Losses(HookBase):
 
 
 def test_scalars_are_forgotten_and_their_means_are_not(d2_config, monkeypatch):
-    monkeypatch.setattr(hooks.ShortHistory, "KEPT", 5)
-    trainer = Trainer(d2_config("SOLVER.MAX_ITER", 45, "TEST.EVAL_PERIOD", 0))
+    monkeypatch.setattr(trainer, "KEPT", 5)
+    training = trainer.Trainer(d2_config("SOLVER.MAX_ITER", 45, "TEST.EVAL_PERIOD", 0))
     losses = Losses()
-    trainer.register_hooks([losses])
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    histories = trainer.storage.histories()
+    training.register_hooks([losses])
+    training.resume_or_load(resume=False)
+    training.train()
+    histories = training.storage.histories()
     assert {"total_loss", "loss_l1", "time", "data_time", "lr"} <= set(histories)
     assert all(len(history.values()) <= 5 for history in histories.values())
     kept = [(loss, iteration) for iteration, loss in enumerate(losses.all)][-5:]
