@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 import time
@@ -60,10 +61,7 @@ def shared_seed(seed: int) -> int:
     """Return ``seed``, or, if it is negative, a seed that the first worker draws for all."""
     if seed >= 0:
         return seed
-    drawn = [int.from_bytes(os.urandom(4), "little")]
-    if world_size() > 1:
-        dist.broadcast_object_list(drawn)
-    return drawn[0]
+    return all_gather(secrets.randbits(32))[0]
 
 
 def end_with_parent(*, grace: float = 0.0) -> None:

@@ -11,8 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from .checkpoints import load
-from .config import choose_device, config_file, config_names, get_cfg, is_own_model, load_cfg
-from .errors import ConfigError
+from .config import choose_device, config_file, config_names, get_cfg, load_cfg, require_own_model
 from .modeling import Detector, build_detector
 
 
@@ -52,11 +51,7 @@ def get(
         FileNotFoundError, CheckpointError: the checkpoint is missing or does not fit.
     """
     cfg = get_config(name, opts)
-    if not is_own_model(cfg):
-        raise ConfigError(
-            f"{name} is Detectron2's own {cfg.MODEL.META_ARCHITECTURE} and needs Detectron2: "
-            'take smca.Predictor(..., engine="detectron2") or train_net.py --engine detectron2'
-        )
+    require_own_model(cfg)
     device = choose_device(cfg, device)
     detector = build_detector(cfg)
     if weights is None and cfg.MODEL.WEIGHTS:

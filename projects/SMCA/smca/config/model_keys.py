@@ -3,7 +3,6 @@
 from .rules import (
     BELOW_ONE,
     BLOCKS,
-    DEVICE,
     FINITE,
     FRACTION,
     NAMES,
@@ -34,7 +33,6 @@ MODEL_KEYS: dict[str, Key] = {}
 MODEL_KEYS |= group(
     "MODEL",
     META_ARCHITECTURE=Key("GeneralizedRCNN", "'SMCA', or with Detectron2 any of its models."),
-    DEVICE=Key("cuda", "'cuda' (the CPU where there is no GPU), 'cuda:1' or 'cpu'.", DEVICE),
     WEIGHTS=Key(
         "",
         "Starting weights: a checkpoint of this project or a torchvision ResNet (.pth, or .pkl "

@@ -3,6 +3,7 @@
 from .rules import (
     BELOW_ONE,
     COCO_FORMAT,
+    DEVICE,
     FRACTION,
     NAMES,
     NOT_NEGATIVE,
@@ -128,6 +129,10 @@ RUN_KEYS |= group(
         "a CPU. 'bfloat16' has float32's range but an eighth of float16's accuracy.",
         one_of("auto", "bfloat16", "float16"),
     ),
+)
+RUN_KEYS |= group(
+    "MODEL",
+    DEVICE=Key("cuda", "'cuda' (the CPU where there is no GPU), 'cuda:1' or 'cpu'.", DEVICE),
 )
 RUN_KEYS |= group(
     "MODEL.EMA",

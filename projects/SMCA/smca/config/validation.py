@@ -25,7 +25,8 @@ def require_own_model(cfg: CN) -> None:
     if not is_own_model(cfg):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA', or "
-            "one of Detectron2's with --engine detectron2"
+            "one of Detectron2's in its own host: train_net.py --engine detectron2, or "
+            'smca.Predictor(..., engine="detectron2")'
         )
 
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TextIO
 
 import detectron2.engine
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_smca_config, load_cfg
+from ..config import load_cfg
 from ..engine.guard import explain
 from ..engine.launch import launch, torchrun_worker
 from ..errors import ConfigError
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
+from .predictor import Detectron2Host, require_registered
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,8 @@ logger = logging.getLogger(__name__)
 
 def run(args: argparse.Namespace) -> int:
     """Run what :func:`smca.engine.arguments.argument_parser` has parsed; return the exit code."""
-    cfg = get_cfg()
-    add_smca_config(cfg)
-    load_cfg(cfg, args.config_file, args.opts)
-    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA' or one "
-            "of Detectron2's"
-        )
+    cfg = load_cfg(Detectron2Host.read(args.config_file), opts=args.opts)
+    require_registered(cfg)
     for key in ("AUG", "PRECISE_BN"):
         if cfg.TEST[key].ENABLED:
             raise ConfigError(f"TEST.{key}.ENABLED is True; it must be False, SMCA does not use it")

@@ -13,21 +13,22 @@ from ..structures import Detections, Size
 from .meta_arch import SMCA, to_detections
 
 
+def require_registered(cfg: CfgNode) -> None:
+    """Raise a ConfigError if the config is for a model that Detectron2 does not know."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {name!r}; it must be 'SMCA' or one of Detectron2's"
+        )
+
+
 class Detectron2Host:
     """Any detector of Detectron2's registry; see :class:`smca.inference.detect.Inference`."""
 
     path_manager = PathManager
 
     def __init__(self, cfg: CfgNode):
-        """
-        Raises:
-            ConfigError: a model that is not in the registry, or a value that cannot work.
-        """
-        name = cfg.MODEL.META_ARCHITECTURE
-        if name not in META_ARCH_REGISTRY:
-            raise ConfigError(
-                f"MODEL.META_ARCHITECTURE is {name!r}; it must be 'SMCA' or one of Detectron2's"
-            )
+        require_registered(cfg)
         self.detector = build_model(cfg).eval()
 
     @staticmethod

@@ -17,15 +17,10 @@ def take_gpu(name: str, world_size: int) -> bool:
     """Make the GPU that MODEL.DEVICE numbers torch's current one; return False without any GPU.
 
     Raises:
-        ConfigError: a device that does not exist, a number for several workers, or a GPU that this
+        ConfigError: a GPU that does not exist, a number for several workers, or a GPU that this
             build of torch has no code for.
     """
-    try:
-        index = torch.device(name).index
-    except RuntimeError as error:
-        raise ConfigError(
-            f"MODEL.DEVICE is {name!r}; it must be 'cuda', 'cuda:1' or 'cpu'"
-        ) from error
+    index = torch.device(name).index
     if index is not None and world_size > 1:
         raise ConfigError(
             f"MODEL.DEVICE is {name!r}; it must be 'cuda' for {world_size} processes, which have a "
