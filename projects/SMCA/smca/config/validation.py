@@ -31,11 +31,7 @@ def require_own_model(cfg: CN) -> None:
 
 
 def validate_model(cfg: CN) -> None:
-    """Refuse values that no model can be built with.
-
-    Raises:
-        ConfigError: naming the key, its value and what is allowed.
-    """
+    """Raise a ConfigError if a value allows no model to be built; it names what is allowed."""
     require_own_model(cfg)
     _check_model(cfg)
     if cfg.MODEL.SMCA.NUM_CLASSES == 0:
@@ -48,12 +44,9 @@ def validate_model(cfg: CN) -> None:
 
 
 def validate(cfg: CN) -> None:
-    """Refuse values that no run can work with.
+    """Raise a ConfigError if a value allows no run; it names what is allowed.
 
     MODEL.SMCA.NUM_CLASSES may still be 0. Detectron2 checks its own models itself.
-
-    Raises:
-        ConfigError: naming the key, its value and what is allowed.
     """
     if is_own_model(cfg):
         _check_model(cfg)

@@ -43,11 +43,9 @@ def main(
     trainer: type[Trainer] = Trainer,
     config: object = None,
 ) -> None:
-    """Train or evaluate in one worker.
+    """Train or evaluate in one worker, with a config that is prepared.
 
     Args:
-        cfg: a config that is prepared.
-        args: flags, of which ``eval_only`` and ``resume`` count.
         trainer: builds the parts and trains them.
         config: is written to config.yaml instead of ``cfg``.
     """

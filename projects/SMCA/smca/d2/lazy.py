@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import detectron2.engine
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.solver import LRMultiplier
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -18,13 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config import add_smca_config, load_cfg
+from ..config import load_cfg
 from ..engine.launch import launch
 from ..errors import ConfigError
 from ..training.solver import role_of, with_clipping
 from .datasets import check_datasets
 from .evaluation import CocoEvaluator
 from .launch import main as train_or_evaluate
+from .predictor import Detectron2Host
 from .trainer import Trainer
 
 # The calls that make up a LazyConfig, beside its settings in ``train``.
@@ -110,13 +111,7 @@ def read(config_file: str, overrides: list[str]) -> DictConfig:
 
 
 def trainer_config(lazy: DictConfig) -> CfgNode:
-    """Return the config of a trainer whose parts ``lazy`` describes.
-
-    Raises:
-        ConfigError: a value has another type than the trainer's.
-    """
-    cfg = get_cfg()
-    add_smca_config(cfg)
+    """Return the config of a trainer whose parts ``lazy`` describes."""
     changes: list[object] = ["MODEL.META_ARCHITECTURE", "SMCA", "MODEL.SMCA.NUM_CLASSES", 0]
     changes += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
     for key, place in PLACES.items():
@@ -130,7 +125,7 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
         elif key == "MODEL.SMCA.NUM_CLASSES":
             value = max(0, value - _no_object_logits(lazy))
         changes += [key, value]
-    return load_cfg(cfg, opts=changes)
+    return load_cfg(Detectron2Host.read(""), opts=changes)
 
 
 def _no_object_logits(lazy: DictConfig) -> int:

@@ -208,10 +208,6 @@ class Trainer(DefaultTrainer):
 
         Args:
             mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`.
-
-        Raises:
-            DatasetError: see :func:`~smca.d2.datasets.training_records`.
-            ConfigError: SOLVER.IMS_PER_BATCH is no multiple of the number of workers.
         """
         records = training_records(
             names=cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
