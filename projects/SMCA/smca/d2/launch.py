@@ -93,5 +93,5 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     """Shorten what Detectron2 logs when training fails, if one line explains the error."""
     error = record.exc_info and record.exc_info[1]
     if error and (explanation := explain(error)):
-        record.msg, record.exc_info = f"{record.msg} {explanation.message}", None
+        record.msg, record.exc_info = f"{record.msg} {explanation[1]}", None
     return True

@@ -12,7 +12,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -37,18 +36,9 @@ _DISK_REMEDY = (
 _LAUNCHER_LOOKS = 2.0
 
 
-class Explanation(NamedTuple):
-    """The exit code of an error that a user can mend, and the line that explains it."""
-
-    code: int
-    message: str
-
-
-def explain(error: BaseException) -> Explanation | None:
-    """Explain errors that a user can mend, or that another process has caused, in one line.
-
-    Returns:
-        None for all other errors, whose traceback is wanted.
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Return the exit code of an error that a user can mend, or that another process has caused,
+    and the line that explains it; None for all other errors, whose traceback is wanted.
     """
     error = explain_end(error) or _lost_worker(error) or error
     code = next((code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds)), None)
@@ -61,7 +51,7 @@ def explain(error: BaseException) -> Explanation | None:
         message += f"; {_DISK_REMEDY}"
     # File names and class names may hold characters that a terminal obeys.
     shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-    return Explanation(code, f"{type(error).__name__}: {''.join(shown)}")
+    return code, f"{type(error).__name__}: {''.join(shown)}"
 
 
 def _lost_worker(error: BaseException) -> WorkerError | None:
@@ -99,15 +89,16 @@ def guarded(program: Callable[..., int | None], *args: object) -> int:
         if explanation is None:
             _tell_torchrun(traceback.format_exc())
             raise
-        lost = explanation.message.startswith(WorkerError.__name__)
+        code, message = explanation
+        lost = message.startswith(WorkerError.__name__)
         if lost and multiprocessing.parent_process():
             # The launcher ends this worker meanwhile, and says which one was the first.
             time.sleep(_LAUNCHER_LOOKS)
-        print(explanation.message, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         if lost and dist.is_torchelastic_launched():
             time.sleep(_LAUNCHER_LOOKS)
-        _tell_torchrun(explanation.message)
-        return explanation.code
+        _tell_torchrun(message)
+        return code
 
 
 def _tell_torchrun(message: str) -> None:
