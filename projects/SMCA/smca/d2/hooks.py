@@ -1,7 +1,7 @@
 """Hooks that Detectron2 lacks, or with which its runs would not resume exactly."""
 
 import torch
-from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.evaluator import inference_context
 
 from ..engine.logs import is_logged
@@ -45,27 +45,12 @@ class PictureHook(HookBase):
         trainer.storage.put_image("detections", picture.transpose(2, 0, 1))
 
 
-def evaluates(trainer: TrainerBase) -> bool:
-    """Return whether an evaluation is due after the present iteration, by TEST.EVAL_PERIOD."""
-    period = trainer.cfg.TEST.EVAL_PERIOD
-    return period > 0 and (trainer.iter + 1) % period == 0
-
-
-class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's hook, which also saves before each evaluation: a failing one loses nothing."""
-
-    def after_step(self) -> None:
-        super().after_step()
-        done = self.trainer.iter + 1
-        if evaluates(self.trainer) and done < self.max_iter and done % self.period:
-            self.checkpointer.save_periodic(self.trainer.iter)
-
-
 class Writer(hooks.PeriodicWriter):
     """Detectron2's writer, which also writes every evaluation before the next one replaces it."""
 
     def after_step(self) -> None:
-        if evaluates(self.trainer):
+        period = self.trainer.cfg.TEST.EVAL_PERIOD
+        if period and (self.trainer.iter + 1) % period == 0:
             for writer in self._writers:
                 writer.write()
         else:

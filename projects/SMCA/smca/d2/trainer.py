@@ -30,7 +30,7 @@ from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import check_datasets, dataset_records, training_records
 from .evaluation import CocoEvaluator
-from .hooks import LRScheduler, PeriodicCheckpointer, PictureHook, Writer
+from .hooks import LRScheduler, PictureHook, Writer
 from .meta_arch import SMCA
 
 # Values of each scalar that are kept, of which the printer estimates the remaining time. Detectron2
@@ -100,12 +100,15 @@ class Trainer(DefaultTrainer):
             PictureHook() if main and self.cfg.VIS_PERIOD else None,
             # After the schedule, whose step belongs to the iteration, and before what takes long.
             hooks.CallbackHook(after_step=lambda trainer: trainer.iterations.stop_if_asked()),
-            PeriodicCheckpointer(self.checkpointer, period) if main else None,
+            hooks.PeriodicCheckpointer(self.checkpointer, period) if main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             Writer(self.build_writers(), LOG_PERIOD) if main else None,
         ]
 
     def _evaluate(self) -> dict:
+        done = self.iter + 1
+        if done < self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+            self.checkpointer.save_periodic(self.iter)  # a failing evaluation loses nothing
         results = self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
         tests = self.cfg.DATASETS.TEST
         by_dataset = {tests[0]: results} if len(tests) == 1 else results
