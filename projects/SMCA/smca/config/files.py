@@ -17,11 +17,7 @@ if not _ZOO.is_dir():
 
 
 def config_names(folder: Path = _ZOO) -> list[str]:
-    """The names of all configs below a folder that are models, in alphabetical order.
-
-    Returns:
-        paths from the folder, without ".yaml".
-    """
+    """The names of all configs below a folder that are models, sorted: paths without ".yaml"."""
     return [
         file.relative_to(folder).with_suffix("").as_posix()
         for file in sorted(folder.rglob("*.yaml"))
@@ -52,9 +48,7 @@ def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -
         inside: the files that have led to it by ``_BASE_``.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is not YAML, asks for Python objects, has
-            a key twice or does not consist of keys; or its ``_BASE_`` is not a path of a file, or
-            leads back to its file.
+        ConfigError: the file or a file of its ``_BASE_`` cannot be used; the message says why.
     """
     if os.path.realpath(path) in inside:
         raise ConfigError(f"{path} leads back to itself by _BASE_")

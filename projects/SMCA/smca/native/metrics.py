@@ -16,15 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Collects numbers of every iteration and writes their means every LOG_PERIOD iterations."""
+    """Collects numbers of every iteration and writes their means every LOG_PERIOD iterations, with
+    the ``scalars`` of such an iteration, see :meth:`~smca.engine.iterations.Iterations.scalars`.
+    """
 
     def __init__(
         self, output_dir: str, *, max_iter: int, scalars: Callable[[int], Mapping[str, float]]
     ):
-        """
-        Args:
-            scalars: :meth:`~smca.engine.iterations.Iterations.scalars`, for lines that are written.
-        """
         self.max_iter = max_iter
         self.scalars = scalars
         path = os.path.join(output_dir, "metrics.json")
