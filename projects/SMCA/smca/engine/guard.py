@@ -40,7 +40,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     """Return the exit code of an error that a user can mend, or that another process has caused,
     and the line that explains it; None for all other errors, whose traceback is wanted.
     """
-    error = explain_end(error) or _lost_worker(error) or error
+    error = explain_end(error) or lost_worker(error) or error
     code = next((code for code, kinds in _EXPLAINED.items() if isinstance(error, kinds)), None)
     if code is None:
         return None
@@ -54,7 +54,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     return code, f"{type(error).__name__}: {''.join(shown)}"
 
 
-def _lost_worker(error: BaseException) -> WorkerError | None:
+def lost_worker(error: BaseException) -> WorkerError | None:
     """Translate the errors that gloo and NCCL raise in the others when a worker ends or hangs."""
     text = str(error)
     if not (isinstance(error, dist.DistBackendError) or "/gloo/transport/" in text):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.reading import explain_end
+from .guard import lost_worker
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,10 @@ class StopRequest:
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         self._restore()
-        if self.signal and error and explain_end(error):
-            # It was in an evaluation, before which a checkpoint was saved.
-            logger.warning("stopped at once: the signal has ended a loader process")
+        if self.signal and error and (explain_end(error) or lost_worker(error)):
+            # It was in an evaluation, before which a checkpoint was saved; or a worker has failed,
+            # which says why, and the launcher ends the others.
+            logger.warning("stopped at once: a loader process or another worker has ended")
             raise SystemExit(self.exit_code) from None
 
     def _restore(self) -> None:
