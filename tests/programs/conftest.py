@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 
-
 @pytest.fixture
 def original():
     """`original("detr", columns=92, ...)`: a reference detector with random numbers."""

@@ -15,7 +15,6 @@ from PIL import Image
 
 from smca.checkpoints import write_checkpoint
 from smca.data.mapper import resized_shape
-from smca.errors import ExportError
 from smca.inference.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]
