@@ -78,16 +78,13 @@ def attend(
     biases: Sequence[LogitBias] = (),
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(query key^T / sqrt(d) + biases) value, on a fused kernel (Eqs. 1, 2, 5, 6).
+    """softmax(query key^T / sqrt(d) + biases) value on a fused kernel (Eqs. 1, 2, 5, 6).
 
     Args:
-        query: (B, H, N, d).
+        query: (B, H, N, d), like the result.
         key, value: (B, H, L, d).
         biases: added to the logits.
         dropout: probability of dropping an attention weight.
-
-    Returns:
-        (B, H, N, d).
     """
     channels = value.shape[-1]
     query, key = _with_biases(query, key, biases)
@@ -153,14 +150,7 @@ class Attention(nn.Module):
         return attend(query, key, value, biases=biases, dropout=dropout)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """
-        Args:
-            query: (B, N, C).
-            key, value: (B, L, C).
-
-        Returns:
-            (B, N, C).
-        """
+        """Attend from queries (B, N, C) to keys and values (B, L, C): (B, N, C)."""
         out = self.attend(
             self.split_heads(self.q_proj(query)),
             self.split_heads(self.k_proj(key)),

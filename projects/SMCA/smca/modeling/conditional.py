@@ -4,7 +4,6 @@ Shapes: B images, N queries, L keys, C channels, H heads, d = C / H.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +15,6 @@ from .layers import FFN, MLP, linear
 from .memory import Memory
 from .position_encoding import sine_embedding
 from .registry import SMCA_DECODER_REGISTRY
-
-
-@dataclass(frozen=True)
-class ReferencePoints:
-    """The places from which all layers form their spatial queries.
-
-    Attributes:
-        sine: p_s, the sine embedding of the reference points (B, N, C).
-        transform: T, the MLP that all layers share.
-    """
-
-    sine: Tensor
-    transform: nn.Module
 
 
 class ConditionalSelfAttention(Attention):
@@ -53,7 +39,8 @@ class ConditionalCoAttention(CoAttention):
     """In each head, content looks for content and the spatial query for places.
 
     The logits are (c_q^T c_k + p_q^T p_k) / sqrt(2d). The guide is the layer's input, f (B, N, C),
-    and the reference points.
+    and the decoder's places: p_s (B, N, C), the sine embedding of the reference points, and T, an
+    MLP that all layers share.
     """
 
     def __init__(self, *, kind: str, first: bool, **options: Any):
@@ -76,14 +63,15 @@ class ConditionalCoAttention(CoAttention):
         target: Tensor,
         position: Tensor,
         memory: Memory,
-        guide: tuple[Tensor, ReferencePoints],
+        guide: tuple[Tensor, tuple[Tensor, nn.Module]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, N, 2d), keys (B, H, L, 2d) and values (B, H, L, d)."""
+        content, (sine, transform) = guide
         query, key = self.q_proj(target), self.k_proj(memory.tokens)
         place = self.k_pos(memory.positions)
         if self.q_pos is not None:
             query, key = query + self.q_pos(position), key + place
-        spatial = self.q_sine(self.spatial_query(target, *guide))
+        spatial = self.q_sine(self.spatial_query(target, content, sine, transform))
         place = place.expand(key.shape[0], -1, -1)
         return (
             torch.cat((self.split_heads(query), self.split_heads(spatial)), dim=-1),
@@ -91,31 +79,28 @@ class ConditionalCoAttention(CoAttention):
             self.split_heads(self.v_proj(memory.tokens)),
         )
 
-    def spatial_query(self, attended: Tensor, content: Tensor, points: ReferencePoints) -> Tensor:
+    def spatial_query(
+        self, attended: Tensor, content: Tensor, sine: Tensor, transform: nn.Module
+    ) -> Tensor:
         """Form the spatial query p_q (B, N, C), before its projection (Table 3).
 
-        By ``kind`` it is "CSQ": p_s * T(f); "CSQ-I": p_s * T(attended); "CSQ-T": T(f); "CSQ-C": f;
-        or "CSQ-P": p_s.
-
-        Args:
-            attended: (B, N, C), the output of the layer's self-attention.
-            content: f.
-            points: p_s and T.
+        By ``kind`` it is "CSQ": p_s * T(f); "CSQ-I": p_s * T(attended), with the output of the
+        layer's self-attention; "CSQ-T": T(f); "CSQ-C": f; or "CSQ-P": p_s.
         """
         if self.kind == "CSQ-P":
-            return points.sine
+            return sine
         if self.kind == "CSQ-C":
             return content
         if self.kind == "CSQ-T":
-            return points.transform(content)
-        return points.sine * points.transform(attended if self.kind == "CSQ-I" else content)
+            return transform(content)
+        return sine * transform(attended if self.kind == "CSQ-I" else content)
 
 
 class ConditionalLayer(DecoderLayer):
     """A layer that shows its input to its co-attention."""
 
     def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, places: ReferencePoints
+        self, target: Tensor, position: Tensor, memory: Memory, places: tuple[Tensor, nn.Module]
     ) -> Tensor:
         return super().forward(target, position, memory, (target, places))
 
@@ -184,9 +169,8 @@ class ConditionalDecoder(QueryDecoder):
             return self.reference.weight.expand(position.shape[0], -1, -1)
         return self.reference(position)
 
-    def places(self, reference: Tensor, memory: Memory) -> ReferencePoints:
-        """The sine embedding of the reference points, and the transformation."""
-        angle = reference.sigmoid() * (2 * math.pi)
-        channels = self.query_embed.embedding_dim // 2
-        sines = [sine_embedding(angle[..., axis], channels) for axis in (1, 0)]
-        return ReferencePoints(sine=torch.cat(sines, dim=-1), transform=self.transform)
+    def places(self, reference: Tensor, memory: Memory) -> tuple[Tensor, nn.Module]:
+        """The sine embedding p_s of the reference points, and the transformation T."""
+        angle = reference.sigmoid().flip(-1) * (2 * math.pi)  # y before x
+        sine = sine_embedding(angle, self.query_embed.embedding_dim // 2)
+        return sine.flatten(-2), self.transform

@@ -45,15 +45,7 @@ class CoAttention(Attention):
     def forward(
         self, target: Tensor, position: Tensor, memory: Memory, guide: Any = None
     ) -> Tensor:
-        """
-        Args:
-            target, position: see the module.
-            memory: the encoded image.
-            guide: the layer's word on where to look. Here there is none: queries look anywhere.
-
-        Returns:
-            attended content (B, N, C).
-        """
+        """Attended content (B, N, C); ``guide`` says where to look, here nothing: anywhere."""
         query, key, value = self.project(target, position, memory, guide)
         out = self.attend(query, key, value, padding_biases(memory.padding))
         return self.out_proj(self.merge_heads(out))
@@ -85,7 +77,6 @@ class DecoderLayer(ResidualBlock):
             self_attention: maps target and position to (B, N, C).
             co_attention: maps these, a memory and a guide to (B, N, C).
             ffn: maps (B, N, C) to (B, N, C).
-            dim: C.
             dropout, pre_norm: see :class:`ResidualBlock`.
         """
         super().__init__(dropout=dropout, pre_norm=pre_norm)
@@ -97,22 +88,15 @@ class DecoderLayer(ResidualBlock):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, target: Tensor, position: Tensor, memory: Memory, guide: Any) -> Tensor:
+        """Return the new content (B, N, C).
+
+        The decoder calls all its layers with the same places as ``guide``; a subclass makes from
+        them the guide of its co-attention.
         """
-        Args:
-            target, position: see the module.
-            memory: the encoded image.
-            guide: for the co-attention. The decoder calls all its layers with the same places; a
-                subclass makes a guide of its own from these.
-
-        Returns:
-            the new content (B, N, C).
-        """
-
-        def look(x: Tensor) -> Tensor:
-            return self.co_attention(x, position, memory, guide)
-
         target = self.residual(target, lambda x: self.self_attention(x, position), self.norm1)
-        target = self.residual(target, look, self.norm2)
+        target = self.residual(
+            target, lambda x: self.co_attention(x, position, memory, guide), self.norm2
+        )
         return self.residual(target, self.ffn, self.norm3)
 
 
@@ -126,12 +110,6 @@ class QueryDecoder(Decoder):
     has_attention_maps = True
 
     def __init__(self, *, num_queries: int, dim: int, layers: Sequence[DecoderLayer]):
-        """
-        Args:
-            num_queries: N.
-            dim: C.
-            layers: first to last.
-        """
         super().__init__()
         self.query_embed = nn.Embedding(num_queries, dim)
         self.layers = nn.ModuleList(layers)
@@ -151,20 +129,11 @@ class QueryDecoder(Decoder):
         }
 
     def initial_reference(self, position: Tensor) -> Tensor | None:
-        """Predict where queries look first and boxes start, from the query embeddings (B, N, C).
-
-        Returns:
-            points x, y as logits (B, N, 2); here None: no place.
-        """
+        """Predict where queries look first and boxes start: x, y as logits (B, N, 2), or None."""
         return None
 
     def places(self, reference: Tensor | None, memory: Memory) -> Any:
-        """Compute, once for all layers, the places of references and keys.
-
-        Args:
-            reference: the result of :meth:`initial_reference`.
-            memory: the encoded image.
-        """
+        """Compute, once for all layers, the places of :meth:`initial_reference` and of keys."""
         return None
 
     def forward(

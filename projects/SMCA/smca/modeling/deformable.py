@@ -22,15 +22,7 @@ from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 
 def cell_middles(shapes: Sequence[Size], map_sizes: Tensor) -> Tensor:
-    """The middles x, y of all cells as fractions of each image; beyond 1 where padding is.
-
-    Args:
-        shapes: (rows, columns) of each scale's map.
-        map_sizes: (B, S, 2).
-
-    Returns:
-        (B, L, 2).
-    """
+    """The middles x, y (B, L, 2) of all cells as fractions of each image, beyond 1 in padding."""
     middles = []
     for (rows, columns), valid in zip(shapes, map_sizes.unbind(1), strict=True):
         y = torch.arange(rows, device=map_sizes.device) + 0.5

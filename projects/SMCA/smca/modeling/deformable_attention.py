@@ -20,7 +20,7 @@ from .memory import Memory
 
 
 def sampling_points(reference: Tensor, offsets: Tensor, map_sizes: Tensor) -> Tensor:
-    """Find where queries look, in cells.
+    """Find where queries look, in cells: (B, N, H, S, K, 2).
 
     Around a point, offsets are in cells of each scale. Around a box, an offset of K reaches from
     its middle to its side.
@@ -29,9 +29,6 @@ def sampling_points(reference: Tensor, offsets: Tensor, map_sizes: Tensor) -> Te
         reference: (B, N, 2) points x, y or (B, N, 4) boxes cxcywh, as fractions of each image.
         offsets: (B, N, H, S, K, 2).
         map_sizes: (B, S, 2).
-
-    Returns:
-        (B, N, H, S, K, 2).
     """
     reference = reference[:, :, None, None, None]
     map_sizes = map_sizes[:, None, None, :, None]
@@ -42,16 +39,13 @@ def sampling_points(reference: Tensor, offsets: Tensor, map_sizes: Tensor) -> Te
 
 
 def sample(value: Tensor, shapes: Sequence[Size], points: Tensor, weights: Tensor) -> Tensor:
-    """Sum values at points by weights. Outside the maps values are zero.
+    """Sum values at points by weights: (B, N, C). Outside the maps values are zero.
 
     Args:
         value: (B, L, C), the channels of the heads side by side.
         shapes: (rows, columns) of each scale's map.
         points: (B, N, H, S, K, 2), in cells.
         weights: (B, N, H, S, K).
-
-    Returns:
-        (B, N, C).
     """
     batch, _, heads = points.shape[:3]
     maps = value.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)  # (B*H, d, L)
@@ -75,13 +69,6 @@ class DeformableAttention(nn.Module):
     """
 
     def __init__(self, *, dim: int, num_heads: int, num_scales: int, num_points: int = 4):
-        """
-        Args:
-            dim: C.
-            num_heads: H.
-            num_scales: S.
-            num_points: K, for each head and scale.
-        """
         super().__init__()
         self.layout = (num_heads, num_scales, num_points)
         places = math.prod(self.layout)
@@ -89,33 +76,22 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(dim, places)
         self.value_proj = linear(dim, dim)
         self.output_proj = linear(dim, dim)
-        self._start_as_a_star()
-
-    def _start_as_a_star(self) -> None:
-        """Have each head look in its own direction, each point one step further, all alike."""
-        heads, scales, points = self.layout
-        angles = torch.arange(heads) * (2 * math.pi / heads)
+        for parameter in (self.sampling_offsets.weight, *self.attention_weights.parameters()):
+            nn.init.zeros_(parameter)
+        # Each head starts in its own direction, each point one step further, all alike.
+        angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-        steps = torch.arange(1, points + 1)[:, None]
-        bias = (directions[:, None, None] * steps).expand(heads, scales, points, 2)
-        nn.init.zeros_(self.sampling_offsets.weight)
-        self.sampling_offsets.bias.data.copy_(bias.flatten())
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
+        steps = torch.arange(1, num_points + 1)[:, None]
+        star = (directions[:, None, None] * steps).expand(*self.layout, 2)
+        self.sampling_offsets.bias.data.copy_(star.flatten())
 
     def forward(
         self, query: Tensor, memory: Memory, reference: Tensor, map_sizes: Tensor
     ) -> Tensor:
-        """
-        Args:
-            query: (B, N, C), positions added.
-            memory: the tokens to read.
-            reference: (B, N, 2) points x, y or (B, N, 4) boxes cxcywh, as fractions of each image.
-            map_sizes: (B, S, 2).
+        """Read the memory for queries (B, N, C), positions added: (B, N, C).
 
-        Returns:
-            (B, N, C).
+        ``reference`` has points or boxes as :func:`sampling_points` takes them.
         """
         value = self.value_proj(memory.tokens)
         if memory.padding is not None:
