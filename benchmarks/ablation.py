@@ -73,7 +73,7 @@ def always_masked() -> AbstractContextManager:
         found = valid_mask(sizes, stride, shape, device)
         if found is not None:
             return found
-        return torch.ones(len(sizes), *shape, dtype=torch.bool, device=device)
+        return torch.ones(len(sizes), 1, *shape, dtype=torch.bool, device=device)
 
     return mock.patch.object(neck, "valid_mask", mask)
 

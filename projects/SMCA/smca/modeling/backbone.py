@@ -152,8 +152,7 @@ class ResNet(Backbone):
         def valid(shape: Size, stride: int) -> Tensor | None:
             if sizes is None:
                 return None
-            mask = valid_mask(sizes, stride, shape, images.device)
-            return None if mask is None else mask[:, None]
+            return valid_mask(sizes, stride, shape, images.device)
 
         if images.device.type in CHANNELS_LAST and not self.narrow:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -99,10 +99,8 @@ class ConditionalCoAttention(CoAttention):
 class ConditionalLayer(DecoderLayer):
     """A layer that shows its input to its co-attention."""
 
-    def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, places: tuple[Tensor, nn.Module]
-    ) -> Tensor:
-        return super().forward(target, position, memory, (target, places))
+    def guide(self, target: Tensor, position: Tensor, places: Any) -> tuple[Tensor, Any]:
+        return target, places
 
 
 @SMCA_DECODER_REGISTRY.register()

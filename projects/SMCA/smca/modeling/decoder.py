@@ -87,12 +87,13 @@ class DecoderLayer(ResidualBlock):
         self.ffn = ffn
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, target: Tensor, position: Tensor, memory: Memory, guide: Any) -> Tensor:
-        """Return the new content (B, N, C).
+    def guide(self, target: Tensor, position: Tensor, places: Any) -> Any:
+        """Make the guide of the co-attention from the layer's input and the decoder's places."""
+        return places
 
-        The decoder calls all its layers with the same places as ``guide``; a subclass makes from
-        them the guide of its co-attention.
-        """
+    def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Any) -> Tensor:
+        """Return the new content (B, N, C); ``places`` are the same for all layers."""
+        guide = self.guide(target, position, places)
         target = self.residual(target, lambda x: self.self_attention(x, position), self.norm1)
         target = self.residual(
             target, lambda x: self.co_attention(x, position, memory, guide), self.norm2
@@ -104,7 +105,7 @@ class QueryDecoder(Decoder):
     """Learned queries, which layer by layer attend to each other and to the image.
 
     A decoder of the family overrides :meth:`initial_reference` and :meth:`places`, and its layers
-    use the places.
+    make guides of the places.
     """
 
     has_attention_maps = True

@@ -165,7 +165,5 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
 
 def pixel_statistics(cfg: CfgNode) -> tuple[Tensor, Tensor]:
     """MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as (3, 1, 1) tensors."""
-    return (
-        torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1),
-        torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1),
-    )
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    return mean, std

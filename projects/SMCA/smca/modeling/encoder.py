@@ -31,9 +31,8 @@ class EncoderBlock(ResidualBlock):
     ):
         """
         Args:
-            mixer: maps a memory and the places of :meth:`forward` to tokens (B, L, C).
+            mixer: maps a memory, and the places of :meth:`forward`, to tokens (B, L, C).
             ffn: one for all scales or one a scale, see :func:`~smca.modeling.layers.per_scale`.
-            dim: C.
             mixer_name: the mixer's attribute, by which checkpoints name its parameters.
             dropout, pre_norm: see :class:`ResidualBlock`.
         """
@@ -45,11 +44,7 @@ class EncoderBlock(ResidualBlock):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, memory: Memory, *places: Tensor) -> Memory:
-        """
-        Args:
-            memory: the tokens.
-            places: further arguments of the mixer, the same for all blocks.
-        """
+        """Return the memory with new tokens; ``places`` are further arguments of the mixer."""
         mixer = getattr(self, self.mixer_name)
 
         def mix(tokens: Tensor) -> Tensor:
@@ -85,13 +80,9 @@ class ScaleSelfAttention(Attention):
         if self.kind == "multi":
             out = self.attend(query, key, value, padding_biases(memory.padding))
         else:
-            scales = zip(
-                query.split(lengths, dim=2),
-                key.split(lengths, dim=2),
-                value.split(lengths, dim=2),
-                map(padding_biases, memory.padding_by_scale()),
-                strict=True,
-            )
+            parts = (x.split(lengths, dim=2) for x in (query, key, value))
+            biases = map(padding_biases, memory.padding_by_scale())
+            scales = zip(*parts, biases, strict=True)
             out = torch.cat([self.attend(*scale) for scale in scales], dim=2)
         return apply_per_scale(self.out_proj, self.merge_heads(out), lengths)
 

@@ -61,8 +61,7 @@ class Grid:
     ) -> Grid:
         """
         Args:
-            shapes: (rows, columns) of each scale's map.
-            oriented: log G has a term of xy.
+            shapes, oriented: see the class.
             dtype: the type that attention computes in.
             like: a tensor on the device and of the type of the Gaussians.
             padding: (B, L) of each scale, True where a key is padding.

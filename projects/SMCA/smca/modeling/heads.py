@@ -60,7 +60,7 @@ class DetectionHeads(nn.Module):
         return next(self.parameters()).dtype
 
     def box_offsets(self, hidden: Tensor, layer: int) -> Tensor:
-        """Predict the box logits (..., 4) to add to the reference of decoder layer ``layer``.
+        """Predict the box logits (..., 4) to add to a decoder layer's reference.
 
         Args:
             hidden: (..., C), the layer's output.
@@ -109,8 +109,7 @@ def detect(
 ) -> list[Detections]:
     """Return the detections of :func:`detect_batch`, image by image."""
     found = detect_batch(predictions, output_sizes, max_detections=max_detections, softmax=softmax)
-    images = zip(found.boxes, found.scores, found.labels, strict=True)
-    return [Detections(*image) for image in images]
+    return list(map(Detections, found.boxes, found.scores, found.labels))
 
 
 def detect_batch(

@@ -20,7 +20,7 @@ def numbers_on(
 ) -> Tensor:
     """Make a tensor of a few numbers on ``device`` without waiting for the device.
 
-    Numbers that are symbols of a graph being captured, such as the sides of images, stay symbols.
+    Symbols of a graph being captured, such as the sides of images, stay symbols.
     """
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
@@ -40,8 +40,7 @@ def valid_mask(
 ) -> Tensor | None:
     """Mark the cells of a map that belong to the images and not to their padding.
 
-    Cells are counted, and not sampled from the image's mask. The result is the same wherever the
-    map's ``shape`` times ``stride`` is the padded image, and never depends on the padding.
+    Cells are counted, not sampled from the image's mask: the result never depends on the padding.
 
     Args:
         sizes: (h, w) of each image in pixels, without padding.
@@ -49,15 +48,14 @@ def valid_mask(
         shape: (rows, columns) of the map.
 
     Returns:
-        (B, rows, columns) bool, or None when there is no padding at all.
+        (B, 1, rows, columns) bool, or None when there is no padding at all.
     """
     cells = [valid_cells(size, stride) for size in sizes]
     if all(cell == tuple(shape) for cell in cells):
         return None
-    rows, columns = numbers_on(device, cells, torch.int64).T[..., None]  # (B, 1) each
-    inside_rows = torch.arange(shape[0], device=device) < rows
-    inside_columns = torch.arange(shape[1], device=device) < columns
-    return inside_rows[:, :, None] & inside_columns[:, None, :]
+    rows, columns = numbers_on(device, cells, torch.int64).T[..., None, None, None]
+    inside_rows = torch.arange(shape[0], device=device)[:, None] < rows
+    return inside_rows & (torch.arange(shape[1], device=device) < columns)
 
 
 def valid_map_sizes(
@@ -66,12 +64,7 @@ def valid_map_sizes(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Columns and rows of each map that each image covers, fractional: (B, S, 2).
-
-    Args:
-        sizes: (h, w) of each image in pixels, without padding.
-        strides: pixels a cell, of each map.
-    """
+    """Columns and rows (B, S, 2), fractional, that images of ``sizes`` (h, w) cover of each map."""
     return numbers_on(device, [[(w / n, h / n) for n in strides] for h, w in sizes], dtype)
 
 
@@ -100,7 +93,7 @@ class Memory:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each scale; they sum to L."""
+        """Number of tokens of each scale, L_s; they sum to L."""
         return [rows * columns for rows, columns in self.shapes]
 
     @property

@@ -52,12 +52,8 @@ class Neck(nn.Module):
             self.projections.append(nn.Conv2d(channels, dim, kernel_size=3, stride=2, padding=1))
             self.strides.append(self.strides[-1] * 2)
             channels = dim
-        self.norms = None
-        if norm:
-            self.norms = nn.ModuleList(NORMS[norm](dim) for _ in self.projections)
-        self.level_embed = None
-        if num_scales > 1:
-            self.level_embed = nn.Parameter(torch.randn(num_scales, dim))
+        self.norms = nn.ModuleList(NORMS[norm](dim) for _ in self.projections) if norm else None
+        self.level_embed = nn.Parameter(torch.randn(num_scales, dim)) if num_scales > 1 else None
 
     def forward(self, features: Mapping[str, Tensor], sizes: Sequence[Size]) -> Memory:
         """
@@ -67,7 +63,6 @@ class Neck(nn.Module):
         """
         tokens, positions, shapes, masks = [], [], [], []
         dtype = next(self.parameters()).dtype  # places need float32, whatever autocast says
-        source = features[self.in_features[0]]
         for scale, (projection, stride) in enumerate(
             zip(self.projections, self.strides, strict=True)
         ):
@@ -75,17 +70,13 @@ class Neck(nn.Module):
                 source = features[self.in_features[scale]]
                 projected = projection(source)
             else:
-                finer = valid_mask(sizes, self.strides[scale - 1], source.shape[-2:], source.device)
-                source = zero_padding(source, None if finer is None else finer[:, None])
-                projected = source = projection(source)
+                projected = source = projection(zero_padding(source, masks[-1]))
             shape = projected.shape[-2], projected.shape[-1]
             mask = valid_mask(sizes, stride, shape, projected.device)
             if self.norms is not None:
-                valid = None if mask is None else mask[:, None]
-                projected = self.norms[scale](projected, valid)
-            cells = [valid_cells(size, stride) for size in sizes]
+                projected = self.norms[scale](projected, mask)
             position = sine_positions(
-                cells,
+                [valid_cells(size, stride) for size in sizes],
                 shape,
                 self.dim,
                 projected.device,
@@ -98,9 +89,10 @@ class Neck(nn.Module):
             positions.append(position)
             shapes.append(shape)
             masks.append(mask)
+        batch = max(position.shape[0] for position in positions)
         return Memory(
             tokens=torch.cat(tokens, dim=1),
-            positions=_cat_broadcast(positions),
+            positions=torch.cat([position.expand(batch, -1, -1) for position in positions], dim=1),
             shapes=tuple(shapes),
             strides=tuple(self.strides),
             valid_sizes=valid_map_sizes(sizes, self.strides, projected.device, dtype),
@@ -108,21 +100,14 @@ class Neck(nn.Module):
         )
 
 
-def _cat_broadcast(positions: list[Tensor]) -> Tensor:
-    batch = max(position.shape[0] for position in positions)
-    return torch.cat([position.expand(batch, -1, -1) for position in positions], dim=1)
-
-
 def _padding(masks: list[Tensor | None], tokens: list[Tensor]) -> Tensor | None:
     """(B, L), True at padding; a scale may have none while another has some."""
     if all(mask is None for mask in masks):
         return None
-    return torch.cat(
-        [
-            token.new_zeros(token.shape[:2], dtype=torch.bool)
-            if mask is None
-            else ~mask.flatten(1).expand(token.shape[0], -1)
-            for mask, token in zip(masks, tokens, strict=True)
-        ],
-        dim=1,
-    )
+    paddings = [
+        torch.zeros_like(token[..., 0], dtype=torch.bool)
+        if mask is None
+        else ~mask.flatten(1).expand(token.shape[0], -1)
+        for mask, token in zip(masks, tokens, strict=True)
+    ]
+    return torch.cat(paddings, dim=1)

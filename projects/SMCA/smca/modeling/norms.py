@@ -43,21 +43,19 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
         """
         numbers = (self.weight, self.bias, self.running_mean, self.running_var)
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.weight.is_inference():
-            return self._scale_and_shift(*numbers)
+            return self._scale_and_shift()
         seen = [(number, number._version) for number in numbers]
         if self._affine is None or any(
             old is not new or before != now
             for (old, before), (new, now) in zip(self._affine[0], seen, strict=True)
         ):
             with torch.inference_mode(False):  # or training could not use them
-                self._affine = seen, self._scale_and_shift(*numbers)
+                self._affine = seen, self._scale_and_shift()
         return self._affine[1]
 
-    def _scale_and_shift(
-        self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        scale = weight * (variance + self.eps).rsqrt()
-        return scale, bias - mean * scale
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
 
 def group_norm(channels: int) -> GroupNorm:

@@ -23,12 +23,8 @@ class ModulatedCoAttention(CoAttention):
     def forward(self, target: Tensor, position: Tensor, memory: Memory, prior: Prior) -> Tensor:
         """Attended content (B, N, C); ``prior`` has log G of each scale and how much it counts."""
         query, key, value = self.project(target, position, memory)
-        scales = zip(
-            key.split(memory.lengths, dim=2),
-            value.split(memory.lengths, dim=2),
-            prior.biases,
-            strict=True,
-        )
+        keys, values = key.split(memory.lengths, dim=2), value.split(memory.lengths, dim=2)
+        scales = zip(keys, values, prior.biases, strict=True)
         attended = [self.attend(query, key, value, [bias]) for key, value, bias in scales]
         if prior.selection is not None:
             shares = prior.selection.to(query.dtype)[:, None, ..., None].unbind(3)
@@ -40,10 +36,8 @@ class ModulatedCoAttention(CoAttention):
     ) -> list[Tensor]:
         """The attention weights of each scale, (B, H, N, L_s), for pictures."""
         query, key, _ = self.project(target, position, memory)
-        return [
-            attention_weights(query, key, biases=[bias])
-            for key, bias in zip(key.split(memory.lengths, dim=2), prior.biases, strict=True)
-        ]
+        scales = zip(key.split(memory.lengths, dim=2), prior.biases, strict=True)
+        return [attention_weights(query, key, biases=[bias]) for key, bias in scales]
 
 
 class ModulatedLayer(DecoderLayer):
@@ -54,10 +48,9 @@ class ModulatedLayer(DecoderLayer):
         super().__init__(**options)
         self.prior = prior
 
-    def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Places) -> Tensor:
-        # It is not compiled. Called first, it leaves all that follows in one graph.
-        prior = self.prior(target, position, places)
-        return super().forward(target, position, memory, prior)
+    def guide(self, target: Tensor, position: Tensor, places: Places) -> Prior:
+        # The prior is not compiled. Called first, it leaves all that follows in one graph.
+        return self.prior(target, position, places)
 
 
 @SMCA_DECODER_REGISTRY.register()

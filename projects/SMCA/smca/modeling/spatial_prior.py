@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PRECISION_CHANNELS
@@ -84,9 +85,7 @@ class SpatialPrior(nn.Module):
     ):
         """
         Args:
-            dim: C.
-            num_heads: H.
-            num_scales: S.
+            dim, num_heads, num_scales: C, H and S.
             per_head: each head has offsets and scales of its own (Eq. 6); else all heads share one
                 Gaussian at the centre (Eq. 5).
             kind: "fixed", "single", "independent" or "oriented" precision.
@@ -109,9 +108,8 @@ class SpatialPrior(nn.Module):
             nn.init.ones_(self.scales.bias)
             if kind == "oriented":
                 nn.init.zeros_(self.scales.bias.data.view(-1, channels)[:, 2])
-        self.selection = None
-        if scale_selection and num_scales > 1:
-            self.selection = linear(dim, num_scales)
+        selects = scale_selection and num_scales > 1
+        self.selection = linear(dim, num_scales) if selects else None
         predicts = (self.offsets, self.scales, self.selection)
         # A head-shared, fixed Gaussian has nothing to observe, but for the first layer's centre.
         observes = centers or any(part is not None for part in predicts)
@@ -149,12 +147,10 @@ class SpatialPrior(nn.Module):
     def _precision(self, observed: Tensor, by_gaussian: tuple[int, ...], center: Tensor) -> Tensor:
         """(B, N, S, G, 3): xx, yy, xy."""
         if self.scales is None:
-            ones = torch.ones_like(center)
-            return torch.cat((ones, torch.zeros_like(ones[..., :1])), dim=-1)
+            return F.pad(torch.ones_like(center), (0, 1))
         scales = self.scales(observed).unflatten(-1, by_gaussian)
         if self.kind == "oriented":
             # P = L L^T with L = [[x, 0], [slant, y]].
             x, y, slant = scales.unbind(-1)
             return torch.stack((x * x, y * y + slant * slant, x * slant), dim=-1)
-        square = scales.square().expand(*scales.shape[:-1], 2)
-        return torch.cat((square, torch.zeros_like(square[..., :1])), dim=-1)
+        return F.pad(scales.square().expand(*scales.shape[:-1], 2), (0, 1))

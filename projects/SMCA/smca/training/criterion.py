@@ -3,6 +3,8 @@
 Shapes: Y decoder layers, B images, N queries, K logits a query, P matched pairs.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,13 +70,12 @@ class SetCriterion:
             ``_0``, ``_1``, ... of the layers before it.
         """
         if not self.auxiliary:
-            predictions = Predictions(
-                logits=predictions.logits[-1:],
-                boxes=predictions.boxes[-1:],
-                centers=predictions.centers,
-            )
+            logits, boxes = predictions.logits[-1:], predictions.boxes[-1:]
+            predictions = replace(predictions, logits=logits, boxes=boxes)
         matches = self.matcher(predictions, targets)
-        num_boxes = self._num_boxes(targets, predictions.logits.device)
+        # The number of objects, averaged over the workers; at least 1 for all of them together.
+        count = torch.full((), float(sum(targets.counts)), device=predictions.logits.device)
+        num_boxes = mean_over_workers(count).clamp(min=1 / world_size())
         losses = {
             "class": self._class_loss(predictions.logits, targets, matches, num_boxes),
             **self._box_losses(predictions.boxes, targets, matches, num_boxes),
@@ -85,12 +86,6 @@ class SetCriterion:
             for name, by_layer in losses.items()
             for layer, value in enumerate((self.weights[name] * by_layer).unbind())
         }
-
-    @staticmethod
-    def _num_boxes(targets: Targets, device: torch.device) -> Tensor:
-        """Number of objects, averaged over the workers; at least 1 for all of them together."""
-        count = mean_over_workers(torch.full((), float(sum(targets.counts)), device=device))
-        return count.clamp(min=1 / world_size())
 
     def _class_loss(
         self, logits: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor

@@ -98,11 +98,7 @@ def _edges(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Matches:
-    """The pairs of queries and objects, P over all layers and images.
-
-    Attributes:
-        layer, image, query, target: (P,) indices on the device of the predictions.
-    """
+    """Indices (P,) of the pairs of queries and objects, over all layers and images."""
 
     layer: Tensor
     image: Tensor
@@ -171,7 +167,6 @@ class HungarianMatcher:
     def __call__(self, predictions: Predictions, targets: Targets) -> Matches:
         """Match all layers and images with one transfer from the device."""
         layers, _, num_queries = predictions.logits.shape[:3]
-        device = predictions.logits.device
         if max(targets.counts, default=0) > num_queries and not self._warned:
             self._warned = True
             logger.warning(
@@ -180,9 +175,6 @@ class HungarianMatcher:
                 max(targets.counts),
                 num_queries,
             )
-        if not any(targets.counts):
-            empty = torch.zeros(0, dtype=torch.int64, device=device)
-            return Matches(empty, empty, empty, empty)
         # A loss that is not finite is reported by the trainer, not by the solver.
         costs = self.costs(predictions, targets).nan_to_num_(nan=1e6, posinf=1e6, neginf=-1e6)
         numbers = costs.float().cpu().numpy()
@@ -191,4 +183,4 @@ class HungarianMatcher:
         layer, image = np.repeat(groups, [len(queries) for queries, _ in found], axis=0).T
         query, target = np.concatenate(found, axis=1)
         indices = torch.from_numpy(np.stack([layer, image, query, target]))
-        return Matches(*_to_device(indices, device))
+        return Matches(*_to_device(indices, predictions.logits.device))

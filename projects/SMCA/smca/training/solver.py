@@ -51,7 +51,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
-    trained = [parameter for group in groups.values() for parameter in group]
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
         # The fused kernel's momentum is uninitialised memory if AMP skips the first step, which it
@@ -59,7 +58,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
     else:
         # The fused kernel passes once over each parameter.
-        fused = all(p.device.type in _FUSED for p in trained)
+        fused = next(model.parameters()).device.type in _FUSED
         optimizer = torch.optim.AdamW(described, lr=solver.BASE_LR, fused=fused)
     return with_clipping(optimizer, solver.CLIP_GRADIENTS)
 
