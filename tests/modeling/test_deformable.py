@@ -11,8 +11,12 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smca.modeling import build_detector
-from smca.modeling.deformable import DeformableDecoder, DeformableEncoder, cell_middles
-from smca.modeling.deformable_attention import DeformableAttention
+from smca.modeling.deformable import (
+    DeformableAttention,
+    DeformableDecoder,
+    DeformableEncoder,
+    cell_middles,
+)
 from smca.modeling.memory import Memory, valid_cells, valid_map_sizes
 
 B, N, C, H, K = 2, 5, 16, 4, 3

@@ -117,8 +117,7 @@ class Attention(nn.Module):
     ):
         """
         Args:
-            dim: C.
-            num_heads: H.
+            dim, num_heads: C and H.
             dropout: probability of dropping an attention weight in training.
             query_sets: sets of weights of the query and output projections: 1, or one a scale.
             key_sets: the same for the key and value projections.

@@ -173,9 +173,7 @@ class DETRDecoder(QueryDecoder):
         """
         Args:
             num_layers: number of decoder layers.
-            num_queries: N.
-            dim: C.
-            num_heads: H.
+            num_queries, dim, num_heads: N, C and H.
             ffn_dim: hidden width of the FFN.
             dropout: after attention, inside and after the FFN.
             attention_dropout: on attention weights.

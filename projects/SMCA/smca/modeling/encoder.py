@@ -111,9 +111,7 @@ class IntraMultiEncoder(Encoder):
         """
         Args:
             blocks: the kind of each block, "intra" or "multi".
-            num_scales: S.
-            dim: C.
-            num_heads: H.
+            num_scales, dim, num_heads: S, C and H.
             ffn_dim: hidden width of the FFN.
             dropout: after attention, inside and after the FFN.
             attention_dropout: on attention weights.
@@ -170,6 +168,6 @@ def _recomputed(block: nn.Module, memory: Memory) -> Memory:
     def tokens_of(tokens: Tensor) -> Tensor:
         return block(memory.with_tokens(tokens)).tokens
 
-    # checkpoint gets tokens, not their memory: it keeps the random state, and so the dropout
-    # masks, of the devices of the tensors among its arguments.
+    # checkpoint keeps the random state, and so the dropout masks, only of the devices of tensors
+    # among its arguments: it gets the tokens, not their memory.
     return memory.with_tokens(checkpoint(tokens_of, memory.tokens, use_reentrant=False))

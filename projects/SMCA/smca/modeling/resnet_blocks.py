@@ -1,7 +1,7 @@
 """Stems and blocks of the ResNet, in which padding leaves no trace.
 
 Every forward takes masks (B, 1, h, w) of the cells that are not padding: ``valid_in`` of its input
-and ``valid_out`` of its output; None where no image is padded.
+(a stem's: of the map of stride 2) and ``valid_out`` of its output; None where no image is padded.
 """
 
 from typing import Any
@@ -43,10 +43,7 @@ class ConvNorm(nn.Conv2d):
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
-    """``x`` (B, C, h, w) with zeros wherever ``valid`` (B, 1, h, w) is False.
-
-    Before a 3x3 convolution this makes padding act like the convolution's own.
-    """
+    """``x`` with zeros in its padding, which then acts like a 3x3 convolution's own."""
     return x if valid is None else x * valid
 
 
@@ -61,7 +58,7 @@ class Block(nn.Module):
             self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
 
     def convolve(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        """The block's convolutions, before its input is added."""
+        """Run the block's convolutions; its input is added afterwards."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
@@ -117,7 +114,6 @@ class BasicStem(nn.Module):
         self.conv1 = ConvNorm(3, out_channels, 7, stride=2, norm=norm)
 
     def forward(self, images: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        """``valid_in`` is of the map of stride 2, ``valid_out`` of the result."""
         x = zero_padding(F.relu_(self.conv1(images, valid_in)), valid_in)
         if torch.compiler.is_exporting() and torch.__version__ < "2.13":
             # With strides, the exporters of these want to know whether the sides are even.
@@ -134,6 +130,5 @@ class ConvStem(nn.Module):
         self.conv2 = ConvNorm(out_channels, out_channels, 3, stride=2, norm=norm)
 
     def forward(self, images: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        """``valid_in`` is of the map of stride 2, ``valid_out`` of the result."""
         x = zero_padding(F.relu_(self.conv1(images, valid_in)), valid_in)
         return F.relu_(self.conv2(x, valid_out))
