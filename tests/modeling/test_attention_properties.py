@@ -1,7 +1,5 @@
 """Every attention of the model on drawn maps, most of which may be padding, and its Gaussians."""
 
-import math
-
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -14,7 +12,6 @@ from smca.modeling.deformable import DeformableDecoder, DeformableEncoder
 from smca.modeling.encoder import IntraMultiEncoder
 from smca.modeling.gaussians import Gaussians, Grid
 from smca.modeling.memory import Memory, valid_cells, valid_map_sizes
-from smca.modeling.position_encoding import sine_positions
 from smca.modeling.smca_decoder import SMCADecoder
 from smca.modeling.spatial_prior import Places, SpatialPrior
 
@@ -300,24 +297,3 @@ def test_gradients_of_deformable_attention_are_those_of_finite_differences(numbe
         return attention(target, 0.0, memory.with_tokens(tokens), prior).sum(-1)
 
     checked(read, tokens, target, reference)
-
-
-@settings(max_examples=100)
-@given(st.integers(1, 16), maps, image_sizes, st.sampled_from([0.0, -0.5]))
-def test_positions_are_constants_within_one(quarter, shape, sizes, offset):
-    cells = [(min(h, shape[0]), min(w, shape[1])) for h, w in sizes]
-    channels = 4 * quarter
-    positions = sine_positions(cells, shape, channels, torch.device("cpu"), offset=offset)
-    assert positions.shape == (
-        1 if len(set(cells)) == 1 else len(cells),
-        math.prod(shape),
-        channels,
-    )
-    assert not positions.requires_grad and (positions.abs() <= 1).all()
-    # Sine and cosine of each angle are next to each other.
-    squares = positions.square().unflatten(-1, (-1, 2)).sum(-1)
-    assert_close(squares, torch.ones_like(squares))
-    if len(positions) > 1:
-        for position, cell in zip(positions, cells, strict=True):
-            [alone] = sine_positions([cell], shape, channels, torch.device("cpu"), offset=offset)
-            assert_close(position, alone, rtol=0, atol=0)
