@@ -8,7 +8,15 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose statistics leave padding out."""
+    """Group norm of 32 groups, as Detectron2's, or the next fewer that divide.
+
+    Below 64 channels a group has at least 4 of them. Its statistics leave padding out.
+    """
+
+    def __init__(self, channels: int):
+        most = 32 if channels >= 64 else max(1, channels // 4)
+        groups = max(count for count in range(1, most + 1) if channels % count == 0)
+        super().__init__(groups, channels)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """
@@ -58,20 +66,10 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-def group_norm(channels: int) -> GroupNorm:
-    """Make a group norm of 32 groups, as Detectron2 does, or the next fewer that divide.
-
-    Below 64 channels a group has at least 4 of them.
-    """
-    most = 32 if channels >= 64 else max(1, channels // 4)
-    groups = max(count for count in range(1, most + 1) if channels % count == 0)
-    return GroupNorm(groups, channels)
-
-
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
-    "GN": group_norm,
+    "GN": GroupNorm,
     "": lambda channels: nn.Identity(),
 }

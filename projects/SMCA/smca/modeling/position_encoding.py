@@ -10,10 +10,10 @@ from ..structures import Size
 from .memory import numbers_on
 
 
-def sine_embedding(x: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+def sine_embedding(x: Tensor, channels: int) -> Tensor:
     """Interleave sines and cosines of ``x`` (...) at many wavelengths: (..., channels)."""
     frequency = (torch.arange(channels, device=x.device) // 2).to(x.dtype)
-    angles = x[..., None] / temperature ** (2 * frequency / channels)
+    angles = x[..., None] / 10000.0 ** (2 * frequency / channels)
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
@@ -32,9 +32,8 @@ def sine_positions(
         cells: (rows, columns) of the map that each image covers.
         shape: (rows, columns) of the map with its padding.
         channels: C; the first half encodes y, the second x.
-        device: of the result.
+        device, dtype: of the result.
         offset: where in a cell its position is, from 0 at its far side (DETR) to -1.
-        dtype: of the result.
 
     Returns:
         (B, rows * columns, C); (1, ...) when all images have the same valid size.
@@ -48,7 +47,6 @@ def sine_positions(
         angle = (counted + offset) / (valid[:, axis, None] + 1e-6) * (2 * math.pi)  # (B, length)
         axes.append(sine_embedding(angle, channels // 2))
     y, x = axes
-    rows, columns = shape
-    y = y[:, :, None].expand(-1, -1, columns, -1)
-    x = x[:, None].expand(-1, rows, -1, -1)
+    y = y[:, :, None].expand(-1, -1, shape[1], -1)
+    x = x[:, None].expand(-1, shape[0], -1, -1)
     return torch.cat((y, x), dim=-1).flatten(1, 2)

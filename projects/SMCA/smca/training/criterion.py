@@ -3,7 +3,7 @@
 Shapes: Y decoder layers, B images, N queries, K logits a query, P matched pairs.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,38 +14,28 @@ from ..structures import Predictions
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
 
+@dataclass(kw_only=True, eq=False)
 class SetCriterion:
-    """Matches predictions to objects and computes weighted class, L1 and GIoU losses."""
+    """Matches predictions to objects and computes weighted class, L1 and GIoU losses.
 
-    def __init__(
-        self,
-        *,
-        matcher: HungarianMatcher,
-        class_weight: float = 2.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        softmax: bool = False,
-        no_object_weight: float = 0.1,
-        auxiliary: bool = True,
-    ):
-        """
-        Args:
-            matcher: assigns queries to objects.
-            class_weight, l1_weight, giou_weight: weights of the three losses.
-            alpha, gamma: parameters of the sigmoid focal loss.
-            softmax: cross-entropy instead, whose last logit is for no object (DETR as published).
-            no_object_weight: weight of no object in the cross-entropy.
-            auxiliary: supervise every layer, not only the last.
-        """
-        self.matcher = matcher
-        self.weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight}
-        self.alpha = alpha
-        self.gamma = gamma
-        self.softmax = softmax
-        self.no_object_weight = no_object_weight
-        self.auxiliary = auxiliary
+    Attributes:
+        matcher: assigns queries to objects.
+        class_weight, l1_weight, giou_weight: weights of the three losses.
+        alpha, gamma: parameters of the sigmoid focal loss.
+        softmax: cross-entropy instead, whose last logit is for no object (DETR as published).
+        no_object_weight: weight of no object in the cross-entropy.
+        auxiliary: supervise every layer, not only the last.
+    """
+
+    matcher: HungarianMatcher
+    class_weight: float = 2.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    softmax: bool = False
+    no_object_weight: float = 0.1
+    auxiliary: bool = True
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -76,15 +66,18 @@ class SetCriterion:
         # The number of objects, averaged over the workers; at least 1 for all of them together.
         count = torch.full((), float(sum(targets.counts)), device=predictions.logits.device)
         num_boxes = mean_over_workers(count).clamp(min=1 / world_size())
+        class_loss = self._class_loss(predictions.logits, targets, matches, num_boxes)
+        l1, giou = self._box_losses(predictions.boxes, targets, matches, num_boxes)
         losses = {
-            "class": self._class_loss(predictions.logits, targets, matches, num_boxes),
-            **self._box_losses(predictions.boxes, targets, matches, num_boxes),
+            "class": self.class_weight * class_loss,
+            "l1": self.l1_weight * l1,
+            "giou": self.giou_weight * giou,
         }
         last = len(predictions.logits) - 1
         return {
             f"loss_{name}" + ("" if layer == last else f"_{layer}"): value
             for name, by_layer in losses.items()
-            for layer, value in enumerate((self.weights[name] * by_layer).unbind())
+            for layer, value in enumerate(by_layer.unbind())
         }
 
     def _class_loss(
@@ -112,17 +105,14 @@ class SetCriterion:
     @staticmethod
     def _box_losses(
         boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
-    ) -> dict[str, Tensor]:
-        """``l1`` and ``giou``, (Y,) each."""
+    ) -> list[Tensor]:
+        """The L1 and the GIoU loss, (Y,) each."""
         found = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
         wanted = targets.boxes[matches.image, matches.target]
         l1 = F.l1_loss(found, wanted, reduction="none").sum(-1)
         giou = 1 - generalized_iou(found, wanted)
         zeros = boxes.new_zeros(len(boxes))
-        return {
-            "l1": zeros.index_add(0, matches.layer, l1) / num_boxes,
-            "giou": zeros.index_add(0, matches.layer, giou) / num_boxes,
-        }
+        return [zeros.index_add(0, matches.layer, loss) / num_boxes for loss in (l1, giou)]
 
 
 def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -106,32 +106,23 @@ class Matches:
     target: Tensor
 
 
+@dataclass(kw_only=True, eq=False)
 class HungarianMatcher:
-    """Assigns a query of its own to each object, at the least total cost, in every layer."""
+    """Assigns a query of its own to each object, at the least total cost, in every layer.
 
-    def __init__(
-        self,
-        *,
-        class_cost: float = 2.0,
-        l1_cost: float = 5.0,
-        giou_cost: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        softmax: bool = False,
-    ):
-        """
-        Args:
-            class_cost, l1_cost, giou_cost: weights of the three costs.
-            alpha, gamma: parameters of the focal class cost.
-            softmax: the class cost is -p of a softmax instead (DETR as published).
-        """
-        self.class_cost = class_cost
-        self.l1_cost = l1_cost
-        self.giou_cost = giou_cost
-        self.alpha = alpha
-        self.gamma = gamma
-        self.softmax = softmax
-        self._warned = False
+    Attributes:
+        class_cost, l1_cost, giou_cost: weights of the three costs.
+        alpha, gamma: parameters of the focal class cost.
+        softmax: the class cost is -p of a softmax instead (DETR as published).
+    """
+
+    class_cost: float = 2.0
+    l1_cost: float = 5.0
+    giou_cost: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    softmax: bool = False
+    _warned: bool = field(default=False, init=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
