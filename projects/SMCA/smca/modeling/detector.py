@@ -64,7 +64,6 @@ def detector_parts(
     """Build the parts around a backbone: the constructor arguments of :class:`Detector`.
 
     Args:
-        cfg: the configuration.
         backbone: is returned with the others.
         strides, channels: pixels a cell and channels of the maps it returns, by name.
 

@@ -60,11 +60,9 @@ class DetectionHeads(nn.Module):
         return next(self.parameters()).dtype
 
     def box_offsets(self, hidden: Tensor, layer: int) -> Tensor:
-        """Predict the box logits (..., 4) to add to a decoder layer's reference.
+        """Predict from the output (..., C) of decoder layer ``layer`` its box logits (..., 4).
 
-        Args:
-            hidden: (..., C), the layer's output.
-            layer: its number, from 0.
+        They are to be added to the layer's reference.
         """
         heads = _sets(self.box_head)
         with full_precision(hidden.device):

@@ -34,12 +34,7 @@ class Places:
 
     @classmethod
     def of(cls, reference: Tensor, memory: Memory, *, oriented: bool) -> Places:
-        """
-        Args:
-            reference: (B, N, 2), initial centre x, y as logits.
-            memory: the encoded image.
-            oriented: log G has a term of xy.
-        """
+        """Queries start at ``reference``, x, y as logits (B, N, 2); keys are the memory's cells."""
         return cls(
             start=reference.sigmoid()[:, :, None, None] * memory.valid_sizes[:, None, :, None],
             strides=numbers_on(reference.device, memory.strides, reference.dtype),
