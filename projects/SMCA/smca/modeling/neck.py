@@ -61,7 +61,8 @@ class Neck(nn.Module):
             features: maps (B, channels, h, w) by name.
             sizes: (h, w) of each image in pixels, without padding, or one for all of them.
         """
-        tokens, positions, shapes, masks = [], [], [], []
+        tokens, positions, shapes = [], [], []
+        masks: list[Tensor | None] = []
         dtype = next(self.parameters()).dtype  # places need float32, whatever autocast says
         for scale, (projection, stride) in enumerate(
             zip(self.projections, self.strides, strict=True)
