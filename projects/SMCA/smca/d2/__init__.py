@@ -7,12 +7,13 @@ Another Detectron2 project uses SMCA with three lines:
     cfg.MODEL.META_ARCHITECTURE = "SMCA"
 """
 
-from ..config import add_smca_config
+from ..config import add_smca_config, get_cfg
 from ..modeling import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 from .backbone import SMCAResNet, build_smca_resnet_backbone
 from .dataset_mapper import DetrDatasetMapper
-from .datasets import register_datasets
+from .datasets import register_datasets, register_unknown_datasets
 from .meta_arch import SMCA
+from .solver import build_optimizer
 
 __all__ = [
     "SMCA",
@@ -21,6 +22,10 @@ __all__ = [
     "DetrDatasetMapper",
     "SMCAResNet",
     "add_smca_config",
+    "build_optimizer",
     "build_smca_resnet_backbone",
     "register_datasets",
 ]
+
+# The drawn shapes.
+register_unknown_datasets(get_cfg())

@@ -1,5 +1,6 @@
 """Datasets in Detectron2's catalogs, and the records of the datasets that a config names."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -7,7 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data.coco import check_classes, dataset_files, load_coco, usable_records
+from ..data.coco import check_classes, dataset_files, load_coco, own_datasets, usable_records
+from ..data.shapes import QUICKSTART, SPLITS, missing_shapes, write_shapes_dataset
 from ..errors import DatasetError
 
 
@@ -28,17 +30,37 @@ def register_datasets(cfg: CfgNode) -> None:
             if name not in DatasetCatalog:
                 raise
             continue
+        _register(name, json_file, image_root)
+
+
+def register_unknown_datasets(cfg: CfgNode) -> None:
+    """Register DATASETS.COCO_FORMAT and the drawn shapes, unless the catalog has them.
+
+    A dataset of DATASETS.COCO_FORMAT replaces one of its name that has other files.
+    """
+    own = own_datasets(cfg)
+    for name in (*own, *SPLITS):
+        files = dataset_files(cfg, name)
         if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
-        if name in MetadataCatalog:
-            MetadataCatalog.remove(name)
-        MetadataCatalog.get(name).set(
-            json_file=json_file, image_root=image_root, evaluator_type="coco"
-        )
+            known = MetadataCatalog.get(name)
+            if name not in own or files == (known.get("json_file"), known.get("image_root")):
+                continue
+        _register(name, *files)
+
+
+def _register(name: str, json_file: str, image_root: str) -> None:
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
+    if name in MetadataCatalog:
+        MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
+    folder = missing_shapes([name])
+    if folder and os.path.dirname(image_root) == folder:
+        write_shapes_dataset(folder, **QUICKSTART)
     dataset = load_coco(name, json_file, image_root)
     # Changed, not replaced: an evaluator may have asked for the metadata before the file is read.
     MetadataCatalog.get(name).set(

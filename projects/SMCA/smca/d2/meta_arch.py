@@ -1,5 +1,6 @@
 """SMCA as a meta-architecture of Detectron2: the detector, with Detectron2's dicts in and out."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,15 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from ..config import validate_model
+from ..data.coco import count_classes
 from ..modeling.detector import Detector, detector_parts, pad_images
 from ..modeling.heads import detect
 from ..modeling.parts import Backbone
 from ..structures import Detections, Size
 from ..training import SetCriterion, Targets
+from .datasets import register_unknown_datasets
+
+logger = logging.getLogger(__name__)
 
 _RESNET_MAPS = {"stem", "res2", "res3", "res4", "res5"}
 
@@ -53,12 +58,16 @@ class SMCA(Detector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        cfg = cfg.clone()
+        cfg.defrost()
+        register_unknown_datasets(cfg)
+        if cfg.MODEL.SMCA.NUM_CLASSES == 0:
+            cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
+            logger.info("MODEL.SMCA.NUM_CLASSES: %d, as in %s", cfg.MODEL.SMCA.NUM_CLASSES, source)
         validate_model(cfg)
         features = cfg.MODEL.SMCA.IN_FEATURES
         if set(features) <= _RESNET_MAPS:
             # A ResNet then builds and returns only the stages that are read.
-            cfg = cfg.clone()
-            cfg.defrost()
             cfg.MODEL.RESNETS.OUT_FEATURES = list(features)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()

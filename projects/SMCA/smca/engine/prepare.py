@@ -13,7 +13,7 @@ from ..checkpoints.checkpointer import can_resume, newest_checkpoint
 from ..checkpoints.choosing import Weights, trained_weights
 from ..checkpoints.files import require_file
 from ..config import is_own_model, validate
-from ..data.coco import count_classes
+from ..data.coco import count_classes, own_datasets
 from ..data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
 from ..errors import ConfigError
 from ..training.solver import scale_to_workers
@@ -56,7 +56,8 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
         cfg.MODEL.DEVICE = "cpu"
     if args is not None:
         _have_weights(cfg, args, say)
-    if folder := missing_shapes(cfg):
+    builtin = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
+    if folder := missing_shapes(builtin):
         say(f"Drawing {sum(QUICKSTART.values())} images of shapes in {folder}, once")
         write_shapes_dataset(folder, **QUICKSTART)
     if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:

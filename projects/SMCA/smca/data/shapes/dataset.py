@@ -7,34 +7,32 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from fvcore.common.config import CfgNode
 from PIL import Image
 
 from ...errors import DatasetError
-from ..coco import datasets_root, own_datasets
+from ..coco import datasets_root
 from .drawing import MIN_SIDE, SHAPES, draw_background, draw_shapes
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the drawing: a dataset of another version is not reused
-# The number of images in the built-in shapes_train and shapes_val.
+# The built-in datasets, and the number of their images.
+SPLITS = ("shapes_train", "shapes_val")
 QUICKSTART = {"num_train": 4000, "num_val": 400}
 
 _EMPTY_IMAGES = 0.02
 
 
-def missing_shapes(cfg: CfgNode) -> str | None:
-    """Return the folder to draw shapes_train and shapes_val in, if ``cfg`` uses one of them and
-    the folder does not exist; otherwise None.
+def missing_shapes(names: Iterable[str]) -> str | None:
+    """Return the folder to draw shapes_train and shapes_val in, if it does not exist and one of
+    them is among the ``names`` of built-in datasets; otherwise None.
     """
-    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
     root = os.path.join(datasets_root(), "shapes")
-    drawn = used & {"shapes_train", "shapes_val"}
-    return root if drawn and not os.path.lexists(root) else None
+    return root if set(SPLITS).intersection(names) and not os.path.lexists(root) else None
 
 
 def write_shapes_dataset(
