@@ -117,6 +117,7 @@ def test_the_program(d2_config, lazy_data, program, tmp_path):
         (["train.max_itr=5"], "'train.max_itr=5' cannot be set.*Key 'max_itr' is not in struct"),
         (["dataloader.tain.num_workers=0"], "Key 'tain' is not in struct"),
         (["SOLVER.MAX_ITER", "5"], "changes are path.key=value"),
+        (["train.log_period=5"], "'train.log_period=5' is for Detectron2's own"),
         (["train.max_iter=0"], "train.max_iter is 0; it must be at least 1"),
         (["train.max_iter=many"], "train.max_iter"),
         (["dataloader.train.dataset.names=nothing"], "unknown dataset 'nothing'"),
@@ -158,5 +159,6 @@ def test_every_key_of_train_has_a_reader():
         OmegaConf.to_container(LazyConfig.load(str(FOLDER / "common" / "train.py")).train)
     )
     read_here = {place.removeprefix("train.") for place in PLACES.values()}
-    # Detectron2's default_setup reads these.
-    assert set(keys) <= read_here | {"cudnn_benchmark", "float32_precision"}
+    # Detectron2's default_setup reads these, and its own program the others.
+    setup = {"cudnn_benchmark", "float32_precision"}
+    assert {key for key in keys if not key.startswith(("ddp.", "log_period"))} <= read_here | setup

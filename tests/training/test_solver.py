@@ -5,7 +5,12 @@ from torch.testing import assert_close
 
 from smca.errors import CheckpointError
 from smca.modeling import build_detector
-from smca.training.solver import build_lr_multiplier, build_optimizer, scale_to_workers
+from smca.training.solver import (
+    build_lr_multiplier,
+    build_optimizer,
+    scale_to_workers,
+    with_clipping,
+)
 
 
 def trained(cfg):
@@ -35,6 +40,25 @@ def test_deformable_sampling_has_a_rate_of_its_own(config):
     assert len(slow) == 26
     assert all("sampling" in name for name in slow)
     assert 2e-4 in rates.values()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_scaled_gradients_are_clipped_at_their_true_norm(fused, config):
+    """As in Detectron2's AMPTrainer, which leaves unscaling to the scaler or to a fused kernel."""
+
+    def trained_weight(scaled):
+        layer = nn.Linear(4, 2)
+        nn.init.constant_(layer.weight, 0.5)
+        # A large epsilon: the step depends on the gradients' size.
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, eps=1.0, fused=fused)
+        with_clipping(optimizer, config("smca_R50_50ep").SOLVER.CLIP_GRADIENTS)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        scaler.scale(layer(torch.arange(4.0)).sum()).backward()
+        scaler.step(optimizer)
+        return layer.weight.detach(), optimizer.grad_norm
+
+    for found, expected in zip(trained_weight(True), trained_weight(False), strict=True):
+        assert_close(found, expected)
 
 
 def test_a_run_that_began_with_other_kernels_goes_on_with_fused_ones(tiny_config):

@@ -1,13 +1,12 @@
 """AdamW with a smaller learning rate for the backbone (section 4.1)."""
 
-import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
 
-from smca.d2.lazy import learning_rate_factor
+from smca.d2.lazy import adamw, learning_rate_factor
 
-# The trainer sets params.model, and clips the gradients as train.clip_grad says.
-optimizer = L(torch.optim.AdamW)(
+# The trainer sets params.model.
+optimizer = L(adamw)(
     params=L(get_default_optimizer_params)(
         base_lr="${..lr}",
         weight_decay="${..weight_decay}",
@@ -18,4 +17,5 @@ optimizer = L(torch.optim.AdamW)(
     # One pass over each parameter; on a CPU and on CUDA. Not for SGD, whose momentum is
     # uninitialised memory if mixed precision skips the first step.
     fused=True,
+    clip="${train.clip_grad}",
 )

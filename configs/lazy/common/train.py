@@ -20,6 +20,9 @@ train = dict(
     checkpointer=dict(period=7330),
     # 0: only at the end.
     eval_period=36650,
+    # What Detectron2's own tools/lazyconfig_train_net.py reads besides.
+    log_period=20,
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     # Iterations from one picture of detections in TensorBoard to the next; 0: none.
     vis_period=0,
     cudnn_benchmark=False,

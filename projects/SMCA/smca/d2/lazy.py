@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import detectron2.engine
@@ -33,6 +33,8 @@ _CALLS = (
     *("model", "optimizer", "lr_multiplier"),
     *("dataloader.train", "dataloader.test", "dataloader.evaluator"),
 )
+# What Detectron2's own program reads alone.
+_THEIRS = ("train.ddp", "train.log_period")
 # Keys that the trainer and its start read in their own config: their places in a LazyConfig.
 PLACES = {
     "OUTPUT_DIR": "train.output_dir",
@@ -78,6 +80,18 @@ def learning_rate_factor(*, backbone: float = 1.0, sampling: float = 1.0) -> Cal
     return lambda name: factors[role_of(name.split("."))]
 
 
+def adamw(params: Iterable, *, clip: Mapping[str, object], **options: object) -> torch.optim.AdamW:
+    """Return AdamW that clips the norm of all gradients together.
+
+    Args:
+        params, options: of ``torch.optim.AdamW``.
+        clip: ``enabled``, ``max_norm`` and ``norm_type``, as in ``train.clip_grad``.
+    """
+    keys = {"ENABLED": "enabled", "CLIP_VALUE": "max_norm", "NORM_TYPE": "norm_type"}
+    node = CfgNode({key: clip[name] for key, name in keys.items()})
+    return with_clipping(torch.optim.AdamW(params, **options), node)
+
+
 def read(config_file: str, overrides: list[str]) -> DictConfig:
     """Read a LazyConfig and apply changes, such as ``train.max_iter=10``.
 
@@ -99,6 +113,11 @@ def read(config_file: str, overrides: list[str]) -> DictConfig:
     for name in _CALLS:
         OmegaConf.set_struct(parts[name], False)
     for change in overrides:
+        if change.startswith(_THEIRS):
+            raise ConfigError(
+                f"{change!r} is for Detectron2's own lazyconfig_train_net.py; this program logs "
+                "every 20 iterations, and decides whether to use DDP"
+            )
         try:
             LazyConfig.apply_overrides(lazy, [change])
         except (HydraException, OmegaConfBaseException, KeyError) as error:
@@ -149,7 +168,10 @@ class LazyTrainer(Trainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         cls.lazy.optimizer.params.model = model
-        return with_clipping(instantiate(cls.lazy.optimizer), cfg.SOLVER.CLIP_GRADIENTS)
+        optimizer = instantiate(cls.lazy.optimizer)
+        if "clip" in cls.lazy.optimizer:  # it clips the gradients itself
+            return optimizer
+        return with_clipping(optimizer, cfg.SOLVER.CLIP_GRADIENTS)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:

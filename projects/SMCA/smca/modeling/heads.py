@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..errors import ConfigError
 from ..structures import Detections, Predictions, Size
 from .layers import MLP, full_precision, per_scale
 from .memory import numbers_on
@@ -42,6 +43,11 @@ class DetectionHeads(nn.Module):
             num_sets: 1, or one set of heads a decoder layer.
         """
         super().__init__()
+        if num_logits < 1:
+            raise ConfigError(
+                f"the heads' num_logits is {num_logits}; it must be at least 1. A training program "
+                "of this project replaces 0 by the number of classes in the data"
+            )
         self.class_head = per_scale(lambda: nn.Linear(dim, num_logits), num_sets)
         self.box_head = per_scale(lambda: MLP(dim, dim, 4, 3), num_sets)
         if prior_probability is not None:

@@ -66,18 +66,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.optim.Optimizer:
     """Have ``optimizer`` clip gradients as ``clip`` (SOLVER.CLIP_GRADIENTS) says, and return it.
 
-    The clipping runs as a hook before each step, after AMP has unscaled the gradients. The hook
-    stores their norm before clipping in the optimizer's attribute ``grad_norm``, a tensor on their
-    device. The optimizer keeps its own kernels and values when it loads the state of another run.
+    The clipping runs as a hook before each step. The hook stores the gradients' norm before
+    clipping in the optimizer's attribute ``grad_norm``, a tensor on their device. The optimizer
+    keeps its own kernels and values when it loads the state of another run.
     """
     optimizer.register_load_state_dict_pre_hook(_fitted)
     if clip.ENABLED:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
 
         def clip_gradients(*_) -> None:
-            optimizer.grad_norm = nn.utils.clip_grad_norm_(  # type: ignore[attr-defined]
-                trained, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
+            # AMP leaves unscaling to a fused kernel, unless the trainer has called ``unscale_``.
+            scale = getattr(optimizer, "grad_scale", None)
+            scale = 1.0 if scale is None else scale
+            norm = nn.utils.clip_grad_norm_(
+                trained, clip.CLIP_VALUE * scale, norm_type=clip.NORM_TYPE
             )
+            optimizer.grad_norm = norm / scale  # type: ignore[attr-defined]
 
         optimizer.register_step_pre_hook(clip_gradients)
     return optimizer
