@@ -34,6 +34,8 @@ def validate_model(cfg: CN) -> None:
     """Raise a ConfigError if a value allows no model to be built; it names what is allowed."""
     require_own_model(cfg)
     _check_model(cfg)
+    name = "DATASETS.COCO_FORMAT"  # a model on Detectron2 registers them
+    _check_each({name: RUN_KEYS[name]}, cfg)
     if cfg.MODEL.SMCA.NUM_CLASSES == 0:
         raise _fault(
             cfg,

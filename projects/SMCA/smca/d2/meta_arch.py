@@ -60,11 +60,11 @@ class SMCA(Detector):
     def from_config(cls, cfg: CfgNode) -> dict:
         cfg = cfg.clone()
         cfg.defrost()
-        register_unknown_datasets(cfg)
         if cfg.MODEL.SMCA.NUM_CLASSES == 0:
             cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
             logger.info("MODEL.SMCA.NUM_CLASSES: %d, as in %s", cfg.MODEL.SMCA.NUM_CLASSES, source)
         validate_model(cfg)
+        register_unknown_datasets(cfg)
         features = cfg.MODEL.SMCA.IN_FEATURES
         if set(features) <= _RESNET_MAPS:
             # A ResNet then builds and returns only the stages that are read.
