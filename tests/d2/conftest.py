@@ -1,4 +1,6 @@
-"""The tiny config, merged into Detectron2's, and the same data for LazyConfigs."""
+"""The tiny config, merged into Detectron2's; data for LazyConfigs, and of another project."""
+
+import logging
 
 import pytest
 
@@ -30,3 +32,31 @@ def lazy_data(shapes):
         *(f"dataloader.coco_format=[{files}]", "dataloader.train.num_workers=0"),
         *("dataloader.train.dataset.names=train", "dataloader.test.dataset.names=val"),
     ]
+
+
+@pytest.fixture
+def loggers():
+    """Leave loggers as they were: Detectron2's programs give them handlers, once a process."""
+    setup_logger = pytest.importorskip("detectron2.utils.logger").setup_logger
+    changed = [logging.getLogger(name) for name in ("detectron2", "fvcore", "smca")]
+    before = [(logger.handlers.copy(), logger.propagate, logger.level) for logger in changed]
+    setup_logger.cache_clear()
+    yield
+    setup_logger.cache_clear()
+    for logger, state in zip(changed, before, strict=True):
+        logger.handlers, logger.propagate, level = state
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def theirs(shapes):
+    """theirs_train and theirs_val, registered in Detectron2's way."""
+    data = pytest.importorskip("detectron2.data")
+    from detectron2.data.datasets import register_coco_instances
+
+    for name, files in shapes.items():
+        register_coco_instances(f"theirs_{name}", {}, *files)
+    yield
+    for name in shapes:
+        data.DatasetCatalog.remove(f"theirs_{name}")
+        data.MetadataCatalog.remove(f"theirs_{name}")

@@ -28,13 +28,12 @@ from smca.data.images import read_rgb  # noqa: E402
 from smca.errors import ConfigError, DatasetError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-PROJECT = re.findall(r"```python\n(.*?)```", (ROOT / "docs/DETECTRON2.md").read_text(), re.DOTALL)[
-    0
-]
+TEXT = (ROOT / "docs" / "DETECTRON2.md").read_text()
+PROJECT = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(loggers, tmp_path):
     """The module of the documentation's train_net.py."""
     file = tmp_path / "my_project" / "train_net.py"
     file.parent.mkdir()
@@ -69,7 +68,7 @@ def test_detectron2_reads_every_config_as_we_do():
         assert flatten(client_config(str(file))) == flatten(load_cfg(ours, str(file))), file
 
 
-def test_a_project_trains_evaluates_and_resumes(project, config_file, tmp_path):
+def test_a_project_trains_and_evaluates(project, config_file, tmp_path):
     out = tmp_path / "out"
     # As many classes as the data has, whose datasets the config alone names.
     file = config_file("MODEL.SMCA.NUM_CLASSES", 0, "TEST.EVAL_PERIOD", 6)
@@ -84,15 +83,23 @@ def test_a_project_trains_evaluates_and_resumes(project, config_file, tmp_path):
     )
     assert "AP" in results["bbox"]
 
-    # The run resumes in Detectron2's trainer and in ours.
-    (out / "last_checkpoint").write_text("model_0000003.pth")
-    start(project, "--resume", "--config-file", file)
-    assert checkpoint(out)["iteration"] == 5
-    (out / "last_checkpoint").write_text("model_0000003.pth")
-    running = Trainer(client_config(file, "MODEL.SMCA.NUM_CLASSES", 3))
-    running.resume_or_load(resume=True)
-    assert running.start_iter == 4
-    running.train()
+
+@pytest.mark.parametrize("whose", ["theirs", "ours"])
+def test_a_resumed_run_has_the_learning_rate_of_its_iteration(
+    whose, project, config_file, tmp_path
+):
+    file = config_file("SOLVER.STEPS", (2,), "SOLVER.MAX_ITER", 5)
+    start(project, "--config-file", file)
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000003.pth")
+    trainer = (project.Trainer if whose == "theirs" else Trainer)(client_config(file))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 4
+    rates = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    trainer.train()
+    assert rates == [pytest.approx(0.0005 * 0.1)]
 
 
 def test_our_run_resumes_in_detectron2s_trainer(project, config_file, d2_config, tmp_path):

@@ -90,7 +90,8 @@ def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.opti
 def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """Return a checkpoint's state with this run's kernels and values.
 
-    The schedule sets the learning rates afterwards, see :func:`set_rates`.
+    The learning rates are those of the checkpoint until the schedule sets them, see
+    :func:`set_rates`. A schedule that is built later starts from this run's ``initial_lr``.
 
     Raises:
         CheckpointError: the state belongs to another optimizer, or to other parameters.
@@ -106,7 +107,7 @@ def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
             "their own; MODEL.WEIGHTS without --resume starts anew from the weights"
         )
     groups = [
-        {**own, "params": saved["params"]}
+        {"initial_lr": own["lr"], **own, "lr": saved["lr"], "params": saved["params"]}
         for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
     ]
     return {**state, "param_groups": groups}
