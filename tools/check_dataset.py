@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert
 
+from dataset_checks.checks import CheckedDataset, check_dataset, check_together
+from dataset_checks.findings import ERROR, INFO, WARNING, Finding
+from dataset_checks.summary import format_summary, summarise
 from smca import get_cfg
 from smca.config import ConfigError, is_own_model, load_cfg, validate
-from smca.data.checks.dataset import CheckedDataset, check_dataset, check_together
-from smca.data.checks.findings import ERROR, INFO, WARNING, Finding
-from smca.data.checks.summary import format_summary, summarise
 from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
 from smca.data.images import read_rgb

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from released_files import convert, matching_configs, read_options, read_released, recognise
 from released_names import KINDS
-
 from smca import build_detector, get_cfg, model_zoo
 from smca.checkpoints import write_checkpoint
 from smca.checkpoints.loading import num_logits

@@ -9,7 +9,7 @@ Examples:
 import argparse
 from collections.abc import Sequence
 
-from smca.data.checks.summary import format_summary, summarise
+from dataset_checks.summary import format_summary, summarise
 from smca.data.coco import load_coco
 from smca.data.shapes import QUICKSTART, write_shapes_dataset
 from smca.data.shapes.drawing import MIN_SIDE, SHAPES

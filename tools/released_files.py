@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from released_names import KINDS, own_names
 from torch import Tensor
 
+from released_names import KINDS, own_names
 from smca.checkpoints.files import read_tensors
 from smca.checkpoints.loading import CLASS_HEAD, some
 from smca.config import config_names

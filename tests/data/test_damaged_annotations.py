@@ -20,8 +20,8 @@ from odd_annotations import CONTENT, at, damaged, encoded, odd
 from PIL import Image
 from scored import scored
 
-from smca.data.checks.dataset import check_dataset
-from smca.data.checks.summary import format_summary, summarise
+from dataset_checks.checks import check_dataset
+from dataset_checks.summary import format_summary, summarise
 from smca.data.coco import drop_bad_boxes, load_coco, usable_records
 from smca.errors import DatasetError
 from smca.structures import Detections

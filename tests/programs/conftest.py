@@ -6,9 +6,10 @@ import functools
 import pytest
 import released_reference
 import torch
-from released_files import Released
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
+
+from released_files import Released
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from released_files import Released, convert, matching_configs, read_options, recognise
 from torch.testing import assert_close
 
 import smca
+from released_files import Released, convert, matching_configs, read_options, recognise
 from smca.checkpoints import load, read_checkpoint
 from smca.config import flatten, load_cfg
 from smca.errors import CheckpointError

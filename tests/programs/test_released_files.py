@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from released_files import Released, convert, matching_configs, read_released, recognise
 
 import smca
+from released_files import Released, convert, matching_configs, read_released, recognise
 from smca.checkpoints import read_checkpoint
 from smca.config import load_cfg
 from smca.errors import CheckpointError

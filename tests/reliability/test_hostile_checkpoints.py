@@ -4,9 +4,9 @@ import zipfile
 
 import pytest
 import torch
-from released_files import read_released
 from torch.testing import assert_close
 
+from released_files import read_released
 from smca.checkpoints import SafeCheckpointing, read_checkpoint, write_checkpoint
 from smca.errors import CheckpointError
 from smca.modeling import build_detector

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from scored import scored
 
+from dataset_checks import findings
+from dataset_checks.checks import check_dataset
 from smca.analysis.markdown import markdown_table
-from smca.data.checks import findings
-from smca.data.checks.dataset import check_dataset
 from smca.data.coco import load_coco
 from smca.engine.guard import guarded
 from smca.engine.report import results_tables

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smca.data.checks import findings
-from smca.data.checks.dataset import check_dataset, check_together
+from dataset_checks import findings
+from dataset_checks.checks import check_dataset, check_together
 
 CONTENT = {
     "images": [

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from ...errors import DatasetError
-from .. import coco_format
-from ..coco import shown
-from ..images import open_image, read_rgb, upright_size
-from . import findings
-from .findings import SLACK, TINY, Finding
+from dataset_checks import findings
+from dataset_checks.findings import SLACK, TINY, Finding
+from smca.data import coco_format
+from smca.data.coco import shown
+from smca.data.images import open_image, read_rgb, upright_size
+from smca.errors import DatasetError
 
 
 class ImageFile(NamedTuple):

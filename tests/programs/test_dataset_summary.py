@@ -1,4 +1,4 @@
-from smca.data.checks.summary import format_summary, summarise
+from dataset_checks.summary import format_summary, summarise
 
 
 def record(width, height, *boxes):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..coco_format import box_fault
+from smca.data.coco_format import box_fault
 
 # COCO's names of areas below 32 x 32 pixels, below 96 x 96, and others.
 _SIZES = ("small", "medium", "large")
