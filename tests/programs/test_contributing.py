@@ -94,6 +94,20 @@ def test_a_part_of_your_own(section, engine, folder, program, shapes, tiny_opts,
     assert "bbox/AP" in metrics
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_worker_imports_it(engine, folder, start_train_net, shapes, tiny_opts, tmp_path):
+    blocks("A decoder of your own", folder)
+    data = [["shapes_train", *shapes["train"]], ["shapes_val", *shapes["val"]]]
+    start_train_net(
+        *("--engine", engine, "--import", folder / "grid_decoder.py", "--num-gpus", 2),
+        *("--config-file", folder / "grid.yaml", *tiny_opts, "OUTPUT_DIR", tmp_path / "out"),
+        *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "DATALOADER.NUM_WORKERS", 0),
+        *("DATASETS.COCO_FORMAT", data),
+    ).done()
+    assert (tmp_path / "out/model_final.pth").exists()
+
+
 def test_the_decoders_own_test(folder):
     blocks("A decoder of your own", folder)
     spec = importlib.util.spec_from_file_location("grid_test", folder / "test_grid_decoder.py")
