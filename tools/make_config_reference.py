@@ -19,7 +19,11 @@ from smca.config.model_keys import ABOUT
 from smca.config.rules import Own
 from smca.data.sampler import SMCA_SAMPLER_REGISTRY
 from smca.engine.guard import guarded
-from smca.modeling.registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
+from smca.modeling.registry import (
+    SMCA_BACKBONE_REGISTRY,
+    SMCA_DECODER_REGISTRY,
+    SMCA_ENCODER_REGISTRY,
+)
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs/CONFIG.md"
 REGISTRIES = {

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError, ConfigError
 from .fetching import local_file
-from .files import damage, read_checkpoint, require_file, write_checkpoint, write_whole
+from .files import damage, read_tensors, require_file, write_checkpoint, write_whole
 from .loading import frozen_tensors, load_state, pop_weights, some
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class SafeCheckpointing(Checkpointer):
                 f"{self._loaded or 'MODEL.WEIGHTS is empty, which'} leaves random what training "
                 f"does not change: {some(frozen)}; set MODEL.WEIGHTS to weights that have it, as "
                 "the files of configs/ do, or both MODEL.BACKBONE.FREEZE_AT 0 and "
-                "MODEL.RESNETS.NORM 'GN' or 'BN' "
+                "MODEL.RESNETS.NORM 'GN' or 'BN', of timm's models MODEL.TIMM.FROZEN_BN False "
                 "(MODEL.BACKBONE.FREEZE_RANDOM True trains all the same)"
             )
         return rest
@@ -167,7 +167,7 @@ class SafeCheckpointing(Checkpointer):
 
     def _load_file(self, path: str) -> dict:
         self._loaded = path
-        return read_checkpoint(path)
+        return read_tensors(path)
 
     def _load_model(self, checkpoint: dict) -> None:
         state = checkpoint.pop("model") if self._resuming else pop_weights(checkpoint)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .fetching import fetch
-from .files import read_checkpoint
+from .files import read_tensors
+from .names import TIMM, detectron2_names, timm_names
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _FPN_RESNET = "backbone.bottom_up."
 
 
 def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) -> dict:
-    """Load any checkpoint file of the project, or a ResNet's, into ``detector``.
+    """Load any checkpoint file of the project, or a backbone's, into ``detector``.
 
     If the file has averaged weights, these are loaded.
 
@@ -40,7 +41,7 @@ def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) 
     Raises:
         CheckpointError: the file does not fit; the message names the tensors.
     """
-    content = read_checkpoint(fetch(path))
+    content = read_tensors(fetch(path))
     load_state(detector, pop_weights(content), source=os.fspath(path), strict=strict)
     return content
 
@@ -71,20 +72,30 @@ def load_state(
         the names of the model's tensors that are not in ``state``.
     """
     own = model.state_dict()
-    resnet = _FPN_RESNET if _has(own, _FPN_RESNET) else "backbone."
-    if not _has(state, resnet):
-        state = {name.replace("backbone.", resnet, 1): tensor for name, tensor in state.items()}
+    backbone, keys = "backbone.", "MODEL.RESNETS.DEPTH and NORM"
+    if _has(own, TIMM):
+        backbone, keys = TIMM, "MODEL.TIMM.NAME"
+        state = timm_names(state, own)
+    else:
+        state = detectron2_names(state)
+    if _has(own, _FPN_RESNET):
+        backbone = _FPN_RESNET
+        if not _has(state, backbone):
+            state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if len(missing) == len(own):
-        converter = "; tools/convert_checkpoint.py reads files that others released"
-        remedy = converter if _has(state, "transformer.") else ""
+        remedy = ""
+        if _has(state, "transformer."):
+            remedy = "; tools/convert_checkpoint.py reads files that others released"
+        elif backbone == TIMM:
+            remedy = "; docs/MODEL.md says how to save the weights of MODEL.TIMM.NAME"
         raise CheckpointError(
             f"{source} holds none of the model's tensors, but {some(unknown)}{remedy}"
         )
     fitting = _fitting({n: t for n, t in state.items() if n in own}, own, source, strict)
-    backbone_alone = all(name.startswith(resnet) for name in state)
+    backbone_alone = all(name.startswith(backbone) for name in state)
     if missing and strict:
         fault = f"lacks {some(missing)}"
         if backbone_alone:
@@ -94,14 +105,15 @@ def load_state(
             )
         raise CheckpointError(f"{source} {fault}")
     if backbone_alone:
-        lacking = [name for name in missing if name.startswith(resnet)]
-        # Stages that the model does not use are not built.
-        stages = tuple({resnet + name.removeprefix(resnet).partition(".")[0] for name in own})
+        lacking = [name for name in missing if name.startswith(backbone)]
+        # Stages that the model does not use are not built. A timm model may lie one level deeper.
+        within = f"{TIMM}model." if _has(own, f"{TIMM}model.") else backbone
+        stages = tuple({within + name.removeprefix(within).partition(".")[0] for name in own})
         surplus = [name for name in unknown if name.startswith(stages)]
         if lacking or surplus:
             raise CheckpointError(
-                f"{source} holds another backbone, check MODEL.RESNETS.DEPTH and NORM, or the "
-                f"file: it lacks {some(lacking)}, and also has {some(surplus)}"
+                f"{source} holds another backbone, check {keys}, or the file: it lacks "
+                f"{some(lacking)}, and also has {some(surplus)}"
             )
         logger.info("%s: backbone loaded, the rest starts anew", source)
     elif missing:

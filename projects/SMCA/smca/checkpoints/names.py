@@ -1,11 +1,14 @@
-"""How torchvision names the tensors of a ResNet."""
+"""How torchvision and timm name the tensors of backbones."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
+# Where a detector has a timm model.
+TIMM = "backbone.timm."
 
 # From torchvision's names of a ResNet to Detectron2's.
 TORCHVISION: Rules = (
@@ -38,3 +41,27 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in model.items()
         if name.startswith(("stem.conv1.", "res"))
     }
+
+
+def timm_names(model: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """Rename the tensors of a bare timm model to those in a detector with the same backbone.
+
+    Tensors of a whole detector keep their names.
+
+    Args:
+        model: of a classifier, or of a model with ``features_only``. That one has "stages_0" for a
+            classifier's "stages.0", or "model." before all names.
+        own: the detector's names.
+    """
+    if any(name.startswith("backbone.") for name in model):
+        return dict(model)
+    children = {name.split(".")[2] for name in own if name.startswith(TIMM)}
+    renamed = {}
+    for name, tensor in model.items():
+        first, *rest = name.split(".", 2)
+        if children == {"model"} and first != "model":
+            name = f"model.{name}"
+        elif len(rest) == 2 and f"{first}_{rest[0]}" in children:
+            name = f"{first}_{rest[0]}.{rest[1]}"
+        renamed[TIMM + name] = tensor
+    return renamed

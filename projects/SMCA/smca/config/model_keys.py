@@ -23,6 +23,7 @@ PRECISION_CHANNELS = {"fixed": 0, "single": 1, "independent": 2, "oriented": 3}
 
 # Headings in docs/CONFIG.md.
 ABOUT = {
+    "MODEL.TIMM": "The TimmBackbone (MODEL.BACKBONE.NAME).",
     "MODEL.SMCA.MODULATION": "The Gaussian of the co-attention (Eqs. 3-6).",
     "MODEL.SMCA.CONDITIONAL": "Conditional DETR's decoder.",
     "MODEL.SMCA.DEFORMABLE": "Deformable DETR's encoder and decoder.",
@@ -35,9 +36,9 @@ MODEL_KEYS |= group(
     META_ARCHITECTURE=Key("GeneralizedRCNN", "'SMCA', or with Detectron2 any of its models."),
     WEIGHTS=Key(
         "",
-        "Starting weights: a checkpoint of this project or a torchvision ResNet (.pth, or .pkl "
-        "of Detectron2's model zoo). A path, or an address (https://, detectron2://) that is "
-        "fetched once.",
+        "Starting weights: a checkpoint of this project, a torchvision ResNet (.pth, or .pkl "
+        "of Detectron2's model zoo) or the timm model. A path, or an address (https://, "
+        "detectron2://) that is fetched once.",
     ),
     PIXEL_MEAN=Key(
         [103.53, 116.28, 123.675],
@@ -48,7 +49,11 @@ MODEL_KEYS |= group(
 )
 MODEL_KEYS |= group(
     "MODEL.BACKBONE",
-    NAME=Key("build_resnet_backbone", "'build_smca_resnet_backbone', or one of Detectron2's."),
+    NAME=Key(
+        "build_resnet_backbone",
+        "Name in SMCA_BACKBONE_REGISTRY ('build_smca_resnet_backbone' is the ResNet), or with "
+        "Detectron2 one of its backbones.",
+    ),
     FREEZE_AT=Key(
         2, "Stages that are not trained: 1 is the stem, 2 the stem and res2, ...", one_of(*range(6))
     ),
@@ -71,6 +76,11 @@ MODEL_KEYS |= group(
     STEM_TYPE=Own(
         "basic", "'basic' (7x7 convolution and max-pooling) or 'conv' (two 3x3 convolutions)."
     ),
+)
+MODEL_KEYS |= group(
+    "MODEL.TIMM",
+    NAME=Own("", "Name of the model in timm, such as 'swin_tiny_patch4_window7_224'."),
+    FROZEN_BN=Own(True, "Batch norms keep their statistics and weights."),
 )
 MODEL_KEYS |= group(
     "MODEL.SMCA",

@@ -8,7 +8,7 @@ Another Detectron2 project uses SMCA with three lines:
 """
 
 from ..config import add_smca_config, get_cfg
-from ..modeling import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
+from ..modeling import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 from .backbone import SMCAResNet, build_smca_resnet_backbone
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import register_datasets, register_unknown_datasets
@@ -17,6 +17,7 @@ from .solver import build_optimizer
 
 __all__ = [
     "SMCA",
+    "SMCA_BACKBONE_REGISTRY",
     "SMCA_DECODER_REGISTRY",
     "SMCA_ENCODER_REGISTRY",
     "DetrDatasetMapper",

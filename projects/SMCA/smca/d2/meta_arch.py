@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
@@ -17,16 +17,15 @@ from ..modeling.heads import detect
 from ..modeling.parts import Backbone
 from ..structures import Detections, Size
 from ..training import SetCriterion, Targets
+from .backbone import build_backbone, strides_and_channels
 from .datasets import register_unknown_datasets
 
 logger = logging.getLogger(__name__)
 
-_RESNET_MAPS = {"stem", "res2", "res3", "res4", "res5"}
-
 
 @META_ARCH_REGISTRY.register()
 class SMCA(Detector):
-    """The detector around any Detectron2 backbone.
+    """The detector around any backbone of this project or of Detectron2.
 
     Its parameters have the names they have without Detectron2, on disk as in memory.
     """
@@ -47,7 +46,7 @@ class SMCA(Detector):
             pixel_mean, pixel_std: mean and standard deviation of the images' three channels, for
                 pixels in 0..255.
             max_detections: the most that an image can have.
-            parts: see :class:`Detector`; the backbone may be any of Detectron2's.
+            parts: see :class:`Detector`; the backbone may also be any of Detectron2's.
         """
         super().__init__(**parts)
         self.criterion = criterion
@@ -65,19 +64,9 @@ class SMCA(Detector):
             logger.info("MODEL.SMCA.NUM_CLASSES: %d, as in %s", cfg.MODEL.SMCA.NUM_CLASSES, source)
         validate_model(cfg)
         register_unknown_datasets(cfg)
-        features = cfg.MODEL.SMCA.IN_FEATURES
-        if set(features) <= _RESNET_MAPS:
-            # A ResNet then builds and returns only the stages that are read.
-            cfg.MODEL.RESNETS.OUT_FEATURES = list(features)
         backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
         return {
-            **detector_parts(
-                cfg,
-                backbone,
-                strides={name: shape.stride for name, shape in shapes.items()},
-                channels={name: shape.channels for name, shape in shapes.items()},
-            ),
+            **detector_parts(cfg, backbone, *strides_and_channels(backbone)),
             "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -87,7 +76,7 @@ class SMCA(Detector):
     @property
     def has_unread_maps(self) -> bool:
         """Whether the backbone returns maps that no loss depends on."""
-        return not set(self.backbone.output_shape()) <= set(self.neck.in_features)
+        return not set(strides_and_channels(self.backbone)[0]) <= set(self.neck.in_features)
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """
@@ -145,6 +134,8 @@ class SMCA(Detector):
         images, sizes = pad_images(
             [image["image"] for image in batched_inputs], mean=self.pixel_mean, std=self.pixel_std
         )
+        if isinstance(self.backbone, Backbone):
+            return images, sizes
         divisibility = self.backbone.size_divisibility
         constraints = self.backbone.padding_constraints
         if divisibility > 1 or constraints:

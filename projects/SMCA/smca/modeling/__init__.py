@@ -9,12 +9,13 @@ from .detector import Detector, build_detector
 from .heads import detect, detect_batch
 from .memory import Memory
 from .parts import Backbone, Decoder, Encoder
-from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
+from .registry import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 
 # Imported for their registration.
-from . import conditional, decoder, deformable, depthwise, encoder, smca_decoder  # noqa: F401, E402, I001 isort:skip
+from . import conditional, decoder, deformable, depthwise, encoder, smca_decoder, timm_backbone  # noqa: F401, E402, I001 isort:skip
 
 __all__ = [
+    "SMCA_BACKBONE_REGISTRY",
     "SMCA_DECODER_REGISTRY",
     "SMCA_ENCODER_REGISTRY",
     "Backbone",

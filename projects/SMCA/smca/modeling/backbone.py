@@ -13,6 +13,7 @@ from ..structures import Size
 from .memory import valid_mask
 from .norms import NORMS, FrozenBatchNorm
 from .parts import Backbone
+from .registry import SMCA_BACKBONE_REGISTRY
 from .resnet_blocks import BasicBlock, BasicStem, Bottleneck, ConvNorm, ConvStem
 
 # Devices whose convolutions are faster in this format (docs/PERFORMANCE.md), which they keep.
@@ -29,6 +30,7 @@ DEPTHS = {
 STEMS = {"basic": BasicStem, "conv": ConvStem}
 
 
+@SMCA_BACKBONE_REGISTRY.register()
 class ResNet(Backbone):
     """A ResNet that returns named maps (paper, section 4.1).
 

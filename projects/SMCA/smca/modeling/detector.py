@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from ..config import validate_model
 from ..errors import ConfigError
 from ..structures import Predictions, Size
-from .backbone import ResNet
 from .heads import DetectionHeads
 from .neck import Neck
 from .parts import Backbone, Decoder, Encoder
-from .registry import SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY, build_from_registry
+from .registry import (
+    SMCA_BACKBONE_REGISTRY,
+    SMCA_DECODER_REGISTRY,
+    SMCA_ENCODER_REGISTRY,
+    build_from_registry,
+)
+
+# Config files also call the ResNet by its names in Detectron2's registry, its own and that of
+# Detectron2's ResNet: that has the same parameters, and the same maps where nothing is padded.
+_RESNETS = ("build_smca_resnet_backbone", "build_resnet_backbone")
 
 
 class Detector(nn.Module):
@@ -133,13 +141,20 @@ def compile_layers(*parts: nn.Module) -> None:
 
 
 def build_detector(cfg: CfgNode) -> Detector:
-    """Build the detector of a configuration, with the project's own ResNet.
+    """Build the detector of a configuration, without Detectron2.
 
     Raises:
         ConfigError: a value that cannot work, named.
     """
     validate_model(cfg)
-    backbone = ResNet(**ResNet.from_config(cfg))
+    name = cfg.MODEL.BACKBONE.NAME
+    backbone: Backbone = build_from_registry(
+        SMCA_BACKBONE_REGISTRY,
+        cfg,
+        "MODEL.BACKBONE.NAME",
+        "ResNet" if name in _RESNETS else name,
+        others=", or with --engine detectron2 one of Detectron2's backbones",
+    )
     return Detector(**detector_parts(cfg, backbone, backbone.strides, backbone.channels))
 
 

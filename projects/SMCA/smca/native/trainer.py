@@ -56,7 +56,9 @@ class Trainer:
             cfg, self.detector, self.optimizer, self.checkpointer, seed=seed
         )
         self.checkpointer.add_checkpointable("trainer", self.iterations)
-        self.model = data_parallel(self.detector)
+        maps = set(self.detector.backbone.strides)
+        unused = not maps <= set(self.detector.neck.in_features)
+        self.model = data_parallel(self.detector, find_unused_parameters=unused)
         self.evaluator = Evaluator(cfg, self.iterations.evaluated)
         # Training and evaluation have the same classes, or are refused.
         datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])

@@ -121,7 +121,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
 
 def role_of(path: Sequence[str]) -> str:
     """Return the role that sets a module's learning rate: "backbone", "sampling" or ""."""
-    if "backbone" in path:
+    if "backbone" in path and "pyramid" not in path:  # which starts anew, as the neck does
         return "backbone"
     return "" if _SAMPLING.isdisjoint(path) else "sampling"
 
