@@ -51,8 +51,9 @@ MODEL_KEYS |= group(
     "MODEL.BACKBONE",
     NAME=Key(
         "build_resnet_backbone",
-        "Name in SMCA_BACKBONE_REGISTRY ('build_smca_resnet_backbone' is the ResNet), or with "
-        "Detectron2 one of its backbones.",
+        "Name in SMCA_BACKBONE_REGISTRY, or with Detectron2 one of its backbones. "
+        "'build_smca_resnet_backbone' is the ResNet; so is Detectron2's 'build_resnet_backbone' in "
+        "the native host, because it has the same parameters and maps.",
     ),
     FREEZE_AT=Key(
         2, "Stages that are not trained: 1 is the stem, 2 the stem and res2, ...", one_of(*range(6))

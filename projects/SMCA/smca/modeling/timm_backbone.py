@@ -9,6 +9,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def _create(timm: ModuleType, name: str) -> nn.Module:
         return timm.create_model(name, features_only=True)
 
 
-def _sketch(timm: ModuleType, name: str) -> nn.Module:
+def _sketch(timm: ModuleType, name: str) -> Any:
     """Return the model with all its maps, on the device "meta", where nothing is computed."""
     try:
         with torch.device("meta"):
@@ -155,7 +156,7 @@ def _sketch(timm: ModuleType, name: str) -> nn.Module:
         raise _unusable(name, error) from error
 
 
-def _examine(sketch: nn.Module, name: str, divisor: int) -> tuple[int, list[Tensor]]:
+def _examine(sketch: Any, name: str, divisor: int) -> tuple[int, list[Tensor]]:
     """Return a number of which images' sides must be multiples, and the maps of such an image.
 
     Models with windows take multiples of the size that they were trained with.
@@ -203,6 +204,6 @@ def _strides_by_name(reductions: Sequence[int]) -> dict[str, int]:
 def _parameters_of(model: nn.Module, maps: Sequence[Tensor]) -> set[str]:
     """Return the names of the parameters that any of ``maps`` depends on."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    total = sum(one.sum() for one in maps)
+    total = torch.stack([one.sum() for one in maps]).sum()
     gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
     return {name for name, found in zip(names, gradients, strict=True) if found is not None}
