@@ -17,6 +17,7 @@ VERSIONS = runpy.run_path(str(HERE / SOURCE / "smca/versions.py"))
 # Its build needs torch: pip install --no-build-isolation -e '.[detectron2]'
 DETECTRON2 = f"detectron2 @ {VERSIONS['DETECTRON2']}"
 EXPORT = ["onnx>=1.21", "onnxscript>=0.6", "onnxruntime>=1.20"]
+TIMM = ["timm>=1.0.31"]
 VIDEO = ["opencv-python-headless>=4.8.0.76"]
 
 
@@ -62,6 +63,7 @@ setup(
     extras_require={
         "detectron2": [DETECTRON2],
         "export": EXPORT,
+        "timm": TIMM,
         "video": VIDEO,
         "test": [
             "pytest>=8",
@@ -71,6 +73,7 @@ setup(
             "setuptools>=64",
             "wheel",
             *EXPORT,
+            *TIMM,
             *VIDEO,
         ],
         "dev": ["ruff", "mypy", "pre-commit", "build"],

@@ -12,7 +12,7 @@ import pytest
 from smca.config.model_keys import MODEL_KEYS
 from smca.data.coco_format import SMCA_READER_REGISTRY
 from smca.data.sampler import SMCA_SAMPLER_REGISTRY
-from smca.modeling import SMCA_DECODER_REGISTRY
+from smca.modeling import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY
 
 ROOT = Path(__file__).parents[2]
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
@@ -20,7 +20,10 @@ needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is 
 ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]
 PARTS = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Parts of your own\n")[2]
 SECTIONS = dict(re.findall(r"^### (.+?)\n(.*?)(?=^###|\Z)", PARTS, re.M | re.S))
-OPENED = [SMCA_READER_REGISTRY, SMCA_SAMPLER_REGISTRY, SMCA_DECODER_REGISTRY]
+OPENED = [
+    *(SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY),
+    *(SMCA_READER_REGISTRY, SMCA_SAMPLER_REGISTRY),
+]
 
 
 def write_voc(folder, content):
