@@ -110,15 +110,18 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """See :meth:`~smca.modeling.parts.Backbone.forward`; ``sizes`` are not read."""
-        height, width = images.shape[-2:]
-        # In any case: a condition on the sides would tie an exported graph to them.
-        images = nn.functional.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
+        sides = images.shape[-2:]
+        # Both without a condition, and in forms that torch.export can follow: otherwise an
+        # exported graph takes images of few sizes.
+        bottom, right = (((n - 1) // self.divisor + 1) * self.divisor - n for n in sides)
+        images = nn.functional.pad(images, (0, right, 0, bottom))
         maps = _maps(self.timm, images)
         named = {name: maps[place] for name, place in self.places.items()}
         if self.pyramid is not None:
             named = self.pyramid(maps[-1])
+        bottom, right = (-n % self.divisor for n in sides)
         return {
-            name: named[name][..., : (height - 1) // stride + 1, : (width - 1) // stride + 1]
+            name: nn.functional.pad(named[name], (0, -(right // stride), 0, -(bottom // stride)))
             for name, stride in self.strides.items()
         }
 
