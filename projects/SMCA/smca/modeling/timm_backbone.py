@@ -111,19 +111,27 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """See :meth:`~smca.modeling.parts.Backbone.forward`; ``sizes`` are not read."""
         sides = images.shape[-2:]
-        # Both without a condition, and in forms that torch.export can follow: otherwise an
-        # exported graph takes images of few sizes.
-        bottom, right = (((n - 1) // self.divisor + 1) * self.divisor - n for n in sides)
-        images = nn.functional.pad(images, (0, right, 0, bottom))
+        images = _resized(images, [_cells(n, self.divisor) * self.divisor for n in sides])
         maps = _maps(self.timm, images)
         named = {name: maps[place] for name, place in self.places.items()}
         if self.pyramid is not None:
             named = self.pyramid(maps[-1])
-        bottom, right = (-n % self.divisor for n in sides)
         return {
-            name: nn.functional.pad(named[name], (0, -(right // stride), 0, -(bottom // stride)))
+            name: _resized(named[name], [_cells(n, stride) for n in sides])
             for name, stride in self.strides.items()
         }
+
+
+def _cells(side: int, stride: int) -> int:
+    return (side - 1) // stride + 1
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Pad (B, C, h, w) with zeros at the right and the bottom, or crop it there.
+
+    Slices would tie an exported graph to the sides of images that it is made with.
+    """
+    return nn.functional.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
 
 
 def _import_timm(name: str) -> ModuleType:
