@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import smca
 from smca.checkpoints import SafeCheckpointing, load
 from smca.errors import CheckpointError, ConfigError
+from smca.inference.export import PixelDetector
 from smca.modeling import ResNet, build_detector, detect
 from smca.modeling.simple_pyramid import SimplePyramid
 from smca.training import SetCriterion, Targets
@@ -77,6 +78,21 @@ def test_maps_are_the_models_own(timm, timm_config):
     with torch.no_grad():
         for ours, expected in zip(backbone(images).values(), theirs(images), strict=True):
             torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_an_exported_detector_takes_images_of_all_sizes(timm_config, name):
+    torch.manual_seed(0)
+    cfg = timm_config(name)
+    model = PixelDetector(cfg, build_detector(cfg))
+    sides = {2: torch.export.Dim("h", min=65, max=999), 3: torch.export.Dim("w", min=65, max=999)}
+    with torch.no_grad():
+        example = torch.rand(1, 3, 288, 416)
+        exported = torch.export.export(model, (example,), dynamic_shapes=(sides,), strict=False)
+        for height, width in [(75, 98), (130, 96)]:
+            images = 255 * torch.rand(1, 3, height, width)
+            torch.testing.assert_close(exported.module()(images), model(images))
 
 
 def test_patches_of_14_pixels_have_multiples_of_14(timm_config):
