@@ -12,10 +12,9 @@ from detectron2.config import LazyConfig, instantiate  # noqa: E402
 from detectron2.engine import SimpleTrainer, default_writers, hooks  # noqa: E402
 from detectron2.engine.defaults import create_ddp_model  # noqa: E402
 from detectron2.evaluation import inference_on_dataset  # noqa: E402
+from lazy_configs import FOLDER, TINY  # noqa: E402
 
 from smca.errors import ConfigError  # noqa: E402
-
-from .test_lazy import FOLDER, TINY  # noqa: E402
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ detectron2 = pytest.importorskip("detectron2")
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import defaults, get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
+from lazy_configs import FOLDER, TINY  # noqa: E402
 
 import smca.d2  # noqa: E402
-
-from .test_lazy import FOLDER, TINY  # noqa: E402
 
 BESIDE = Path(detectron2.__file__).parents[1] / "tools"
 TOOLS = Path(os.getenv("DETECTRON2_TOOLS", BESIDE))

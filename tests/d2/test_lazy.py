@@ -22,7 +22,6 @@ from smca.training.solver import build_lr_multiplier  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "lazy"
-PROGRAM = "tools/lazyconfig_train_net.py"
 NAMES = [
     file.relative_to(FOLDER).with_suffix("").as_posix()
     for file in sorted(FOLDER.rglob("*.py"))

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 pytest.importorskip("detectron2")
 
 from detectron2.config import LazyConfig, instantiate  # noqa: E402
+from lazy_configs import FOLDER, TINY  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from smca.config import ConfigError, flatten  # noqa: E402
@@ -20,19 +21,7 @@ from smca.d2.trainer import Trainer  # noqa: E402
 from smca.engine.prepare import prepare  # noqa: E402
 from smca.errors import DatasetError  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "configs" / "lazy"
 PROGRAM = "tools/lazyconfig_train_net.py"
-# What the tiny config of tests/conftest.py has.
-TINY = """
-model.backbone.depth=10 model.backbone.stem=basic model.backbone.norm=BN
-model.backbone.out_features=[res4,res5] model.neck.in_channels=[32,64] model.neck.in_strides=[16,32]
-model.backbone.stem_channels=8 model.backbone.res2_channels=8 model.neck.num_scales=3
-model.neck.dim=32 model.decoder.num_heads=4 model.decoder.num_queries=10 model.decoder.ffn_dim=32
-model.encoder.blocks=[intra,multi] model.decoder.num_layers=2
-train.max_iter=6 lr_multiplier.milestones=[4] lr_multiplier.num_updates=6
-dataloader.train.total_batch_size=4 train.checkpointer.period=2 train.eval_period=0
-""".split()  # noqa: SIM905
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ def disk(tmp_path):
 
     yield size
     if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
+        # At once, although a log in it may still be open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

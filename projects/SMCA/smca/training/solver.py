@@ -70,6 +70,8 @@ def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.opti
     clipping in the optimizer's attribute ``grad_norm``, a tensor on their device. The optimizer
     keeps its own kernels and values when it loads the state of another run.
     """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # a schedule that is built after a resume reads it
     optimizer.register_load_state_dict_pre_hook(_fitted)
     if clip.ENABLED:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -91,7 +93,7 @@ def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """Return a checkpoint's state with this run's kernels and values.
 
     The learning rates are those of the checkpoint until the schedule sets them, see
-    :func:`set_rates`. A schedule that is built later starts from this run's ``initial_lr``.
+    :func:`set_rates`.
 
     Raises:
         CheckpointError: the state belongs to another optimizer, or to other parameters.
@@ -107,7 +109,7 @@ def _fitted(optimizer: torch.optim.Optimizer, state: dict) -> dict:
             "their own; MODEL.WEIGHTS without --resume starts anew from the weights"
         )
     groups = [
-        {"initial_lr": own["lr"], **own, "lr": saved["lr"], "params": saved["params"]}
+        {**own, "lr": saved["lr"], "params": saved["params"]}
         for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
     ]
     return {**state, "param_groups": groups}
