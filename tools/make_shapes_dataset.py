@@ -7,15 +7,18 @@ Examples:
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from dataset_checks.summary import format_summary, summarise
 from smca.data.coco import load_coco
 from smca.data.shapes import QUICKSTART, write_shapes_dataset
 from smca.data.shapes.drawing import MIN_SIDE, SHAPES
+from smca.engine.guard import guarded
+from smca.errors import ConfigError
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -35,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max-side", type=int, help="greatest side in pixels; 0.85 of the image's where not given"
     )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
     try:
         files = write_shapes_dataset(
             args.output,
@@ -48,13 +54,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_side=args.max_side,
             seed=args.seed,
         )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for split, paths in files.items():
         dataset = load_coco(split, *paths)
         summary = summarise(dataset.records, dataset.class_names)
         print(f"{dataset.json_file}: {format_summary(summary)}")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return guarded(lambda: run(parse(argv)))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,6 +35,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_peak_is_what_the_pass_takes(start_train_net, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)

@@ -32,6 +32,7 @@ def quick():
     return [name for name in program.ABLATIONS if name != "compiled"]
 
 
+@pytest.mark.slow
 def test_each_ablation_is_measured_at_each_of_its_works(quick, run):
     rows = run("--no-memory", "--ablations", *quick)
     expected = [(name, work) for name in quick for work in program.ABLATIONS[name].works]

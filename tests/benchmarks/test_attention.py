@@ -69,6 +69,7 @@ def test_attention_is_replaced_for_a_while(monkeypatch):
     assert seen == [((1, 2, 3, 4), (), 0.25)]
 
 
+@pytest.mark.slow
 def test_rows_say_what_ran_and_how_exact_it_is(run):
     record = run("--maps", "12x20", "--batches", 2, "--queries", 100, "--no-memory", "--roofline")
     rows = {(row["pass"], row["attention"]): row for row in record["rows"]}
@@ -86,6 +87,7 @@ def test_rows_say_what_ran_and_how_exact_it_is(run):
     assert record["bars"] == []
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_log_g_only_without_a_mask_of_its_own(run):
     flags = ("--maps", "12x20", "--batches", 1, "--queries", 8, "--no-memory")
     record = run(*flags, "--precisions", "bf16", "fp16")

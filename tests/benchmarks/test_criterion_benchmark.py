@@ -54,6 +54,7 @@ def test_rows_of_all_cases_with_their_parts_errors_and_shares(measured):
     assert "criterion / training step" in printed and "losses+backward" in printed
 
 
+@pytest.mark.slow
 def test_the_share_is_of_a_step_that_is_measured(measured, config_file):
     step = ("--step-config", config_file(), "--step-size", 64, 64)
     _, record = measured("--boxes", 1, "--no-memory", *step)

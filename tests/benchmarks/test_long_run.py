@@ -65,6 +65,7 @@ def test_a_line_that_is_being_written_does_not_count(tmp_path):
     assert program.iterations_done(metrics) == 400
 
 
+@pytest.mark.slow
 def test_a_run_is_watched(start_train_net, config_file, tmp_path):
     output = tmp_path / "long_run.json"
     flags = ("--config-file", config_file("TEST.EVAL_PERIOD", 50), "--engines", "native")
@@ -93,6 +94,7 @@ def test_a_run_is_watched(start_train_net, config_file, tmp_path):
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why(start_train_net, config_file, tmp_path):
     process = start_train_net(
         *("--config-file", config_file(), "--engines", "native", "--interval", 0.1),

@@ -134,6 +134,7 @@ def test_a_damaged_file_of_the_cache_is_replaced_by_a_whole_one(serve, content, 
             assert file.read() == outcome
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_machine_fetch_once(serve):
     """Three at once, and a server that takes two seconds."""
     server = serve("slow")
@@ -156,6 +157,7 @@ def test_servers_and_queries_have_files_of_their_own(serve, tmp_path):
     assert all((tmp_path / "cache") in path.parents for path in cached(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_fetch_that_is_stopped_leaves_nothing(serve, tmp_path):
     """Ctrl-C in the middle."""
     server = serve("slow")

@@ -27,9 +27,12 @@ NAMES = [
     for file in sorted(FOLDER.rglob("*.py"))
     if file.parent.name != "common"
 ]
+QUICK = ("quickstart", "smca_R50_50ep")
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def configs(request):
     """A YAML config and the LazyConfig of the same name."""
     cfg = get_cfg()

@@ -37,6 +37,7 @@ DefaultTrainer(cfg).train()
 """
 
 
+@pytest.mark.slow
 def test_another_project_reuses_the_model(shapes, start_train_net, tmp_path):
     script = tmp_path / "project.py"
     script.write_text(PROJECT)

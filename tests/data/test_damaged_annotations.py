@@ -140,6 +140,7 @@ def evaluated(dataset, folder):
     assert {row["image_id"] for row in written} <= {r["image_id"] for r in dataset.records}
 
 
+@pytest.mark.slow
 @settings(max_examples=2000)
 @given(odd())
 @example(at(["annotations", 0, "bbox"], [1, 2, 10**400, 4]))
@@ -203,6 +204,7 @@ def test_a_check_ends_with_findings_and_a_summary(folder, data):
     assert "objects" in format_summary(summary)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     ids=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=30, unique=True),

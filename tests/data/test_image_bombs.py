@@ -92,6 +92,7 @@ def read_apart(*paths):
     return said, int(memory)
 
 
+@pytest.mark.slow
 def test_bombs_are_named_and_take_no_memory(tmp_path):
     for name, make in BOMBS.items():
         (tmp_path / name).write_bytes(make())
@@ -104,6 +105,7 @@ def test_bombs_are_named_and_take_no_memory(tmp_path):
     assert memory < 50
 
 
+@pytest.mark.slow
 def test_a_huge_image_under_the_limit_is_read_without_a_warning(tmp_path):
     path = tmp_path / "huge.png"
     path.write_bytes(png(header(10_000, 10_000), (b"IDAT", zeros(12 * 2**20)), (b"IEND", b"")))

@@ -160,6 +160,7 @@ def record_of(path, height, width):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=1200)
 @given(files())
 def test_every_image_becomes_its_pixels_in_both_hosts(folder, mappers, file):
@@ -207,6 +208,7 @@ def damaged_files(draw):
     return damaged(draw, content)
 
 
+@pytest.mark.slow
 @settings(max_examples=1500)
 @given(damaged_files())
 @example(b"")

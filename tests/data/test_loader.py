@@ -163,6 +163,7 @@ next(batches)
 """
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_waits_ends_with_its_trainer(records, hold):
     environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent / "projects/SMCA")}
     path = records[2]["file_name"]

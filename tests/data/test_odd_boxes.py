@@ -39,6 +39,7 @@ def learnt(size, annotations):
     return np.array(labels, dtype=np.int64), np.array(corners).reshape(-1, 4)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(annotated(), st.sampled_from([0, 1, 7, 64]), st.sampled_from([64, 90]))
 @example(((1, 4000), []), 800, 1333)  # a height of 0.33 pixels

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -166,15 +164,15 @@ def test_impossible_arguments_are_named(tmp_path, name, value):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program(tmp_path):
-    command = [sys.executable, ROOT / "tools/make_shapes_dataset.py", "--train", "30", "--val", "2"]
+def test_the_program(program, tmp_path):
+    command = ["tools/make_shapes_dataset.py", "--train", "30", "--val", "2"]
     command += ["--size", "64", "--output", tmp_path / "shapes"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed = program(*command).done()
     objects = json.loads((tmp_path / "shapes/annotations/train.json").read_text())["annotations"]
     small = sum(item["area"] < 32**2 for item in objects)
     counts = f"30 images (0 without objects), {len(objects)} objects: {small} small, "
-    assert counts in result.stdout
+    assert counts in printed
     (tmp_path / "shapes/val/000001.png").unlink()
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {tmp_path / 'shapes'} exists")
+    ended = program(*command)
+    assert ended.returncode == 2
+    assert f"{tmp_path / 'shapes'} exists" in ended.last

@@ -112,6 +112,7 @@ def check(form, cfg, model, folder):
     assert list(folder.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_onnx_says_what_it_is_and_detects_what_the_predictor_does(pixel_detector, shapes, tmp_path):
     import onnx
 

@@ -108,6 +108,7 @@ def assert_names_a_key(error, cfg):
     assert any(re.search(rf"\b{re.escape(key)}\b", str(error)) for key in flatten(cfg))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(configurations(), sizes, st.lists(st.integers(0, 12), min_size=3, max_size=3), seeds)
 def test_it_trains_and_detects_or_names_a_key(options, sizes, counts, seed):

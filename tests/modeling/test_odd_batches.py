@@ -81,6 +81,7 @@ def losses_of(model, samples):
     return criterion(detector(batch, sizes), targets)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.lists(annotated(), min_size=1, max_size=4), st.sampled_from([0, 48]))
 @example([((1, 1), []), ((50, 4000), []), ((4000, 50), [])], 48)
@@ -94,6 +95,7 @@ def test_batches_of_any_sizes_have_finite_losses_and_gradients(folder, model, ba
     assert len(gradients) > 50 and all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(annotated(most=20), st.randoms(use_true_random=False))
 def test_permuted_boxes_have_the_same_losses(folder, model, case, random):
@@ -105,6 +107,7 @@ def test_permuted_boxes_have_the_same_losses(folder, model, case, random):
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(SIZES, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_permuted_images_have_permuted_results(folder, model, sizes, random):

@@ -277,6 +277,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_loader_processes_outlive_a_signal_to_the_group(cfg, tmp_path):
     cfg.DATALOADER.NUM_WORKERS = 2
     (tmp_path / "cfg.pkl").write_bytes(pickle.dumps(cfg))

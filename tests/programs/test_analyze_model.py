@@ -7,6 +7,7 @@ import pytest
 TOOL = "tools/analyze_model.py"
 
 
+@pytest.mark.slow
 def test_a_model_by_parts(program):
     output = program(
         TOOL,

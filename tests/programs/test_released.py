@@ -125,6 +125,7 @@ def assert_detections(found, scores, boxes, size, softmax):
         assert_close(found.boxes[place], corners, atol=1e-4 * max(size), rtol=0)
 
 
+@pytest.mark.slow
 def test_deeper_backbones_and_wrapped_tensors(original, converted):
     """A bare state dict, each name with the prefix of a wrapper, of Conditional DETR-R101."""
     model = original("conditional_detr", columns=91, depth=101)

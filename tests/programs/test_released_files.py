@@ -169,6 +169,7 @@ def test_nothing_is_lost(convert_checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pth", "resnet.pth"]
 
 
+@pytest.mark.slow
 def test_the_program(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects" / "SMCA")}
     program = str(ROOT / "tools" / "convert_checkpoint.py")

@@ -97,6 +97,7 @@ def test_who_imports_the_package_may_catch_it(tmp_path):
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+@pytest.mark.slow
 def test_a_detectron2_that_is_not_there(tmp_path):
     program = "import runpy, sys; sys.modules['detectron2'] = None; sys.argv = sys.argv[1:]; "
     program += "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -107,6 +108,7 @@ def test_a_detectron2_that_is_not_there(tmp_path):
     assert re.match(expected, done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "engine"), [("train_net.py", "auto"), ("demo.py", "detectron2")]
 )

@@ -98,6 +98,7 @@ def assert_same(folder, other):
     assert_close(*states, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_drawn_seed_repeats_the_run_elsewhere(engine, run, tmp_path):
     """Another folder, environment, number of loader processes."""
@@ -111,6 +112,7 @@ def test_a_drawn_seed_repeats_the_run_elsewhere(engine, run, tmp_path):
     assert "AP-κύκλος" in (tmp_path / "again/out/log.txt").read_text("utf-8") or engine != "native"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_mixed_precision_repeats_itself(engine, run, tmp_path):
     amp = ("SOLVER.AMP.ENABLED", True, "SEED", 7, "DATALOADER.NUM_WORKERS")
@@ -135,6 +137,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_repeats_itself(family, config_file, tmp_path):
     """Also where torch refuses whatever it knows to differ, and fills fresh memory with NaN."""

@@ -110,6 +110,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classification", ["focal", "softmax"])
 def test_a_worker_that_never_has_boxes(classification, config_file, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -168,6 +169,7 @@ class Fixed:
         return self.matches
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.booleans(), gammas, st.lists(st.integers(0, 3), min_size=1, max_size=2), seeds)
 def test_gradients_of_the_criterion_are_those_of_finite_differences(softmax, gamma, counts, seed):
@@ -188,6 +190,7 @@ def test_gradients_of_the_criterion_are_those_of_finite_differences(softmax, gam
     checked(losses, predictions.logits, predictions.boxes)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(seeds)
 def test_gradients_of_the_generalised_iou_are_those_of_finite_differences(seed):

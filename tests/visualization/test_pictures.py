@@ -214,7 +214,14 @@ class TestCoAttention:
         assert len(panels(figure, "mean")) == 6 and len(panels(figure, "head")) == 8
         assert len(panels(figure, "scales")) == 3 and len(panels(figure, "image")) == 2
 
-    @pytest.mark.parametrize("size", [(128, 72), (900, 300), (300, 900)])
+    @pytest.mark.parametrize(
+        "size",
+        [
+            (128, 72),
+            pytest.param((900, 300), marks=pytest.mark.slow),
+            pytest.param((300, 900), marks=pytest.mark.slow),
+        ],
+    )
     @pytest.mark.parametrize(("models", "num_heads"), [(1, 1), (1, 8), (1, 16), (2, 1), (2, 12)])
     def test_nothing_covers_anything_else(self, size, models, num_heads):
         repeated = np.arange(num_heads) % 2
