@@ -57,7 +57,7 @@ def test_all_that_is_wrong_is_printed(check, shapes, tmp_path):
     mine.write_text(json.dumps(content))
     config = tmp_path / "mine.yaml"
     own = json.dumps([["mine", str(mine), folder]])
-    base = f"_BASE_: {ROOT / 'configs/smca_R50_50ep.yaml'}\n"
+    base = f"_BASE_: {Path('configs/smca_R50_50ep.yaml').resolve()}\n"
     config.write_text(f"{base}DATASETS:\n  TRAIN: ['mine']\n  TEST: []\n  COCO_FORMAT: {own}\n")
     code, printed = check("--config-file", config, "--output", tmp_path / "out")
     assert code == 1
