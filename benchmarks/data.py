@@ -40,6 +40,7 @@ from smca.data.dataset import TrainingDataset, seeded
 from smca.data.images import read_rgb
 from smca.data.mapper import resized_shape
 from smca.data.sampler import Draw
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.modeling.detector import pad_images, pixel_statistics
 from smca.structures import Size
@@ -215,6 +216,7 @@ def parse() -> argparse.Namespace:
     cores = os.cpu_count()
     powers = [2**power for power in range(8) if 2**power < cores]
     parser.add_argument("--config-file", default=str(ROOT / "configs/smca_R50_50ep.yaml"))
+    add_import(parser)
     parser.add_argument("--files", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--images", type=int, default=32, help="number of files of each kind")
     parser.add_argument(

@@ -38,6 +38,7 @@ from footprint import Footprint, footprint
 from matplotlib.figure import Figure
 from measuring import OUT, ROOT, PerformanceTarget, Row, write
 
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.hosts import has_detectron2
 from smca.visualization.curves import finish_axes
@@ -196,6 +197,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=5)
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two samples")
     parser.add_argument("--output", type=Path, default=OUT / "long_run.json", help="JSON file")
+    add_import(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"
     )
@@ -211,6 +213,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 *(sys.executable, str(ROOT / "train_net.py"), "--config-file", args.config_file),
+                *(part for name in args.imports for part in ("--import", name)),
                 *("--engine", engine, *LONGER, *args.opts, "OUTPUT_DIR", folder),
             ]
             runs[engine] = watch(command, Path(folder), args.interval)

@@ -43,6 +43,7 @@ from workload import Setting, Workload
 from smca.analysis.counting import count_model
 from smca.analysis.host import NATIVE, detector_subject
 from smca.analysis.memory import peak_memory
+from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 
 # One config of each model with SMCA's decoder, then the baselines.
@@ -225,6 +226,7 @@ def parse() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="report the share of the device's peaks that is reached (default: on CUDA)",
     )
+    add_import(parser)
     add_arguments(parser, "model", rounds=5)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"

@@ -12,6 +12,7 @@ import pytest
 from smca.config.model_keys import MODEL_KEYS
 from smca.data.coco_format import SMCA_READER_REGISTRY
 from smca.data.sampler import SMCA_SAMPLER_REGISTRY
+from smca.imports import IMPORTED
 from smca.modeling import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,7 @@ def folder(tmp_path_factory, shapes):
     for registry, parts in zip(OPENED, before[0], strict=True):
         registry._obj_map.clear()
         registry._obj_map.update(parts)
+    IMPORTED.clear()
     MODEL_KEYS.clear()
     MODEL_KEYS.update(before[1])
 

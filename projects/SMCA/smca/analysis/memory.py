@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
+from ..imports import IMPORTED, import_all
 from .host import Host
 
 
@@ -34,7 +35,8 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> 
     # The new process may need the memory that this one has freed.
     torch.cuda.empty_cache()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+    imports = {"initializer": import_all, "initargs": (IMPORTED,)}
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn, **imports) as pool:
         try:
             return pool.submit(_measure, prepare, args, torch.get_num_threads()).result()
         except (BrokenProcessPool, torch.OutOfMemoryError):

@@ -1,14 +1,10 @@
 """The training program's command line, and the flag of all programs for parts of your own."""
 
 import argparse
-import importlib
-import importlib.util
-import sys
-from collections.abc import Iterable
-from pathlib import Path
 
 from ..config import config_file
 from ..errors import ConfigError
+from ..imports import import_all
 
 
 def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -80,37 +76,6 @@ class _Import(argparse.Action):
     def __call__(self, parser, namespace, name, option_string=None) -> None:
         import_all([name])
         namespace.imports = [*namespace.imports, name]
-
-
-def import_all(names: Iterable[str]) -> None:
-    """Import modules by their names and Python files by their paths, each once.
-
-    Raises:
-        ConfigError: one does not exist, or a file has the name of another module.
-    """
-    for name in names:
-        path = Path(name).expanduser().resolve()
-        if path.suffix == ".py":
-            _import_file(path)
-        elif importlib.util.find_spec(name.partition(".")[0]):
-            importlib.import_module(name)
-        else:
-            raise ConfigError(
-                f"--import {name}: there is no such module; install it, add its folder to "
-                "PYTHONPATH, or give the path of a .py file"
-            )
-
-
-def _import_file(path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(f"--import {path}: there is no such file")
-    found = importlib.util.find_spec(path.stem)
-    if found and Path(found.origin or "").resolve() != path:
-        raise ConfigError(f"--import {path}: a module {path.stem!r} exists; rename the file")
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
 
 
 def _zoo_file(name: str) -> str:

@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from ..checkpoints.checkpointer import LAST
 from ..distributed import all_gather, end_with_parent, synchronize
 from ..errors import CheckpointError, ConfigError, WorkerError
-from .arguments import import_all
+from ..imports import import_all
 from .guard import guarded
 from .prepare import prepare
 
