@@ -43,6 +43,17 @@ TINY = [
 ]
 
 
+WITHOUT = pytest.mark.skipif(
+    importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed"
+)
+
+
+@pytest.fixture(params=["native", pytest.param("detectron2", marks=WITHOUT)])
+def engine(request):
+    """Each host."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def config():
     """``config("smca_R50_50ep", "KEY", value, ...)``: a config of configs/ with changes."""

@@ -15,7 +15,6 @@ from smca.errors import CheckpointError
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
-ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]
 ROOT = Path(__file__).parents[2]
 LAZY = "tools/lazyconfig_train_net.py"
 ZOO = "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
@@ -26,11 +25,6 @@ RESNET18 = [
     *("MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.BACKBONE.FREEZE_RANDOM", False),
     *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()),
 ]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    return request.param
 
 
 @pytest.fixture

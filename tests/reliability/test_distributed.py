@@ -27,11 +27,6 @@ TORCHRUN = ("-m", "torch.distributed.run")
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]
 
 
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
-def engine(request):
-    return request.param
-
-
 @pytest.fixture
 def start(engine, start_train_net):
     """``start("--flag", ..., launcher=(...))``: the program in this host, in the background."""

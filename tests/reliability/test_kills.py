@@ -1,6 +1,5 @@
 """train_net.py is killed (SIGKILL) at any moment and resumed, in each host: nothing is lost."""
 
-import importlib.util
 import json
 import random
 import shutil
@@ -21,8 +20,6 @@ from smca.config import load_cfg
 from smca.data.shapes import write_shapes_dataset
 from smca.engine.prepare import prepare
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 EVERYTHING = [
@@ -37,11 +34,6 @@ EVERYTHING = [
 ]
 SHORT = ["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (4,), "SOLVER.CHECKPOINT_PERIOD", 3]
 SHORT += ["TEST.EVAL_PERIOD", 3]
-
-
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
-def engine(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

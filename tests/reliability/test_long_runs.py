@@ -1,7 +1,6 @@
 """What runs hold after thousands of iterations, images and frames: no more than at first."""
 
 import csv
-import importlib.util
 import json
 import os
 import sys
@@ -16,8 +15,6 @@ from smca.modeling import build_detector
 
 ROOT = Path(__file__).parents[2]
 WATCHED = ROOT / "tests/support/watched_programs.py"
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says what processes hold"
 )
@@ -28,11 +25,6 @@ TINIER = [
     *("MODEL.SMCA.ENCODER.BLOCKS", ["intra"], "MODEL.SMCA.DECODER.NUM_LAYERS", 1),
 ]
 OPEN = ("files", "threads", "processes")
-
-
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
-def engine(request):
-    return request.param
 
 
 @pytest.fixture

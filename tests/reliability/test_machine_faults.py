@@ -1,19 +1,10 @@
 """Faults of the machine under train_net.py, in each host: losses and messages."""
 
-import importlib.util
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
-
-
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
-def engine(request):
-    return request.param
 
 
 @pytest.fixture
