@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smca.data.sampler import Draw, TrainingSampler
+from smca.errors import ConfigError
 
 GROUPINGS = {
     "one group": [0] * 23,
@@ -117,3 +118,13 @@ def test_a_sampler_of_your_own_chooses_the_records_of_an_epoch():
         assert sorted(left + right) == [0, 0, 3, 4]
     assert len({draw.seed for batch in whole for draw in batch}) == 40
     assert all(first(3, start) == whole[start : start + 3] for start in range(15))
+
+
+@pytest.mark.parametrize("found", [[], None, [0, 5], [-1, 0], [True, False], [0.5], [[0, 1]], 3])
+def test_what_is_no_epoch_is_refused(found):
+    class Odd(TrainingSampler):
+        def epoch(self, records):
+            return found
+
+    with pytest.raises(ConfigError, match=r"SAMPLER_TRAIN Odd: its epoch\(\) must return a list"):
+        Odd([{}] * 5, groups=[0] * 5, batch_size=2, seed=0)

@@ -1,16 +1,19 @@
 """The ResNet against torchvision's, with torchvision's weights read from a file."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torch.testing import assert_close
 from torchvision.models._utils import IntermediateLayerGetter
 
 from smca.checkpoints import read_checkpoint
 from smca.config import ConfigError
-from smca.modeling import ResNet
+from smca.modeling import Backbone, ResNet
+from smca.modeling.detector import check_maps
 from smca.modeling.resnet_blocks import ConvNorm
 
 
@@ -134,3 +137,18 @@ def test_frozen_stages_do_not_train():
 def test_impossible_values_are_named(config, key, value):
     with pytest.raises(ConfigError, match=key):
         ResNet.from_config(config("smca_R50_50ep", key, value))
+
+
+@pytest.mark.parametrize(("strides", "found"), [({"res4": 8}, "(1, 7, 4, 6)"), ({"x": 16}, "None")])
+def test_maps_that_are_not_what_a_backbone_says_are_refused(strides, found):
+    class Odd(Backbone):
+        def __init__(self):
+            super().__init__()
+            self.strides, self.channels = strides, dict.fromkeys(strides, 7)
+            self.patches = nn.Conv2d(3, 7, 16, stride=16)
+
+        def forward(self, images, sizes=None):
+            return {"res4": self.patches(images)}
+
+    with pytest.raises(ConfigError, match=re.escape(f"of 64x96 pixels is {found}; by its strides")):
+        check_maps(Odd())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from smca.config import ConfigError, Own, register_keys
 from smca.config.model_keys import MODEL_KEYS
 from smca.data.coco_format import SMCA_READER_REGISTRY
 from smca.data.sampler import SMCA_SAMPLER_REGISTRY
@@ -123,13 +124,33 @@ def test_the_decoders_own_test(folder):
 
 def test_what_cannot_be_imported_is_said(program, tmp_path):
     (tmp_path / "json.py").write_text("")
+    (tmp_path / "a.b.py").write_text("")
     config = ("--config-file", "configs/quickstart.yaml")
     for name, message in [
         ("no_such_module", "there is no such module; install it"),
+        ("smca.no_such_module", "there is no such module; install it"),
         (tmp_path / "nowhere.py", "there is no such file"),
         (tmp_path / "json.py", "a module 'json' exists; rename the file"),
+        (tmp_path / "a.b.py", "its name cannot be a module's; rename the file"),
     ]:
         ended = program("train_net.py", "--import", name, *config)
         assert ended.returncode == 2 and message in ended.last
     ended = program("train_net.py", *config, "XYZ.ABC", 1)
-    assert ended.returncode == 2 and "a part of your own may need --import" in ended.last
+    assert ended.returncode == 2 and "(a key of your own needs --import)" in ended.last
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("MODEL.RESNETS", {"DEPTH": Own(1, "")}, "the config key MODEL.RESNETS.DEPTH exists"),
+        ("MODEL.FPN", {"WIDTH": Own(1, "")}, "the config key MODEL.FPN exists"),
+        ("MODEL", {"RESNETS": Own(1, "")}, "exists; give MODEL.RESNETS another name"),
+        ("MODEL.SMCA.NHEADS", {"X": Own(1, "")}, "the config key MODEL.SMCA.NHEADS exists"),
+        ("MODEL.MINE", {"X": 0.5}, "MODEL.MINE.X is 0.5; it must be an Own"),
+    ],
+)
+def test_keys_that_cannot_be_registered(name, keys, message):
+    before = dict(MODEL_KEYS)
+    with pytest.raises(ConfigError, match=message):
+        register_keys(name, **keys)
+    assert before == MODEL_KEYS

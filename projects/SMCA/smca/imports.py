@@ -23,7 +23,7 @@ def import_all(names: Iterable[str]) -> None:
         path = Path(name).expanduser().resolve()
         if path.suffix == ".py":
             _import_file(path)
-        elif importlib.util.find_spec(name.partition(".")[0]):
+        elif _exists(name):
             importlib.import_module(name)
         else:
             raise ConfigError(
@@ -33,9 +33,18 @@ def import_all(names: Iterable[str]) -> None:
         IMPORTED.append(name)
 
 
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # a package above it, or no name of a module
+        return False
+
+
 def _import_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"--import {path}: there is no such file")
+    if not path.stem.isidentifier() or path.stem == "__main__":
+        raise ConfigError(f"--import {path}: its name cannot be a module's; rename the file")
     found = importlib.util.find_spec(path.stem)
     if found and Path(found.origin or "").resolve() != path:
         raise ConfigError(f"--import {path}: a module {path.stem!r} exists; rename the file")

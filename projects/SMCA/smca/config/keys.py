@@ -47,11 +47,15 @@ def register_keys(name: str, /, **keys: Own) -> None:
         keys: their defaults, meanings and rules; see :class:`~smca.config.rules.Key`.
 
     Raises:
-        ConfigError: a key exists.
+        ConfigError: a key or a group of keys of this name exists, here or in Detectron2, or a row
+            is not an ``Own``.
     """
     for key, row in group(name, **keys).items():
-        if key in KEYS:
-            raise ConfigError(f"the config key {key} exists; give yours another name")
+        for known in (*KEYS, *DETECTRON2_ONLY):
+            if f"{key}.".startswith(f"{known}.") or f"{known}.".startswith(f"{key}."):
+                raise ConfigError(f"the config key {known} exists; give {key} another name")
+        if not isinstance(row, Own):
+            raise ConfigError(f"the config key {key} is {row!r}; it must be an Own(default, ...)")
         MODEL_KEYS[key] = row
 
 
@@ -111,8 +115,10 @@ def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str
         if keys := [name for name in defaults if name.startswith(f"{key}.")]:
             raise ConfigError(f"{key} in {source} is a group of keys; set a key, such as {keys[0]}")
         near = difflib.get_close_matches(key, defaults, n=1)
-        hint = f"did you mean {near[0]}?" if near else "a part of your own may need --import"
-        raise ConfigError(f"unknown config key {key} in {source}; {hint}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"unknown config key {key} in {source}; {hint}(a key of your own needs --import)"
+        )
     default = defaults[key]
     if value in (None, "None") and default is not None:
         raise ConfigError(f"{key} in {source} has no value; leave it out to have {default!r}")

@@ -56,14 +56,21 @@ class TrainingSampler(Sampler[list[Draw]]):
             start: the first batch (training iteration) to yield.
 
         Raises:
-            ConfigError: workers cannot share a batch evenly.
+            ConfigError: workers cannot share a batch evenly, or :meth:`epoch` returns something
+                else than indices.
         """
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the "
                 f"number of workers ({world_size})"
             )
-        self.members = np.asarray(self.epoch(records))
+        self.members = members = np.asarray(self.epoch(records))
+        fits = members.ndim == 1 and members.dtype.kind in "iu" and len(members) > 0
+        if not fits or not 0 <= members.min() <= members.max() < len(records):
+            raise ConfigError(
+                f"DATALOADER.SAMPLER_TRAIN {type(self).__name__}: its epoch() must return a list "
+                f"of indices of the {len(records)} records, from 0"
+            )
         self.groups = np.asarray(groups)[self.members]
         self.batch_size = batch_size
         self.rank = rank
@@ -74,7 +81,8 @@ class TrainingSampler(Sampler[list[Draw]]):
     def epoch(self, records: Sequence[dict]) -> Sequence[int]:
         """Return the indices of the records that each epoch holds, in any order.
 
-        A sampler of your own may repeat records, or leave some out.
+        A sampler of your own may repeat records, or leave some out. It returns the same indices
+        each time: all workers and a resumed run ask it anew.
         """
         return range(len(records))
 
@@ -132,5 +140,7 @@ def sampler_class(name: str) -> type[TrainingSampler]:
     """
     if name not in SMCA_SAMPLER_REGISTRY:
         known = ", ".join(sorted(known for known, _ in SMCA_SAMPLER_REGISTRY))
-        raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; it must be one of {known}")
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}; it must be one of {known}, or needs --import"
+        )
     return SMCA_SAMPLER_REGISTRY.get(name)

@@ -66,6 +66,29 @@ class Detector(nn.Module):
         return self.backbone(images, sizes if padded else None)
 
 
+def check_maps(backbone: Backbone) -> None:
+    """Compare the maps of a small image with the backbone's ``strides`` and ``channels``.
+
+    Raises:
+        ConfigError: a map is missing or has another shape.
+    """
+    height, width = 64, 96
+    image = torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device)
+    training = backbone.training
+    with torch.no_grad():
+        maps = backbone.eval()(image)
+    backbone.train(training)
+    for name, stride in backbone.strides.items():
+        expected = (1, backbone.channels[name], -(-height // stride), -(-width // stride))
+        found = tuple(maps[name].shape) if name in maps else None
+        if found != expected:
+            raise ConfigError(
+                f"MODEL.BACKBONE.NAME {type(backbone).__name__}: its map {name!r} of an image of "
+                f"{height}x{width} pixels is {found}; by its strides and channels it must be "
+                f"{expected}"
+            )
+
+
 def detector_parts(
     cfg: CfgNode, backbone: nn.Module, strides: Mapping[str, int], channels: Mapping[str, int]
 ) -> dict[str, Any]:
@@ -80,6 +103,8 @@ def detector_parts(
     """
     validate_model(cfg)
     smca = cfg.MODEL.SMCA
+    if isinstance(backbone, Backbone):
+        check_maps(backbone)
     for name in smca.IN_FEATURES:
         if name not in strides:
             raise ConfigError(

@@ -33,6 +33,8 @@ def build_from_registry(
     """
     if name not in registry:
         known = ", ".join(sorted(known for known, _ in registry))
-        raise ConfigError(f"{key} is {name!r}; it must be one of {known}{others}")
+        raise ConfigError(
+            f"{key} is {name!r}; it must be one of {known}{others}, or needs --import"
+        )
     part = registry.get(name)
     return part(**part.from_config(cfg))
