@@ -40,7 +40,9 @@ class StopRequest:
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         self._restore()
-        if self.signal and error and (explain_end(error) or lost_worker(error)):
+        # torchrun's report lacks what our line says of a lost worker.
+        lost = error and not dist.is_torchelastic_launched() and lost_worker(error)
+        if self.signal and error and (explain_end(error) or lost):
             # It was in an evaluation, before which a checkpoint was saved; or a worker has failed,
             # which says why, and the launcher ends the others.
             logger.warning("stopped at once: a loader process or another worker has ended")
