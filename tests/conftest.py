@@ -18,6 +18,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from engines import ENGINES
 
 from smca.data.shapes import write_shapes_dataset
 
@@ -43,12 +44,7 @@ TINY = [
 ]
 
 
-WITHOUT = pytest.mark.skipif(
-    importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed"
-)
-
-
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=WITHOUT)])
+@pytest.fixture(params=ENGINES)
 def engine(request):
     """Each host."""
     return request.param
@@ -185,7 +181,7 @@ def train_net(program):
 
 
 @pytest.fixture(scope="session")
-def start_train_net(tmp_path_factory):
+def start_program(tmp_path_factory):
     """The program in a process of its own; ``printed()`` waits for its end, ``done()`` for a 0."""
 
     def start(*arguments, script=ROOT / "train_net.py"):

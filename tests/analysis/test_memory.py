@@ -36,10 +36,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_peak_is_what_the_pass_takes(start_train_net, tmp_path):
+def test_peak_is_what_the_pass_takes(start_program, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    infer, loss, work = map(int, start_train_net(script=script).done().split()[-3:])
+    infer, loss, work = map(int, start_program(script=script).done().split()[-3:])
     assert infer / 2**20 == pytest.approx(200, abs=20)
     assert loss / 2**20 == pytest.approx(300, abs=20)
     # What was needed to prepare it, and is free again, hides nothing of it.

@@ -131,12 +131,12 @@ def test_growth_is_an_exponent_of_memory(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_program_measures_memory_and_how_it_grows(start_train_net, tmp_path):
+def test_the_program_measures_memory_and_how_it_grows(start_program, tmp_path):
     output = tmp_path / "out.json"
     common = ("--attentions", "fused", "unfused", "--device", "cpu", "--threads", 1)
     flags = (*common, "--rounds", 1, "--output", output)
     script = ROOT / "benchmarks/attention.py"
-    printed = start_train_net("--maps", "25x42", "--batches", 2, *flags, script=script).done()
+    printed = start_program("--maps", "25x42", "--batches", 2, *flags, script=script).done()
     assert "fused / unfused memory" not in printed and str(output) in printed
     rows = json.loads(output.read_text())["rows"]
     for row in rows:

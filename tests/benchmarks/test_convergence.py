@@ -26,12 +26,12 @@ TINY = [
 
 
 @pytest.fixture
-def race(start_train_net, tmp_path):
+def race(start_program, tmp_path):
     """``race("--flag", ..., opts=[...], wait=True)`` starts the program in a folder of its own."""
 
     def start(*flags, opts=(), wait=True):
         folders = ("--output", tmp_path / "out", "--data", tmp_path / "data")
-        process = start_train_net(
+        process = start_program(
             *(*folders, "--images", 8, 4, "--systems", *SYSTEMS, *flags, "--opts", *TINY, *opts),
             script=ROOT / "benchmarks/convergence.py",
         )

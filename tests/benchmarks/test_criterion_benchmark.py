@@ -19,13 +19,13 @@ PARTS = [
 
 
 @pytest.fixture
-def measured(start_train_net, tmp_path):
+def measured(start_program, tmp_path):
     """Runs the program; returns what it printed, and its record."""
 
     def run(*flags):
         output = tmp_path / "criterion.json"
         script = ROOT / "benchmarks/criterion.py"
-        printed = start_train_net(*TINY, *FAST, *flags, "--output", output, script=script).done()
+        printed = start_program(*TINY, *FAST, *flags, "--output", output, script=script).done()
         return printed, json.loads(output.read_text())
 
     return run

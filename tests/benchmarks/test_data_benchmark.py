@@ -19,10 +19,10 @@ DRAFT = ("--draft-sizes", "60x80", "240x320", "--draft-short", 60, "--draft-imag
 
 
 @pytest.mark.slow
-def test_steps_batches_loaders_and_reduced_decoding(start_train_net, tmp_path):
+def test_steps_batches_loaders_and_reduced_decoding(start_program, tmp_path):
     output = tmp_path / "data.json"
     flags = (*TINY, *FAST, *DRAFT, "--step-seconds", 0.01, "--output", output)
-    start_train_net(*flags, script=ROOT / "benchmarks/data.py").done()
+    start_program(*flags, script=ROOT / "benchmarks/data.py").done()
     rows = json.loads(output.read_text())["rows"]
     mapper = [row for row in rows if "step" in row]
     loader = [row for row in rows if "workers" in row]

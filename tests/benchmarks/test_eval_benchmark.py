@@ -15,10 +15,10 @@ STAGES = ["all", "read", "write", "score", "other"]
 
 
 @pytest.mark.slow
-def test_stages_make_up_the_whole_and_evaluations_agree(start_train_net, tmp_path):
+def test_stages_make_up_the_whole_and_evaluations_agree(start_program, tmp_path):
     output = tmp_path / "eval.json"
     tiny = ("--images", 4, "--boxes", 20, "--classes", 3, "--rounds", 2, "--threads", 1)
-    start_train_net(*tiny, "--output", output, script=ROOT / "benchmarks/eval.py").done()
+    start_program(*tiny, "--output", output, script=ROOT / "benchmarks/eval.py").done()
     rows = json.loads(output.read_text())["rows"]
     found = [(row["evaluation"], row["stage"]) for row in rows]
     assert found == list(product(["plain", *HOSTS], STAGES))

@@ -66,12 +66,12 @@ def test_a_line_that_is_being_written_does_not_count(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_watched(start_train_net, config_file, tmp_path):
+def test_a_run_is_watched(start_program, config_file, tmp_path):
     output = tmp_path / "long_run.json"
     flags = ("--config-file", config_file("TEST.EVAL_PERIOD", 50), "--engines", "native")
     short = ("--warm-up", 0, "--window", 40, "--rows", 2, "--interval", 0.2)
     changes = ("--opts", "SOLVER.MAX_ITER", 80, "DATALOADER.NUM_WORKERS", 1)
-    process = start_train_net(
+    process = start_program(
         *flags,
         *short,
         "--output",
@@ -95,8 +95,8 @@ def test_a_run_is_watched(start_train_net, config_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_says_why(start_train_net, config_file, tmp_path):
-    process = start_train_net(
+def test_a_run_that_fails_says_why(start_program, config_file, tmp_path):
+    process = start_program(
         *("--config-file", config_file(), "--engines", "native", "--interval", 0.1),
         *("--output", tmp_path / "x.json", "--opts", "MODEL.SMCA.NHEADS", 5),
         script=ROOT / "benchmarks/long_run.py",

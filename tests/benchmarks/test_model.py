@@ -139,11 +139,11 @@ def test_deep_backbones_stay_within_half_precision(config):
 
 
 @pytest.mark.slow
-def test_the_program_measures_memory(start_train_net, config_file, tmp_path):
+def test_the_program_measures_memory(start_program, config_file, tmp_path):
     output = tmp_path / "out.json"
     flags = ("--rounds", 1, "--threads", 1, "--device", "cpu", "--output", output)
     script = ROOT / "benchmarks/model.py"
-    printed = start_train_net(
+    printed = start_program(
         "--configs", config_file(), "--size", 256, 320, *flags, "--batch", 4, script=script
     ).done()
     assert "memory, of the recipe's unfused" in printed and str(output) in printed

@@ -1,18 +1,14 @@
 """Tensors that training does not change are loaded, or training is refused."""
 
-import importlib.util
-
 import pytest
 import torch
+from engines import needs_detectron2
 
 from smca.checkpoints import SafeCheckpointing
 from smca.checkpoints.loading import frozen_tensors
 from smca.config import ConfigError
 from smca.modeling import build_detector
 
-needs_detectron2 = pytest.mark.skipif(
-    importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed"
-)
 # FrozenBN freezes the batch norms of all stages.
 FROZEN = [
     ("FrozenBN", 2, {"stem", "res2", "res3", "res4", "res5"}),

@@ -38,10 +38,10 @@ DefaultTrainer(cfg).train()
 
 
 @pytest.mark.slow
-def test_another_project_reuses_the_model(shapes, start_train_net, tmp_path):
+def test_another_project_reuses_the_model(shapes, start_program, tmp_path):
     script = tmp_path / "project.py"
     script.write_text(PROJECT)
-    start_train_net(*shapes["train"], tmp_path / "out", script=script).done()
+    start_program(*shapes["train"], tmp_path / "out", script=script).done()
     lines = (tmp_path / "out/metrics.json").read_text().splitlines()
     assert any("total_loss" in json.loads(line) for line in lines)
     model = torch.load(tmp_path / "out/model_final.pth", weights_only=True)["model"]

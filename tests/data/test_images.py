@@ -1,11 +1,11 @@
 """Image files of every kind, whole and damaged: the pixels that were drawn, or an error."""
 
-import importlib.util
 import io
 import zlib
 
 import numpy as np
 import pytest
+from engines import HAS_DETECTRON2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]
 ORIENTATION = 0x0112
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 
 
 def grey(values):

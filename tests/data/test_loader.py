@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import shutil
 import signal
@@ -13,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import needs_detectron2
 
 from smca.data.dataset import EvaluationDataset
 from smca.data.loader import build_train_loader, list_loader
 from smca.data.reading import explain_end
 from smca.errors import ConfigError
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 DETECTRON2 = pytest.param("detectron2", marks=needs_detectron2)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 PROGRAM = Path(__file__).parent.parent.parent / "train_net.py"
@@ -123,7 +121,7 @@ def test_a_loader_process_that_reads_nothing_blames_no_file(records):
     ],
 )
 def test_a_run_says_so_in_one_line(
-    engine, part, number, config_file, start_train_net, shapes, hold, tmp_path
+    engine, part, number, config_file, start_program, shapes, hold, tmp_path
 ):
     images = tmp_path / "images"
     shutil.copytree(shapes[part][1], images)
@@ -135,7 +133,7 @@ def test_a_run_says_so_in_one_line(
     ]
     length = ("SOLVER.MAX_ITER", 1 if part == "val" else 100, "SOLVER.STEPS", ())
     file = config_file("DATASETS.COCO_FORMAT", own, "DATALOADER.NUM_WORKERS", 1, *length)
-    process = start_train_net("--engine", engine, "--config-file", file)
+    process = start_program("--engine", engine, "--config-file", file)
     os.kill(image.reader(process.pid), number)
     output = process.printed()
     assert process.returncode == 2, output[-3000:]

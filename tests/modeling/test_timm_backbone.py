@@ -1,11 +1,11 @@
 """Backbones by name: timm's models and their weights, in both hosts, and names that are refused."""
 
-import importlib.util
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from engines import ENGINES, needs_detectron2
 
 import smca
 from smca.checkpoints import SafeCheckpointing, load
@@ -16,9 +16,6 @@ from smca.modeling.simple_pyramid import SimplePyramid
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
 
-needs_detectron2 = pytest.mark.skipif(
-    importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed"
-)
 # Small models of all kinds: a ResNet, layer norms, a plain ViT, windows, and maps in NHWC.
 MODELS = ["test_resnet", "test_convnext", "test_vit", "test_efficientnet"]
 WINDOWS = ["swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256"]
@@ -48,9 +45,6 @@ def build_in(host, cfg):
     from smca.d2.predictor import Detectron2Host
 
     return build_model(Detectron2Host.read(cfg))
-
-
-HOSTS = ["native", pytest.param("detectron2", marks=needs_detectron2)]
 
 
 @pytest.mark.parametrize("name", [*MODELS, *WINDOWS, "vit_tiny_patch16_224"])
@@ -137,7 +131,7 @@ def test_the_pyramid_is_vitdets():
     torch.testing.assert_close(pyramid(x), expected)
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ENGINES)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_step_trains_the_backbone(timm_config, name, host):
     torch.manual_seed(0)
@@ -179,7 +173,7 @@ def test_frozen_stages_do_not_train(timm_config, frozen_bn):
     assert norms == (set() if frozen_bn else {"layer3", "layer4"})
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ENGINES)
 @pytest.mark.parametrize("features_only", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_fill_the_whole_model(timm, timm_config, tmp_path, name, features_only, host):
@@ -248,7 +242,7 @@ def test_unknown_names_are_refused_in_detectron2s_host(tiny_config):
         build_in("detectron2", tiny_config("MODEL.BACKBONE.NAME", "ResNett"))
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ENGINES)
 def test_names_of_the_resnet(tiny_config, host):
     states = []
     for name in (

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import importlib.util
 import io
 import json
 import re
@@ -13,6 +12,7 @@ import pytest
 import released_reference
 import torch
 import yaml
+from engines import ENGINES
 
 from smca.data.shapes import write_shapes_dataset
 
@@ -22,9 +22,6 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTA
 # Options and messages of the last table.
 MISTAKES = re.findall(r"^\| `(.+?)` \| `(.+?)` \|$", TEXT.partition("## Common mistakes")[2], re.M)
 
-needs_detectron2 = pytest.mark.skipif(
-    importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed"
-)
 # What makes train_net.py short.
 SHORT = [
     *("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", [4], "SOLVER.IMS_PER_BATCH", 2),
@@ -104,7 +101,7 @@ def folders():
     return {}
 
 
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
+@pytest.fixture(params=ENGINES)
 def reader(request, folders, program, tmp_path_factory, monkeypatch):
     """Who has followed the document to its end."""
     engine = request.param

@@ -1,11 +1,11 @@
 """docs/MODEL_ZOO.md against the configs and the papers' parameters."""
 
-import importlib.util
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+from engines import HAS_DETECTRON2
 
 from smca.analysis.counting import count_model
 from smca.analysis.host import NATIVE
@@ -14,7 +14,6 @@ from smca.config import config_names
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 ZOO = runpy.run_path(str(ROOT / "tools/make_model_zoo.py"))
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 
 
 @pytest.fixture(scope="module")

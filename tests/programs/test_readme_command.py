@@ -29,7 +29,7 @@ def small_coco(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_users_type(engine, small_coco, start_train_net, tmp_path, monkeypatch):
+def test_the_command_users_type(engine, small_coco, start_program, tmp_path, monkeypatch):
     """The README's training command, on images of a size for two processes on a CPU.
 
     A ResNet of torchvision lies where the one of the config would be fetched to.
@@ -45,7 +45,7 @@ def test_the_command_users_type(engine, small_coco, start_train_net, tmp_path, m
     length = ("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2)
     run = ("--engine", engine, "--config-file", "configs/smca_R50_108ep.yaml", "--num-gpus", 2)
     run += ("OUTPUT_DIR", tmp_path / "out")
-    process = start_train_net(*run, *sizes, *length, "DATALOADER.NUM_WORKERS", 1)
+    process = start_program(*run, *sizes, *length, "DATALOADER.NUM_WORKERS", 1)
     output = process.printed()
     assert process.returncode == 0, output[-5000:]
     assert f"{place}: backbone loaded, the rest starts anew" in output

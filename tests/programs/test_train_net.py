@@ -1,6 +1,5 @@
 """train_net.py as users run it, in each host."""
 
-import importlib.util
 import json
 import os
 import re
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import needs_detectron2
 from PIL import Image
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN", "TEST.EVAL_PERIOD", 3]
 
 
@@ -100,9 +98,7 @@ def wait_for(process, condition):
 
 
 @pytest.mark.slow
-def test_signals_and_crashes_lose_nothing(
-    engine, config_file, train_net, start_train_net, tmp_path
-):
+def test_signals_and_crashes_lose_nothing(engine, config_file, train_net, start_program, tmp_path):
     common = [
         *("SOLVER.MAX_ITER", 100, "SOLVER.CHECKPOINT_PERIOD", 20, "DATALOADER.NUM_WORKERS", 1),
         *("MODEL.SMCA.DROPOUT", 0.1, "INPUT.MIN_SIZE_TRAIN", (64, 96), "SEED", -1),
@@ -111,7 +107,7 @@ def test_signals_and_crashes_lose_nothing(
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     again = (*run, "--resume", "OUTPUT_DIR", parts)
 
-    process = start_train_net(*again)
+    process = start_program(*again)
     wait_for(process, (parts / "model_0000019.pth").exists)
     # To the whole group, as a terminal or a batch system does it: loader processes too.
     number = signal.SIGINT if engine == "native" else signal.SIGTERM
@@ -122,7 +118,7 @@ def test_signals_and_crashes_lose_nothing(
     assert "--resume continues from " + stopped in output
     assert "Traceback" not in output
 
-    process = start_train_net(*again)
+    process = start_program(*again)
     number = int(stopped[len("model_") : -len(".pth")])
     later = parts / f"model_{(number // 20 + 1) * 20 + 19:07d}.pth"
     wait_for(process, later.exists)
@@ -169,10 +165,10 @@ def test_each_host_continues_the_others_run(config_file, train_net, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_process_is_its_own_message(engine, config_file, start_train_net):
+def test_an_error_in_a_worker_process_is_its_own_message(engine, config_file, start_program):
     file = config_file("MODEL.SMCA.NUM_CLASSES", 5)
     run = ("--engine", engine, "--config-file", file, "--num-gpus", 2)
-    process = start_train_net(*run)
+    process = start_program(*run)
     output = process.printed()
     assert process.returncode == 2
     assert "DatasetError: MODEL.SMCA.NUM_CLASSES is 5, but dataset" in output.splitlines()[-1]

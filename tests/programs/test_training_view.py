@@ -1,6 +1,5 @@
 """What a run shows of itself, in each host: its metrics, pictures, average and page of results."""
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engines import ENGINES
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,8 +21,6 @@ from smca.native.evaluator import Evaluator
 from smca.structures import Detections
 from smca.visualization.detections import training_picture
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 DECAY = 0.3
 OPTIONS = [
     *("MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", DECAY, "VIS_PERIOD", 2),
@@ -37,7 +35,7 @@ def trained():
     return {}
 
 
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
+@pytest.fixture(params=ENGINES)
 def run(request, trained, config_file, train_net, tmp_path_factory):
     """Config file, folder and output of a run in each host, which the first test makes."""
     engine = request.param
@@ -165,14 +163,14 @@ def test_the_page_of_results(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["native", pytest.param("detectron2", marks=needs_detectron2)])
-def test_two_processes_have_the_average_of_one(engine, config_file, start_train_net, tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_have_the_average_of_one(engine, config_file, start_program, tmp_path):
     file = config_file(*OPTIONS, "MODEL.RESNETS.NORM", "FrozenBN", "TEST.PER_CLASS_AP", False)
     states = []
     for count in (1, 2):
         folder = tmp_path / str(count)
         command = ("--engine", engine, "--config-file", file, "--num-gpus", count)
-        start_train_net(*command, "OUTPUT_DIR", folder).done()
+        start_program(*command, "OUTPUT_DIR", folder).done()
         states.append(checkpoint(folder, "model_final")["ema"])
         keys = {name for name in lines(folder)[-1] if name.startswith("bbox/")}
         assert keys == {f"bbox/{metric}" for metric in METRICS}

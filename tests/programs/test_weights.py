@@ -1,6 +1,5 @@
 """Starting weights as the programs meet them: at an address, without a network, left out."""
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from engines import needs_detectron2
 from weights_server import Server
 
 import smca
 from smca.errors import CheckpointError
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 ROOT = Path(__file__).parents[2]
 LAZY = "tools/lazyconfig_train_net.py"
 ZOO = "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
@@ -101,9 +99,7 @@ def test_lazy_configs_name_the_weights_of_the_yaml_files():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", ["--num-gpus", "torchrun"])
-def test_workers_fetch_once(
-    engine, launch, cache, resnet18, config_file, start_train_net, tmp_path
-):
+def test_workers_fetch_once(engine, launch, cache, resnet18, config_file, start_program, tmp_path):
     """And what is frozen is, in the end, what was fetched."""
     state, content = resnet18
     server = Server(content, "slow")
@@ -112,9 +108,9 @@ def test_workers_fetch_once(
     try:
         if launch == "torchrun":
             before = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-            process = start_train_net(*before, ROOT / "train_net.py", *run, script="-m")
+            process = start_program(*before, ROOT / "train_net.py", *run, script="-m")
         else:
-            process = start_train_net("--num-gpus", 2, *run)
+            process = start_program("--num-gpus", 2, *run)
         output = process.done()
     finally:
         server.stop()

@@ -3,7 +3,6 @@
 Two machines are two programs on this one, which meet at a port of it.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -14,13 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import needs_detectron2
 
 from smca.config import ConfigError
 from smca.engine.arguments import argument_parser
 from smca.engine.launch import Worker, launch, torchrun_worker
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 PROGRAM = Path(__file__).parents[2] / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run")
 # Batch statistics would depend on how a batch is shared out.
@@ -28,12 +26,12 @@ EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]
 
 
 @pytest.fixture
-def start(engine, start_train_net):
+def start(engine, start_program):
     """``start("--flag", ..., launcher=(...))``: the program in this host, in the background."""
 
     def run(*arguments, launcher=()):
         script, *before = *launcher, PROGRAM
-        return start_train_net(*before, "--engine", engine, *arguments, script=script)
+        return start_program(*before, "--engine", engine, *arguments, script=script)
 
     return run
 

@@ -1,16 +1,13 @@
 """Odd and hostile files given to train_net.py, in each host."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
-
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
+from engines import ENGINES
 
 
-@pytest.fixture(params=["native", pytest.param("detectron2", marks=needs_detectron2)])
+@pytest.fixture(params=ENGINES)
 def run(request, config_file, train_net, shapes, tmp_path):
     """``run(change)``: trains on annotation files that ``change`` has changed."""
 

@@ -28,12 +28,12 @@ OPEN = ("files", "threads", "processes")
 
 
 @pytest.fixture
-def held(start_train_net, monkeypatch):
+def held(start_program, monkeypatch):
     """``held(program, ...)``: what a program of watched_programs.py prints of itself."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"), prepend=os.pathsep)
 
     def run(*arguments):
-        output = start_train_net(*arguments, script=WATCHED).done()
+        output = start_program(*arguments, script=WATCHED).done()
         return json.loads(output.splitlines()[-1])
 
     return run
@@ -61,7 +61,7 @@ def noise(folder, count, classes):
 
 @pytest.mark.slow
 def test_two_thousand_iterations_hold_what_three_hundred_did(
-    engine, config_file, start_train_net, tmp_path
+    engine, config_file, start_program, tmp_path
 ):
     """With evaluations, checkpoints and a moving average on the way."""
     file = config_file(
@@ -72,7 +72,7 @@ def test_two_thousand_iterations_hold_what_three_hundred_did(
     output = tmp_path / "long_run.json"
     flags = ("--config-file", file, "--engines", engine, "--output", output)
     often = ("--interval", 0.25, "--window", 200)
-    start_train_net(*flags, *often, script=ROOT / "benchmarks/long_run.py").done()
+    start_program(*flags, *often, script=ROOT / "benchmarks/long_run.py").done()
     first, *_, last = json.loads(output.read_text())["rows"]
     # The faster the machine, the more of the last lines are written between two looks.
     assert first["after"] == 300 and 1700 <= last["after"] <= 1800

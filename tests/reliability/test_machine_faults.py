@@ -51,14 +51,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
 def test_a_disk_that_has_no_room_for_results_or_the_log(
-    engine, config_file, start_train_net, tmp_path
+    engine, config_file, start_program, tmp_path
 ):
     results = tmp_path / "out/inference/coco_instances_results.json"
     results.parent.mkdir(parents=True)
     for path in (results, tmp_path / "out/log.txt"):
         path.symlink_to("/dev/full")
     file = config_file("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
-    process = start_train_net("--engine", engine, "--config-file", file)
+    process = start_program("--engine", engine, "--config-file", file)
     output = process.printed()
     assert process.returncode == 2, output[-3000:]
     last = output.splitlines()[-1]

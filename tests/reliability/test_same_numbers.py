@@ -1,6 +1,5 @@
 """A seed gives the same numbers, bit by bit, on one machine with one number of threads (CPU)."""
 
-import importlib.util
 import json
 import os
 import random
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engines import ENGINES
 from torch.testing import assert_close
 
 import smca
@@ -20,9 +20,6 @@ from smca.engine.prepare import prepare
 from smca.native.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
-ENGINES = ["native", pytest.param("detectron2", marks=needs_detectron2)]
 RANDOM = [
     *("MODEL.SMCA.DROPOUT", 0.1, "MODEL.SMCA.ATTENTION_DROPOUT", 0.1),
     *("INPUT.MIN_SIZE_TRAIN", (64, 96), "TEST.PER_CLASS_AP", True),

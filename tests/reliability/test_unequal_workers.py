@@ -1,6 +1,5 @@
 """Workers with unequal shares: fewer images than workers, and workers that have no boxes."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import ENGINES
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 ROOT = Path(__file__).parents[2]
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]
 
@@ -41,9 +39,9 @@ def found(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["native", pytest.param("detectron2", marks=needs_detectron2)])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_more_workers_than_images(
-    engine, few_images, config_file, train_net, start_train_net, tmp_path
+    engine, few_images, config_file, train_net, start_program, tmp_path
 ):
     """Three workers learn from two images, mostly without a box, and find what one does."""
     changes = ("DATASETS.COCO_FORMAT", few_images, "SOLVER.IMS_PER_BATCH", 3)
@@ -51,7 +49,7 @@ def test_more_workers_than_images(
     run = ("--engine", engine, "--config-file", config_file(*EXACT, *changes))
     one, three, again = (tmp_path / name for name in ("one", "three", "again"))
     train_net(*run, "OUTPUT_DIR", one)
-    start_train_net(*run, "--num-gpus", 3, "OUTPUT_DIR", three).done()
+    start_program(*run, "--num-gpus", 3, "OUTPUT_DIR", three).done()
     models = [torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (one, three)]
     torch.testing.assert_close(*models, rtol=0, atol=1e-4)
     # The same weights, by one worker: each image was looked at once.

@@ -1,7 +1,6 @@
 """Workers that fail, are killed, hang or lose their launcher: how soon all end, what is said."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import signal
@@ -11,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from engines import needs_detectron2
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is not installed")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 PROGRAM = Path(__file__).parents[2] / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
@@ -48,7 +46,7 @@ def wait_for(condition, seconds=300):
 
 
 @pytest.fixture
-def start(start_train_net):
+def start(start_program):
     """``start(engine, launcher, *arguments)``: two workers, which are gone after the test."""
     processes = []
 
@@ -56,7 +54,7 @@ def start(start_train_net):
         own = (PROGRAM, "--num-gpus", 2)
         script, *before = own if launcher == "own" else (*TORCHRUN, PROGRAM)
         arguments = (*before, "--engine", engine, *arguments)
-        processes.append(start_train_net(*arguments, script=script))
+        processes.append(start_program(*arguments, script=script))
         return processes[-1]
 
     yield run

@@ -1,17 +1,16 @@
 """Images with boxes at the edges of what can be, and the mappers of both hosts."""
 
 import functools
-import importlib.util
 import math
 
 import numpy as np
+from engines import HAS_DETECTRON2
 from hypothesis import strategies as st
 from PIL import Image
 
 import smca
 from smca.data.mapper import DetrMapper
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 HOSTS = ["native"] + ["detectron2"] * HAS_DETECTRON2
 PLAIN = {"RANDOM_FLIP": "none", "MIN_SIZE_TRAIN": (0,), "FORMAT": "RGB"}
 

@@ -1,10 +1,13 @@
-"""Modules and files that a command line names by ``--import``: they register parts of your own."""
+"""Parts of your own: modules and files that ``--import`` names, and what they have registered."""
 
 import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from fvcore.common.registry import Registry
 
 from .errors import ConfigError
 
@@ -52,3 +55,20 @@ def _import_file(path: Path) -> None:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+
+
+def registered(registry: Registry, key: str, name: str, *, others: str = "") -> Any:
+    """Return what ``registry`` holds under ``name``, the value of the config key ``key``.
+
+    Args:
+        others: words for names that are allowed elsewhere, for the message.
+
+    Raises:
+        ConfigError: ``name`` is not registered.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(known for known, _ in registry))
+        raise ConfigError(
+            f"{key} is {name!r}; it must be one of {known}{others}; one of your own needs --import"
+        )
+    return registry.get(name)

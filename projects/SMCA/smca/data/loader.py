@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import end_with_parent, rank, world_size
 from ..errors import LoaderError
+from ..imports import registered
 from .dataset import EvaluationDataset, TrainingDataset
 from .reading import Note, claim_note, make_notes, note
-from .sampler import sampler_class
+from .sampler import SMCA_SAMPLER_REGISTRY
 
 
 def build_train_loader(
@@ -48,7 +49,8 @@ def build_train_loader(
         ConfigError: there is no such sampler, or the batch is not a multiple of the number of
             workers.
     """
-    batches = sampler_class(sampler)(
+    chosen = registered(SMCA_SAMPLER_REGISTRY, "DATALOADER.SAMPLER_TRAIN", sampler)
+    batches = chosen(
         dataset,
         groups=[int(aspect_ratio_grouping and r["width"] <= r["height"]) for r in dataset],
         batch_size=total_batch_size,

@@ -130,17 +130,3 @@ def _draw_seed(seed: int, position: int) -> int:
     """Return the seed (63 bits) of the augmentation at a position of the stream."""
     digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def sampler_class(name: str) -> type[TrainingSampler]:
-    """Return the sampler of this name, the value of DATALOADER.SAMPLER_TRAIN.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in SMCA_SAMPLER_REGISTRY:
-        known = ", ".join(sorted(known for known, _ in SMCA_SAMPLER_REGISTRY))
-        raise ConfigError(
-            f"DATALOADER.SAMPLER_TRAIN is {name!r}; it must be one of {known}, or needs --import"
-        )
-    return SMCA_SAMPLER_REGISTRY.get(name)

@@ -8,7 +8,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from fvcore.common.registry import Registry
 
-from ..errors import ConfigError
+from ..imports import registered
 
 SMCA_BACKBONE_REGISTRY = Registry("SMCA_BACKBONE")
 SMCA_BACKBONE_REGISTRY.__doc__ = "Subclasses of :class:`~smca.modeling.parts.Backbone`, by name."
@@ -23,18 +23,6 @@ SMCA_DECODER_REGISTRY.__doc__ = "Subclasses of :class:`~smca.modeling.parts.Deco
 def build_from_registry(
     registry: Registry, cfg: CfgNode, key: str, name: str, *, others: str = ""
 ) -> Any:
-    """Build the part that ``registry`` holds under ``name``, the value of the config key ``key``.
-
-    Args:
-        others: words for names that are allowed elsewhere, for the message.
-
-    Raises:
-        ConfigError: ``name`` is not registered.
-    """
-    if name not in registry:
-        known = ", ".join(sorted(known for known, _ in registry))
-        raise ConfigError(
-            f"{key} is {name!r}; it must be one of {known}{others}, or needs --import"
-        )
-    part = registry.get(name)
+    """Build the part of this name from ``cfg``; see :func:`~smca.imports.registered`."""
+    part = registered(registry, key, name, others=others)
     return part(**part.from_config(cfg))
