@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
+from torchvision.transforms import v2
 
 import smca
 from smca.checkpoints import SafeCheckpointing
@@ -26,10 +27,10 @@ AVERAGE = ["MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
 def train(config_file, tmp_path):
     """``train("folder", "KEY", value, ...)``: trains there and returns the trainer."""
 
-    def run(folder, *opts, resume=False):
+    def run(folder, *opts, resume=False, kind=Trainer):
         output = ["OUTPUT_DIR", str(tmp_path / folder)]
         cfg = prepare(load_cfg(smca.get_cfg(), config_file(*RANDOM, *opts), output))
-        trainer = Trainer(cfg)
+        trainer = kind(cfg)
         trainer.resume_or_load(resume=resume)
         trainer.train()
         return trainer
@@ -55,6 +56,18 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(train, tmp_path):
     assert resumed.iterations.clock.iterations == 6
     name = "neck.projections.0.weight"
     assert not torch.equal(whole["ema"][name], whole["model"][name])
+
+
+def test_a_trainer_of_your_own_changes_the_augmentations(train):
+    class Dark(Trainer):
+        def build_mapper(self):
+            mapper = super().build_mapper()
+            mapper.augmentations.append(v2.ColorJitter(brightness=(0, 0)))
+            return mapper
+
+    for kind, is_dark in ((Trainer, False), (Dark, True)):
+        batch = train(kind.__name__, kind=kind).iterations.batch
+        assert all((sample.image.max() == 0) == is_dark for sample in batch)
 
 
 def test_pictures_change_nothing(train, tmp_path):

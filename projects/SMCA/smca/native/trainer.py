@@ -71,6 +71,10 @@ class Trainer:
         self.iterations.begin()
         self._set_rates()
 
+    def build_mapper(self) -> DetrMapper:
+        """Return the mapper of training records; a subclass may change its augmentations."""
+        return DetrMapper.from_config(self.cfg, is_train=True)
+
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
 
@@ -80,6 +84,7 @@ class Trainer:
         start = self.iterations.done + 1
         batches = build_train_loader(
             self.cfg,
+            mapper=self.build_mapper(),
             seed=self.iterations.seed,
             start=start,
             like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
@@ -167,7 +172,12 @@ class Trainer:
 
 
 def build_train_loader(
-    cfg: CfgNode, *, seed: int, start: int = 0, like: Mapping[str, Sequence[str]] | None = None
+    cfg: CfgNode,
+    *,
+    seed: int,
+    start: int = 0,
+    mapper: DetrMapper | None = None,
+    like: Mapping[str, Sequence[str]] | None = None,
 ) -> DataLoader:
     """Build an endless loader of ``list[Sample]``, this worker's shares of the global batches.
 
@@ -181,7 +191,7 @@ def build_train_loader(
             [(dataset.name, dataset.records) for dataset in datasets],
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         ),
-        mapper=DetrMapper.from_config(cfg, is_train=True),
+        mapper=mapper or DetrMapper.from_config(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         sampler=cfg.DATALOADER.SAMPLER_TRAIN,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
