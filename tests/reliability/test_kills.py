@@ -52,7 +52,7 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture
-def program(engine, tmp_path):
+def killable(engine, tmp_path):
     program = Program(engine, tmp_path / "log.txt")
     yield program
     program.close()
@@ -105,7 +105,7 @@ def require_equal(folder, whole):
 
 @on_linux
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing(engine, program, config_file, train_net, tmp_path):
+def test_twenty_kills_lose_nothing(engine, killable, config_file, train_net, tmp_path):
     workers = {"native": 1, "detectron2": 2}[engine]
     run = ("--config-file", config_file(*EVERYTHING, "DATALOADER.NUM_WORKERS", workers))
     whole = tmp_path / "whole"
@@ -124,29 +124,29 @@ def test_twenty_kills_lose_nothing(engine, program, config_file, train_net, tmp_
         # However fast files are written here, some are to be cut short.
         moments = moments or [(1, 0.0)]
         folder = tmp_path / f"parts{ends}"
-        program.start(*run, "--resume", "OUTPUT_DIR", folder)
-        wait_for_moment(program, folder, *moments[-1])
-        code = program.kill()
+        killable.start(*run, "--resume", "OUTPUT_DIR", folder)
+        wait_for_moment(killable, folder, *moments[-1])
+        code = killable.kill()
         if code == 0:  # It was at its end before; the next one is killed sooner.
             require_equal(folder, whole)
             ends += 1
             moments[-1] = (moments[-1][0], moments[-1][1] / 2)
             continue
-        assert code == -signal.SIGKILL, program.log.read_text()[-5000:]
+        assert code == -signal.SIGKILL, killable.log.read_text()[-5000:]
         kills += 1
         assert kills < 60
         unfinished += bool(written(folder))
         resumed.add((ends, last_checkpoint(folder)))
         moments.pop()
-    program.start(*run, "--resume", "OUTPUT_DIR", folder)
-    assert program.wait() == 0, program.log.read_text()[-5000:]
+    killable.start(*run, "--resume", "OUTPUT_DIR", folder)
+    assert killable.wait() == 0, killable.log.read_text()[-5000:]
     require_equal(folder, whole)
-    assert "is damaged" not in program.log.read_text()
+    assert "is damaged" not in killable.log.read_text()
     assert not written(folder)
     end = time.monotonic() + 20
-    while program.left() and time.monotonic() < end:
+    while killable.left() and time.monotonic() < end:
         time.sleep(0.1)
-    assert not program.left()
+    assert not killable.left()
     # The run went on between the kills.
     assert len(resumed) >= 8
     shown = shown_precisions(folder)
