@@ -158,14 +158,15 @@ def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
     memory.
     """
     category_ids = ground_truth.getCatIds()
+    # Of the ground truth itself, loadRes would copy all categories for each of them.
+    images = COCO({"images": ground_truth.dataset["images"], "categories": []})
     precision, recall = [], []
     for label, category_id in enumerate(category_ids):
         found = coco_results(rows[rows["label"] == label], category_ids)
         for result in found:
             result["segmentation"] = None  # or the library makes a polygon of each box
-        scores = COCOeval(
-            ground_truth, ground_truth.loadRes(found), "bbox", print_function=logger.debug
-        )
+        detected = images.loadRes(found)
+        scores = COCOeval(ground_truth, detected, "bbox", print_function=logger.debug)
         scores.params.catIds = [category_id]
         scores.evaluate()
         precision.append(scores.eval["precision"])  # (IoU, recall, 1, area, detections)
