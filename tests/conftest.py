@@ -27,6 +27,8 @@ os.chdir(ROOT)
 # Programs that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# By default Python looks for garbage after 700 new objects: a tenth of the time of an export.
+gc.set_threshold(50_000)
 # The same cases in every run. HYPOTHESIS_PROFILE=explore draws others each time, and keeps what
 # fails in .hypothesis; --hypothesis-show-statistics counts them.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)

@@ -53,12 +53,14 @@ OURS = ("smca", "fvcore", "torchvision", "detectron2")
 @pytest.fixture
 def trained(config_file, tiny_config, shapes, tmp_path):
     """``(config file, checkpoint, image)``."""
-    detector = distinct_detector(tiny_config())
+    small = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
+    small += ("MODEL.SMCA.ENCODER.BLOCKS", ["intra"], "MODEL.SMCA.DECODER.NUM_LAYERS", 1)
+    detector = distinct_detector(tiny_config(*small))
     content = {"model": detector.state_dict(), "class_names": list(NAMES)}
     write_checkpoint(content, tmp_path / "model.pth")
     image = Image.open(sorted(Path(shapes["val"][1]).iterdir())[0]).convert("RGB")
     image.resize((90, 64)).save(tmp_path / "image.png")
-    file = config_file("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 120)
+    file = config_file(*small, "INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 120)
     return file, tmp_path / "model.pth", tmp_path / "image.png"
 
 

@@ -47,7 +47,7 @@ class Program:
         self.engine, self.log = engine, log
         launch = {"native": "smca.native.launch", "detectron2": "smca.d2.launch"}[engine]
         self.forks = subprocess.Popen(
-            [sys.executable, "-c", FORKS, "smca.train", launch],
+            [sys.executable, "-c", FORKS, "smca.train", launch, "torch.utils.tensorboard"],
             cwd=ROOT,
             env={**ENVIRONMENT, MARK: str(log)},
             stdin=subprocess.PIPE,

@@ -107,7 +107,7 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict:
         done = self.iter + 1
-        if done < self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+        if self.start_iter < done < self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
             self.checkpointer.save_periodic(self.iter)  # a failing evaluation loses nothing
         results = self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
         tests = self.cfg.DATASETS.TEST
