@@ -25,6 +25,8 @@ pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
 
 NAMES = ("circle", "rectangle", "triangle")
 ONE_SCALE = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
+# What one layer hands on to the next, "multi_scale", "conditional" and "deformable_refine" show.
+ONE_LAYER = ("MODEL.SMCA.DECODER.NUM_LAYERS", 1)
 BLOCKS = "MODEL.SMCA.ENCODER.BLOCKS"
 MODULATION = "MODEL.SMCA.MODULATION"
 CONDITIONAL = (*ONE_SCALE, BLOCKS, [], "MODEL.SMCA.DECODER.NAME", "ConditionalDecoder")
@@ -36,6 +38,7 @@ DEFORMABLE = (
 FAMILIES = {
     "multi_scale": (),
     "oriented_and_nothing_shared": (
+        *ONE_LAYER,
         *("MODEL.SMCA.ENCODER.SHARE_ATTENTION", False, "MODEL.SMCA.ENCODER.SHARE_FFN", False),
         *("MODEL.SMCA.DECODER.SHARE_KEY_VALUE", False, "MODEL.SMCA.DECODER.SCALE_SELECTION", False),
         *(f"{MODULATION}.SCALE", "oriented", "INPUT.FORMAT", "BGR"),
@@ -46,10 +49,12 @@ FAMILIES = {
         *(f"{MODULATION}.SCALE", "fixed", f"{MODULATION}.HEADS", "shared"),
     ),
     "depthwise_single": (
+        *ONE_LAYER,
         *("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.ENCODER.NUM_LAYERS", 1),
         *(f"{MODULATION}.SCALE", "single"),
     ),
     "detr_softmax_dilated": (
+        *ONE_LAYER,
         *(*ONE_SCALE, BLOCKS, ["intra"], "MODEL.SMCA.DECODER.NAME", "DETRDecoder"),
         *("MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"),
         *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2),
@@ -61,7 +66,7 @@ FAMILIES = {
         *("MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter"),
         *("MODEL.SMCA.CONDITIONAL.SPATIAL_QUERY", "CSQ-I"),
     ),
-    "deformable": DEFORMABLE,
+    "deformable": (*DEFORMABLE, *ONE_LAYER),
     "deformable_refine": (*DEFORMABLE, "MODEL.SMCA.DEFORMABLE.REFINE", True),
 }
 # Odd sides, one image and more, narrow ones.
