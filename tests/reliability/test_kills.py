@@ -211,6 +211,17 @@ def test_what_a_kill_cuts_short_is_made_up_for(trainer, tmp_path):
     assert written(folder) == {"mine.tmp"}
 
 
+def test_an_evaluation_is_made_up_for_without_saving_again(trainer, tmp_path):
+    folder, whole = tmp_path / "parts", tmp_path / "whole"
+    often = ("TEST.EVAL_PERIOD", 2)
+    train(trainer("whole", *often))
+    leave(folder, whole, "model_0000001.pth", "model_0000001.pth")
+    file = (folder / "model_0000001.pth").stat().st_ino
+    train(trainer("parts", *often), resume=True)
+    assert (folder / "model_0000001.pth").stat().st_ino == file
+    require_equal(folder, whole)
+
+
 def test_a_run_killed_before_its_last_file_gets_it(trainer, tmp_path):
     folder, whole = tmp_path / "parts", tmp_path / "whole"
     train(trainer("whole"))
