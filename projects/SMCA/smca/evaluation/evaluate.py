@@ -165,8 +165,7 @@ def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
         found = coco_results(rows[rows["label"] == label], category_ids)
         for result in found:
             result["segmentation"] = None  # or the library makes a polygon of each box
-        detected = images.loadRes(found)
-        scores = COCOeval(ground_truth, detected, "bbox", print_function=logger.debug)
+        scores = COCOeval(ground_truth, images.loadRes(found), "bbox", print_function=logger.debug)
         scores.params.catIds = [category_id]
         scores.evaluate()
         precision.append(scores.eval["precision"])  # (IoU, recall, 1, area, detections)
