@@ -98,10 +98,7 @@ def test_lazy_configs_name_the_weights_of_the_yaml_files():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("engine", "launch"),
-    [("native", "torchrun"), pytest.param("detectron2", "--num-gpus", marks=needs_detectron2)],
-)
+@pytest.mark.parametrize("launch", ["--num-gpus", "torchrun"])
 def test_workers_fetch_once(engine, launch, cache, resnet18, config_file, start_program, tmp_path):
     """And what is frozen is, in the end, what was fetched."""
     state, content = resnet18
