@@ -158,7 +158,7 @@ def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
     memory.
     """
     category_ids = ground_truth.getCatIds()
-    # Of the ground truth itself, loadRes would copy all categories for each of them.
+    # Without the categories, all of which loadRes would copy for each class.
     images = COCO({"images": ground_truth.dataset["images"], "categories": []})
     precision, recall = [], []
     for label, category_id in enumerate(category_ids):
