@@ -22,7 +22,7 @@ needs_half_precision = pytest.mark.skipif(
 def test_the_loss_falls_as_in_float32(train_net, tmp_path):
     """In bfloat16 on a CPU, in float16 on CUDA."""
     folder = tmp_path / "shapes"
-    shapes = write_shapes_dataset(folder, num_train=800, num_val=4, image_size=128)
+    shapes = write_shapes_dataset(folder, num_train=800, num_val=4, image_size=96)
     datasets = [[name, *files] for name, files in shapes.items()]
     curves = []
     for amp in (False, True):
