@@ -25,8 +25,10 @@ pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
 
 NAMES = ("circle", "rectangle", "triangle")
 ONE_SCALE = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
-# What one layer hands on to the next, "multi_scale", "conditional" and "deformable_refine" show.
+# What one layer hands on to the next, and a scale beyond the backbone's, "multi_scale" and
+# "deformable_refine" show.
 ONE_LAYER = ("MODEL.SMCA.DECODER.NUM_LAYERS", 1)
+TWO_SCALES = (*ONE_LAYER, "MODEL.SMCA.NUM_SCALES", 2)
 BLOCKS = "MODEL.SMCA.ENCODER.BLOCKS"
 MODULATION = "MODEL.SMCA.MODULATION"
 CONDITIONAL = (*ONE_SCALE, BLOCKS, [], "MODEL.SMCA.DECODER.NAME", "ConditionalDecoder")
@@ -38,7 +40,7 @@ DEFORMABLE = (
 FAMILIES = {
     "multi_scale": (),
     "oriented_and_nothing_shared": (
-        *ONE_LAYER,
+        *TWO_SCALES,
         *("MODEL.SMCA.ENCODER.SHARE_ATTENTION", False, "MODEL.SMCA.ENCODER.SHARE_FFN", False),
         *("MODEL.SMCA.DECODER.SHARE_KEY_VALUE", False, "MODEL.SMCA.DECODER.SCALE_SELECTION", False),
         *(f"{MODULATION}.SCALE", "oriented", "INPUT.FORMAT", "BGR"),
@@ -49,7 +51,7 @@ FAMILIES = {
         *(f"{MODULATION}.SCALE", "fixed", f"{MODULATION}.HEADS", "shared"),
     ),
     "depthwise_single": (
-        *ONE_LAYER,
+        *TWO_SCALES,
         *("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.ENCODER.NUM_LAYERS", 1),
         *(f"{MODULATION}.SCALE", "single"),
     ),
@@ -66,7 +68,7 @@ FAMILIES = {
         *("MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter"),
         *("MODEL.SMCA.CONDITIONAL.SPATIAL_QUERY", "CSQ-I"),
     ),
-    "deformable": (*DEFORMABLE, *ONE_LAYER),
+    "deformable": (*DEFORMABLE, *TWO_SCALES),
     "deformable_refine": (*DEFORMABLE, "MODEL.SMCA.DEFORMABLE.REFINE", True),
 }
 # Odd sides, one image and more, narrow ones.
