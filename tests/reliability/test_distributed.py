@@ -23,6 +23,7 @@ PROGRAM = Path(__file__).parents[2] / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run")
 # Batch statistics would depend on how a batch is shared out.
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]
+AVERAGED = [*EXACT, "MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
 
 
 @pytest.fixture
@@ -57,8 +58,8 @@ def wait_for(process, condition):
         time.sleep(0.02)
 
 
-def weights(folder):
-    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+def weights(folder, name="model"):
+    return torch.load(folder / "model_final.pth", weights_only=True)[name]
 
 
 def last_losses(folder):
@@ -93,11 +94,12 @@ def trained():
 
 
 @pytest.fixture
-def whole_batch(trained, engine, start, config_file, tmp_path_factory):
+def whole_batch(trained, engine, train_net, config_file, tmp_path_factory):
     """The folder of one process with the whole batch, which each host trains once."""
     if engine not in trained:
         folder = trained[engine] = tmp_path_factory.mktemp(engine)
-        finish(start("--config-file", config_file(*EXACT, "OUTPUT_DIR", str(folder))))
+        run = ("--engine", engine, "--config-file", config_file(*AVERAGED))
+        train_net(*run, "OUTPUT_DIR", folder)
     return trained[engine]
 
 
@@ -108,12 +110,16 @@ def whole_batch(trained, engine, start, config_file, tmp_path_factory):
 def test_two_processes_are_one_with_the_whole_batch(
     launch, start, whole_batch, config_file, port, tmp_path
 ):
-    run = ("--config-file", config_file(*EXACT))
+    """Their weights, the moving average of these, and their losses."""
+    run = ("--config-file", config_file(*AVERAGED))
     outputs = [finish(process) for process in launch(start, run, port)]
-    torch.testing.assert_close(weights(tmp_path / "out"), weights(whole_batch), rtol=0, atol=1e-4)
+    for name in ("model", "ema"):
+        found, expected = (weights(folder, name) for folder in (tmp_path / "out", whole_batch))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     expected = last_losses(whole_batch)
     assert "total_loss" in expected
     assert last_losses(tmp_path / "out") == pytest.approx(expected, abs=1e-4)
+    assert "| device | 2 x CPU" in (tmp_path / "out/results.md").read_text()
     # One worker alone writes.
     assert sum("model_final.pth" in output for output in outputs) == 1
     assert not any("FutureWarning" in output for output in outputs)
