@@ -47,21 +47,24 @@ def greek_shapes(shapes, tmp_path_factory):
 
 
 @pytest.fixture
-def run(config_file, greek_shapes, tmp_path):
-    """``run(engine, "folder", "KEY", value, ..., VARIABLE=value)``: trains there; what it printed.
+def run(config_file, greek_shapes, train_net, monkeypatch, tmp_path):
+    """``run(engine, "folder", "KEY", value, ...)``: trains there; what it printed.
 
-    The folder is the working directory, and OUTPUT_DIR is ``out`` in it.
+    The folder is the working directory, and OUTPUT_DIR is ``out`` in it. With variables
+    (``NAME="value"``) this is done by another process, whose they are.
     """
 
     def start(engine, name, *opts, **environment):
         folder = tmp_path / name
         folder.mkdir()
-        file = config_file(*RANDOM, *greek_shapes)
-        command = [sys.executable, str(ROOT / "train_net.py"), "--engine", engine]
-        command += ["--config-file", file, "OUTPUT_DIR", "out", *map(str, opts)]
+        arguments = ["--engine", engine, "--config-file", config_file(*RANDOM, *greek_shapes)]
+        arguments += ["OUTPUT_DIR", "out", *map(str, opts)]
+        if not environment:
+            monkeypatch.chdir(folder)
+            return train_net(*arguments)
         paths = filter(None, [str(ROOT / "projects" / "SMCA"), os.getenv("PYTHONPATH")])
         done = subprocess.run(
-            command,
+            [sys.executable, str(ROOT / "train_net.py"), *arguments],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
             stdout=subprocess.PIPE,
