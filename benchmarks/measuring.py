@@ -69,6 +69,7 @@ def interleave(
             continue
         repeats[name] = max(1, round(least_seconds / max(seconds, 1e-9)))
         times[name] = []
+    gc.freeze()  # collecting then visits what the functions leave, not all that was imported
     for _ in range(rounds):
         for name in list(times):
             gc.collect()
@@ -81,6 +82,7 @@ def interleave(
                 torch.cuda.empty_cache()
             finally:
                 gc.enable()
+    gc.unfreeze()
     return times
 
 

@@ -1,29 +1,15 @@
 """The ablation benchmark on a tiny detector."""
 
-import json
-import sys
-from pathlib import Path
-
 import ablation as program
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def run(config_file, monkeypatch, tmp_path):
+def run(config_file, measured):
     """``run("--flag", ...)`` runs the program here on a tiny detector and returns its rows."""
-
-    def run(*flags):
-        output = tmp_path / "ablation.json"
-        files = ("--config", config_file(), "--output", output)
-        common = ("--device", "cpu", "--threads", 1, "--rounds", 1, "--size", 64, 96)
-        monkeypatch.setattr(sys, "argv", list(map(str, ["ablation.py", *files, *common, *flags])))
-        assert program.main() == 0
-        return json.loads(output.read_text())["rows"]
-
-    return run
+    common = ("--config", config_file(), "--device", "cpu", "--rounds", 1, "--size", 64, 96)
+    return lambda *flags: measured(program, *common, *flags)[1]["rows"]
 
 
 @pytest.fixture

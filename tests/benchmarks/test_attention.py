@@ -1,7 +1,6 @@
 """The attention benchmark at tiny sizes, and the references it compares with."""
 
 import json
-import sys
 from pathlib import Path
 
 import attention as program
@@ -16,18 +15,10 @@ FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(measured):
     """``run("--flag", ...)`` runs the program here and returns its record."""
-
-    def run(*flags):
-        output = tmp_path / "attention.json"
-        common = ("--device", "cpu", "--threads", 1, "--rounds", 2, "--least-seconds", 0)
-        arguments = ["attention.py", *flags, *common, "--output", output]
-        monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-        assert program.main() == 0
-        return json.loads(output.read_text())
-
-    return run
+    common = ("--device", "cpu", "--rounds", 2, "--least-seconds", 0)
+    return lambda *flags: measured(program, *common, *flags)[1]
 
 
 @pytest.mark.parametrize("name", ["dense", "unfused"])

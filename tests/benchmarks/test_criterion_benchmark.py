@@ -1,16 +1,12 @@
 """The criterion's benchmark at a tiny size, and the plain loops that it compares with."""
 
-import json
-from pathlib import Path
-
 import criterion as program
 import pytest
 import torch
 from torch.testing import assert_close
 
-ROOT = Path(__file__).parents[2]
 TINY = ("--batches", 2, "--layers", 2, "--queries", 7, "--classes", 4, "--device", "cpu")
-FAST = ("--rounds", 2, "--least-seconds", 0, "--threads", 1)
+FAST = ("--rounds", 2, "--least-seconds", 0)
 
 PARTS = [
     *("criterion", "plain", "matcher", "costs", "transfer", "assignment"),
@@ -18,22 +14,10 @@ PARTS = [
 ]
 
 
-@pytest.fixture
-def measured(start_program, tmp_path):
-    """Runs the program; returns what it printed, and its record."""
-
-    def run(*flags):
-        output = tmp_path / "criterion.json"
-        script = ROOT / "benchmarks/criterion.py"
-        printed = start_program(*TINY, *FAST, *flags, "--output", output, script=script).done()
-        return printed, json.loads(output.read_text())
-
-    return run
-
-
 @pytest.mark.slow
 def test_rows_of_all_cases_with_their_parts_errors_and_shares(measured):
-    printed, record = measured("--losses", "focal", "--boxes", 1, 3, "--step-seconds", 10)
+    flags = ("--losses", "focal", "--boxes", 1, 3, "--step-seconds", 10)
+    printed, record = measured(program, *TINY, *FAST, *flags)
     rows = record["rows"]
     found = [(row["loss"], row["boxes"], row["part"]) for row in rows]
     assert found == [("focal", boxes, part) for boxes in (1, 3) for part in PARTS]
@@ -57,7 +41,7 @@ def test_rows_of_all_cases_with_their_parts_errors_and_shares(measured):
 @pytest.mark.slow
 def test_the_share_is_of_a_step_that_is_measured(measured, config_file):
     step = ("--step-config", config_file(), "--step-size", 64, 64)
-    _, record = measured("--boxes", 1, "--no-memory", *step)
+    _, record = measured(program, *TINY, *FAST, "--boxes", 1, "--no-memory", *step)
     found = [(row["loss"], row["part"]) for row in record["rows"]]
     assert found == [(loss, part) for loss in ("focal", "softmax") for part in PARTS]
     assert all(row["error"] < 1e-5 for row in record["rows"] if row["part"] == "criterion")

@@ -1,6 +1,5 @@
 """The data benchmark with a handful of small pictures."""
 
-import json
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 HOSTS = ["native", *(["detectron2"] if find_spec("detectron2") else [])]
 STEPS = ["decode", "tensor", "boxes", "flip", "resize", "crop", "all"]
 TINY = ("--images", 3, "--size", "60x80", "--workers", 0, 1, "--batch", 1, "--batches", 2)
@@ -19,11 +17,9 @@ DRAFT = ("--draft-sizes", "60x80", "240x320", "--draft-short", 60, "--draft-imag
 
 
 @pytest.mark.slow
-def test_steps_batches_loaders_and_reduced_decoding(start_program, tmp_path):
-    output = tmp_path / "data.json"
-    flags = (*TINY, *FAST, *DRAFT, "--step-seconds", 0.01, "--output", output)
-    start_program(*flags, script=ROOT / "benchmarks/data.py").done()
-    rows = json.loads(output.read_text())["rows"]
+def test_steps_batches_loaders_and_reduced_decoding(measured):
+    _, record = measured(program, *TINY, *FAST, *DRAFT, "--step-seconds", 0.01)
+    rows = record["rows"]
     mapper = [row for row in rows if "step" in row]
     loader = [row for row in rows if "workers" in row]
     draft = [row for row in rows if "decoded" in row]

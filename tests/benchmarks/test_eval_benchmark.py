@@ -1,25 +1,21 @@
 """The evaluation's benchmark with a few images."""
 
-import json
 from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 
 import eval as program
 import eval_workload
 import pytest
 
-ROOT = Path(__file__).parents[2]
 HOSTS = ["native", *(["detectron2"] if find_spec("detectron2") else [])]
 STAGES = ["all", "read", "write", "score", "other"]
 
 
 @pytest.mark.slow
-def test_stages_make_up_the_whole_and_evaluations_agree(start_program, tmp_path):
-    output = tmp_path / "eval.json"
-    tiny = ("--images", 4, "--boxes", 20, "--classes", 3, "--rounds", 2, "--threads", 1)
-    start_program(*tiny, "--output", output, script=ROOT / "benchmarks/eval.py").done()
-    rows = json.loads(output.read_text())["rows"]
+def test_stages_make_up_the_whole_and_evaluations_agree(measured):
+    tiny = ("--images", 4, "--boxes", 20, "--classes", 3, "--rounds", 2)
+    _, record = measured(program, *tiny)
+    rows = record["rows"]
     found = [(row["evaluation"], row["stage"]) for row in rows]
     assert found == list(product(["plain", *HOSTS], STAGES))
     assert all(row["plain_over"] == 1 for row in rows[: len(STAGES)])

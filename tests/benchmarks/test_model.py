@@ -1,7 +1,6 @@
 """The model benchmark on a tiny detector, and the stages its time is divided into."""
 
 import json
-import sys
 from pathlib import Path
 
 import model as program
@@ -21,18 +20,10 @@ def workload(tiny_config):
 
 
 @pytest.fixture
-def run(config_file, monkeypatch, tmp_path):
+def run(config_file, measured):
     """``run("--flag", ...)`` runs the program here on a tiny detector and returns its record."""
-
-    def run(*flags):
-        output = tmp_path / "model.json"
-        files = ("--configs", config_file(), "--output", output)
-        common = ("--device", "cpu", "--threads", 1, "--rounds", 2, "--size", 64, 96)
-        monkeypatch.setattr(sys, "argv", list(map(str, ["model.py", *files, *common, *flags])))
-        assert program.main() == 0
-        return json.loads(output.read_text())
-
-    return run
+    common = ("--configs", config_file(), "--device", "cpu", "--rounds", 2, "--size", 64, 96)
+    return lambda *flags: measured(program, *common, *flags)[1]
 
 
 def test_every_model_of_the_family_is_measured():
