@@ -69,7 +69,6 @@ def interleave(
             continue
         repeats[name] = max(1, round(least_seconds / max(seconds, 1e-9)))
         times[name] = []
-    gc.freeze()  # collecting then visits what the functions leave, not all that was imported
     for _ in range(rounds):
         for name in list(times):
             gc.collect()
@@ -82,7 +81,6 @@ def interleave(
                 torch.cuda.empty_cache()
             finally:
                 gc.enable()
-    gc.unfreeze()
     return times
 
 
@@ -191,7 +189,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, *, rounds: int = 7
 
 
 def chosen_device(args: argparse.Namespace) -> torch.device:
-    """Return the device of ``--device``, and set torch's threads to ``--threads``."""
+    """Set the process up for timings, and return the device of ``--device``."""
+    # Otherwise each garbage collection would traverse all imported modules.
+    gc.freeze()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     if device.type == "cuda":

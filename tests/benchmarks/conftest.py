@@ -1,5 +1,6 @@
 """Benchmarks run in the tests' process."""
 
+import gc
 import json
 import sys
 
@@ -17,4 +18,5 @@ def measured(monkeypatch, capsys, tmp_path):
         assert program.main() == 0
         return capsys.readouterr().out, json.loads(output.read_text())
 
-    return run
+    yield run
+    gc.unfreeze()
