@@ -23,7 +23,9 @@ PROGRAM = Path(__file__).parents[2] / "train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run")
 # Batch statistics would depend on how a batch is shared out.
 EXACT = ["MODEL.RESNETS.NORM", "FrozenBN"]
-AVERAGED = [*EXACT, "MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
+# Pictures and evaluations on the way must make no worker wait in vain.
+WATCHED = [*EXACT, "MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.3]
+WATCHED += ["VIS_PERIOD", 2, "TEST.EVAL_PERIOD", 3]
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def whole_batch(trained, engine, train_net, config_file, tmp_path_factory):
     """The folder of one process with the whole batch, which each host trains once."""
     if engine not in trained:
         folder = trained[engine] = tmp_path_factory.mktemp(engine)
-        run = ("--engine", engine, "--config-file", config_file(*AVERAGED))
+        run = ("--engine", engine, "--config-file", config_file(*WATCHED))
         train_net(*run, "OUTPUT_DIR", folder)
     return trained[engine]
 
@@ -111,7 +113,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     launch, start, whole_batch, config_file, port, tmp_path
 ):
     """Their weights, the moving average of these, and their losses."""
-    run = ("--config-file", config_file(*AVERAGED))
+    run = ("--config-file", config_file(*WATCHED))
     outputs = [finish(process) for process in launch(start, run, port)]
     for name in ("model", "ema"):
         found, expected = (weights(folder, name) for folder in (tmp_path / "out", whole_batch))
