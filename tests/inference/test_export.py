@@ -25,8 +25,8 @@ pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
 
 NAMES = ("circle", "rectangle", "triangle")
 ONE_SCALE = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
-# What one layer hands on to the next, and a scale beyond the backbone's, "multi_scale" and
-# "deformable_refine" show.
+# Less to export: "multi_scale" and "deformable_refine" have several layers, of which one hands on
+# to the next, and a scale beyond the backbone's.
 ONE_LAYER = ("MODEL.SMCA.DECODER.NUM_LAYERS", 1)
 TWO_SCALES = (*ONE_LAYER, "MODEL.SMCA.NUM_SCALES", 2)
 BLOCKS = "MODEL.SMCA.ENCODER.BLOCKS"

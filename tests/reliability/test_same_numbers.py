@@ -50,8 +50,8 @@ def greek_shapes(shapes, tmp_path_factory):
 def run(config_file, greek_shapes, train_net, monkeypatch, tmp_path):
     """``run(engine, "folder", "KEY", value, ...)``: trains there; what it printed.
 
-    The folder is the working directory, and OUTPUT_DIR is ``out`` in it. With variables
-    (``NAME="value"``) this is done by another process, whose they are.
+    The folder is the working directory, and OUTPUT_DIR is ``out`` in it. Variables of the
+    environment (``NAME="value"``) make it a process of its own, which has them.
     """
 
     def start(engine, name, *opts, **environment):

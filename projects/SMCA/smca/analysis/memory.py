@@ -34,9 +34,9 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *args: object) -> 
     """
     # The new process may need the memory that this one has freed.
     torch.cuda.empty_cache()
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload([__name__])  # torch is imported once for all measurements
-    with ProcessPoolExecutor(1, fresh, initializer=import_all, initargs=(IMPORTED,)) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once for all measurements
+    with ProcessPoolExecutor(1, context, initializer=import_all, initargs=(IMPORTED,)) as pool:
         try:
             return pool.submit(_measure, prepare, args, torch.get_num_threads()).result()
         except (BrokenProcessPool, torch.OutOfMemoryError):
