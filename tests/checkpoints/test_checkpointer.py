@@ -88,7 +88,8 @@ def test_a_resumed_run_takes_both(tmp_path, detector, tiny_config):
 def test_class_names_are_saved_where_they_are_known(tmp_path, detector):
     names = ("circle", "square", "triangle")
     SafeCheckpointing(detector, str(tmp_path)).save("without")
-    SafeCheckpointing(detector, str(tmp_path), class_names=names).save("with", iteration=3)
+    detector.class_names = names
+    SafeCheckpointing(detector, str(tmp_path)).save("with", iteration=3)
     assert "class_names" not in load(detector, tmp_path / "without.pth")
     extra = load(detector, tmp_path / "with.pth")
     assert extra == {"class_names": list(names), "iteration": 3}

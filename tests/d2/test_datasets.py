@@ -17,8 +17,8 @@ from smca.errors import DatasetError  # noqa: E402
 
 
 def test_records_and_metadata(d2_config, shapes):
-    cfg = d2_config()
-    records = dataset_records(cfg, "val")
+    d2_config()
+    records = dataset_records("val")
     content = json.loads(Path(shapes["val"][0]).read_text())
     assert [record["image_id"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert sum(len(record["annotations"]) for record in records) == len(content["annotations"])
@@ -35,8 +35,8 @@ def test_a_name_can_get_other_files(d2_config, shapes, tmp_path):
         category["name"] += " again"
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
-    cfg = d2_config("DATASETS.COCO_FORMAT", [[n, str(path), shapes["val"][1]] for n in shapes])
-    dataset_records(cfg, "val")
+    d2_config("DATASETS.COCO_FORMAT", [[n, str(path), shapes["val"][1]] for n in shapes])
+    dataset_records("val")
     assert MetadataCatalog.get("val").thing_classes[0].endswith(" again")
 
 
@@ -56,7 +56,7 @@ def test_an_unknown_name_is_refused(d2_config):
 def test_another_number_of_classes_is_refused(d2_config):
     cfg = d2_config("MODEL.SMCA.NUM_CLASSES", 2)
     with pytest.raises(DatasetError, match="NUM_CLASSES is 2, but dataset 'train' has 3"):
-        Trainer.build_train_loader(cfg)
+        Trainer(cfg)
 
 
 def test_a_dataset_of_another_project(d2_config):

@@ -57,7 +57,7 @@ def evaluated(d2_config, shapes, tmp_path):
         found = {record["image_id"]: halved(record) for record in dataset.records}
         # As in programs that read the dataset only now.
         evaluator = CocoEvaluator("val", output_dir=str(tmp_path / "d2"), by_class=by_class)
-        records = dataset_records(cfg, "val")
+        records = dataset_records("val")
         evaluator.reset()
         for record in records:
             evaluator.process([record], [as_instances(record)])
@@ -97,8 +97,8 @@ def test_both_hosts_write_the_same_files(evaluated, tmp_path):
 @pytest.mark.parametrize("converted", [False, True], ids=["annotation file", "records alone"])
 def test_it_stands_where_detectron2s_stood(d2_config, shapes, tmp_path, converted):
     """In its loop, beside other evaluators, and for datasets that only Detectron2 knows."""
-    cfg = d2_config("DATASETS.COCO_FORMAT", [["val", *shapes["val"]]], "DATASETS.TRAIN", ("val",))
-    records = dataset_records(cfg, "val")
+    d2_config("DATASETS.COCO_FORMAT", [["val", *shapes["val"]]], "DATASETS.TRAIN", ("val",))
+    records = dataset_records("val")
     name = "val"
     if converted:
         name = f"records of {tmp_path}"
@@ -121,8 +121,8 @@ def test_it_stands_where_detectron2s_stood(d2_config, shapes, tmp_path, converte
 
 def test_no_annotations_no_ap(d2_config, shapes, tmp_path):
     """As in COCO's test-dev: the results are written to be sent in."""
-    cfg = d2_config("DATASETS.COCO_FORMAT", [["val", *shapes["val"]]], "DATASETS.TRAIN", ("val",))
-    record = dataset_records(cfg, "val")[0]
+    d2_config("DATASETS.COCO_FORMAT", [["val", *shapes["val"]]], "DATASETS.TRAIN", ("val",))
+    record = dataset_records("val")[0]
     content = json.loads(Path(shapes["val"][0]).read_text())
     del content["annotations"]
     file = tmp_path / "test.json"

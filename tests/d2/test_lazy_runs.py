@@ -128,7 +128,7 @@ def test_changes_that_cannot_work(changes, message, tmp_path):
 
 def test_classes_that_are_not_the_datas(tiny, tmp_path):
     trainer, cfg = tiny(tmp_path / "out", "model.heads.num_logits=5")
-    with pytest.raises(DatasetError, match="NUM_CLASSES is 5, but dataset 'val' has 3 classes"):
+    with pytest.raises(DatasetError, match="NUM_CLASSES is 5, but dataset 'train' has 3 classes"):
         trainer(cfg)
 
 

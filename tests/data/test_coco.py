@@ -12,7 +12,7 @@ from smca.data.coco import (
     dataset_files,
     drop_bad_boxes,
     load_coco,
-    load_datasets,
+    load_training_datasets,
     usable_records,
 )
 from smca.data.coco_format import read_annotation_file
@@ -200,17 +200,33 @@ def test_usable_records_are_those_of_all_datasets(write, filter_empty, image_ids
             usable_records(datasets, filter_empty=filter_empty)
 
 
-def test_classes_must_fit_the_model_and_each_other(write):
+def test_training_classes_must_fit_the_model_and_each_other(write):
     files = write(CONTENT)
     other = write(changed(["categories", 0, "name"], "moon"), "other.json")
     cfg = config(one=files, two=other)
-    for names, like in ((["one", "two"], {}), (["two"], {"one": ("cross", "star")})):
-        with pytest.raises(DatasetError, match="'one' and 'two' have different classes"):
-            load_datasets(cfg, names, like=like)
+    cfg.MODEL.SMCA.NUM_CLASSES = 2
+    cfg.DATASETS.TRAIN = ("one", "two")
+    told = "dataset 'two' lacks the classes star of dataset 'one'; give .*'categories'"
+    with pytest.raises(DatasetError, match=told):
+        load_training_datasets(cfg)
+    cfg.DATASETS.TRAIN = ("one",)
     cfg.MODEL.SMCA.NUM_CLASSES = 80
     told = r"NUM_CLASSES is 80, .*2 classes \(cross, star\); set it to 2, or to 0"
     with pytest.raises(DatasetError, match=told):
-        load_datasets(cfg, ["one"])
+        load_training_datasets(cfg)
+
+
+def test_training_files_may_have_their_classes_in_any_order(write):
+    files = write(CONTENT)
+    content = changed(["categories", 0, "id"], 1)
+    content["annotations"][0]["category_id"] = 1
+    other = write(content, "other.json")
+    cfg = config(one=files, two=other)
+    cfg.MODEL.SMCA.NUM_CLASSES = 2
+    cfg.DATASETS.TRAIN = ("one", "two")
+    one, two = load_training_datasets(cfg)
+    assert (one.class_names, two.class_names) == (("cross", "star"), ("star", "cross"))
+    assert one.records == two.records
 
 
 def test_classes_are_counted_in_the_data(write, monkeypatch):

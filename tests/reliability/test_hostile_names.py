@@ -16,11 +16,11 @@ from scored import scored
 from dataset_checks import findings
 from dataset_checks.checks import check_dataset
 from smca.analysis.markdown import markdown_table
+from smca.data.classes import distinct
 from smca.data.coco import load_coco
 from smca.engine.guard import guarded
 from smca.engine.report import results_tables
 from smca.errors import DatasetError
-from smca.evaluation.evaluate import distinct
 from smca.structures import Detections
 from smca.visualization.attention.figure import draw_co_attention
 from smca.visualization.attention.page import Column, write_co_attention

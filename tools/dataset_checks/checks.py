@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dataset_checks import findings
 from dataset_checks.findings import SLACK, TINY, Finding
 from smca.data import coco_format
-from smca.data.coco import shown
+from smca.data.classes import shown
 from smca.data.images import open_image, read_rgb, upright_size
 from smca.errors import DatasetError
 

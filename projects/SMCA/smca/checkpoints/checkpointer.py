@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +71,6 @@ class SafeCheckpointing(Checkpointer):
         *,
         strict: bool = False,
         freeze_random: bool = False,
-        class_names: Sequence[str] | None = None,
         **options: object,
     ):
         """
@@ -80,10 +78,8 @@ class SafeCheckpointing(Checkpointer):
             model, save_dir, options: as fvcore's checkpointer takes them.
             strict: refuse files that lack tensors of the model.
             freeze_random: train even if tensors that training does not change are random.
-            class_names: of the model, by contiguous index; saved if not None.
         """
         super().__init__(model, save_dir, **options)
-        self.class_names = class_names
         self._strict, self._freeze_random = strict, freeze_random
         self._resuming = False
         # The last file that was loaded, and the model's tensors that it lacks.
@@ -132,8 +128,8 @@ class SafeCheckpointing(Checkpointer):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-        if self.class_names is not None:
-            content["class_names"] = list(self.class_names)
+        if names := getattr(self.model, "class_names", None):
+            content["class_names"] = list(names)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(content | extra, path)
@@ -172,7 +168,10 @@ class SafeCheckpointing(Checkpointer):
     def _load_model(self, checkpoint: dict) -> None:
         state = checkpoint.pop("model") if self._resuming else pop_weights(checkpoint)
         strict = self._strict or self._resuming
-        self._missing = load_state(self.model, state, source=self._loaded, strict=strict)
+        names = checkpoint.get("class_names")
+        self._missing = load_state(
+            self.model, state, source=self._loaded, strict=strict, class_names=names
+        )
 
 
 @dataclass

@@ -4,8 +4,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from ..data.classes import lacking, positions, shown
 from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
@@ -42,7 +44,8 @@ def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) 
         CheckpointError: the file does not fit; the message names the tensors.
     """
     content = read_tensors(fetch(path))
-    load_state(detector, pop_weights(content), source=os.fspath(path), strict=strict)
+    state, names = pop_weights(content), content.get("class_names")
+    load_state(detector, state, source=os.fspath(path), strict=strict, class_names=names)
     return content
 
 
@@ -61,17 +64,27 @@ def num_logits(state: Mapping[str, Tensor]) -> int:
 
 
 def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    strict: bool,
+    class_names: Sequence[str] | None = None,
 ) -> list[str]:
     """Load tensors as :func:`load` does.
 
+    Rows of the class head are taken by the classes' names where these are known, if the model has
+    other ``class_names`` than the file. A model that has none gets the file's with ``strict``.
+
     Args:
         source: names the tensors' origin in messages.
+        class_names: of the file, by contiguous index.
 
     Returns:
         the names of the model's tensors that are not in ``state``.
     """
     own = model.state_dict()
+    mine = getattr(model, "class_names", None)
     backbone, keys = "backbone.", "MODEL.RESNETS.DEPTH and NORM"
     if _has(own, TIMM):
         backbone, keys = TIMM, "MODEL.TIMM.NAME"
@@ -82,6 +95,14 @@ def load_state(
         backbone = _FPN_RESNET
         if not _has(state, backbone):
             state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
+    if class_names and mine and list(class_names) != list(mine):
+        if strict:
+            raise CheckpointError(
+                f"{source} knows the classes {shown(class_names)}, the data has {shown(mine)}; "
+                "give the data those of the checkpoint, in their order, or train without --resume "
+                "from this MODEL.WEIGHTS, which takes them by name"
+            )
+        state = _by_class(state, class_names, own, mine, source)
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
@@ -120,8 +141,51 @@ def load_state(
         logger.warning("%s lacks %s; they start anew", source, some(missing))
     if unknown and not backbone_alone:
         logger.warning("%s has tensors the model does not know: %s", source, some(unknown))
+    if mine and not (strict or class_names) and _has(fitting, CLASS_HEAD):
+        logger.info("%s has no class names: its class head is taken in its own order", source)
     model.load_state_dict(fitting, strict=False)
+    if strict and mine is None and class_names:
+        model.class_names = tuple(class_names)  # type: ignore[assignment]
     return missing
+
+
+def _by_class(
+    state: Mapping[str, Tensor],
+    names: Sequence[str],
+    own: Mapping[str, Tensor],
+    own_names: Sequence[str],
+    source: str,
+) -> dict[str, Tensor]:
+    """Put the rows of a class head where the model has the classes of the same names.
+
+    The rows of other classes stay the model's own.
+    """
+    places = torch.from_numpy(positions(own_names, names))
+    found = places >= 0
+    heads = [name for name in state if name in own and name.startswith(tuple(_CLASS_HEADS))]
+    # With a softmax, "no object" follows the classes. Other models have rows of other kinds.
+    fit = [
+        name.startswith(CLASS_HEAD)
+        and state[name].shape[1:] == own[name].shape[1:]
+        and len(state[name]) - len(names) == len(own[name]) - len(own_names)
+        for name in heads
+    ]
+    by_class = dict(state)
+    if not heads:
+        return by_class
+    if not found.any() or not all(fit):
+        logger.warning(
+            "class head not loaded, it starts anew: %s knows the classes %s", source, shown(names)
+        )
+        return by_class | {name: own[name] for name in heads}
+    for name in heads:
+        by_class[name] = rows = own[name].clone()
+        rows[: len(places)][found] = state[name][places[found]].to(rows)
+        rows[len(places) :] = state[name][len(names) :]
+    new = lacking(own_names, names)
+    anew = f"; these classes start anew: {shown(new)}" if new else ""
+    logger.warning("class head taken by name from %s%s", source, anew)
+    return by_class
 
 
 def _fitting(
@@ -138,6 +202,8 @@ def _fitting(
     if misfits and (strict or not only_classes):
         keys = [key for head, key in _CLASS_HEADS.items() if _has(misfits, head)]
         remedy = ", ".join(keys) if only_classes else "the config file"
+        if keys == [_CLASS_HEADS[CLASS_HEAD]] and strict:
+            remedy += " (to evaluate, 0 takes the file's number)"
         raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")
     if misfits:
         logger.warning("%s: class head not loaded, it starts anew: %s", source, listed)

@@ -8,7 +8,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data.coco import check_classes, dataset_files, load_coco, own_datasets, usable_records
+from ..data.classes import check_count, check_test_classes, training_labels
+from ..data.coco import (
+    dataset_files,
+    load_coco,
+    own_datasets,
+    relabel_records,
+    usable_records,
+)
 from ..data.shapes import QUICKSTART, SPLITS, missing_shapes, write_shapes_dataset
 from ..errors import DatasetError
 
@@ -72,48 +79,63 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     return dataset.records
 
 
-def check_datasets(cfg: CfgNode) -> None:
-    """Check the classes of the datasets of ``cfg`` that have been read so far.
+def class_names(dataset: str) -> Sequence[str] | None:
+    """Return the class names of a registered dataset that has been read, None if it has none."""
+    return MetadataCatalog.get(dataset).get("thing_classes")
+
+
+def check_datasets(cfg: CfgNode) -> Sequence[str] | None:
+    """Check the classes of the datasets of ``cfg``, which have been read.
+
+    Returns:
+        the class names of DATASETS.TRAIN; None if it is empty, or its dataset has no names.
 
     Raises:
-        DatasetError: they are not as many as the model's, or not the same in all.
+        DatasetError: the classes are not as many as the model's, or a test set has others.
     """
-    known = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in MetadataCatalog]
-    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in known}
-    check_classes(cfg, {name: names for name, names in classes.items() if names})
+    trained = class_names(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+    if trained:
+        check_count(cfg, cfg.DATASETS.TRAIN[0], trained)
+        for name in cfg.DATASETS.TEST:
+            check_test_classes(name, class_names(name) or (), trained)
+    return trained
 
 
-def dataset_records(cfg: CfgNode, name: str) -> list[dict]:
-    """Return the records of a registered dataset, after checking its classes.
+def dataset_records(name: str) -> list[dict]:
+    """Return the records of a registered dataset.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco` and :func:`check_datasets`.
+        DatasetError: see :func:`~smca.data.coco.load_coco`.
     """
-    records = DatasetCatalog.get(name)
-    check_datasets(cfg)
-    return records
+    return DatasetCatalog.get(name)
 
 
 def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
-    """Return the records of registered datasets, without boxes that cannot be learned from.
+    """Return the records of registered datasets that can be learned from.
 
     Their annotations have the box alone, as x, y, w, h, its class and ``iscrowd``: datasets of
-    other projects may differ.
+    other projects may differ. All have the classes of the first dataset, which others have in any
+    order.
 
     Args:
         names: of one dataset or several.
         filter_empty: also leave out images without annotations.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco`; or nothing is left to train on.
+        DatasetError: see :func:`~smca.data.coco.load_coco`; the datasets have different classes; or
+            nothing is left to train on.
     """
-    datasets = []
+    datasets: list[tuple[str, list[dict]]] = []
     for name in [names] if isinstance(names, str) else names:
         records = [
             {**record, "annotations": [_plain(entry) for entry in record.get("annotations", ())]}
             for record in DatasetCatalog.get(name)
         ]
         datasets.append((name, records))
+    labels = training_labels({name: class_names(name) for name, _ in datasets if class_names(name)})
+    for name, records in datasets:
+        if name in labels:
+            relabel_records(records, labels[name])
     return usable_records(datasets, filter_empty=filter_empty)
 
 

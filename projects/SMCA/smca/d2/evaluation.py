@@ -11,6 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from ..data.classes import dataset_labels
 from ..evaluation.detections import tabulate
 from ..evaluation.evaluate import evaluate, read_ground_truth
 from .meta_arch import to_detections
@@ -23,6 +24,10 @@ class CocoEvaluator(COCOEvaluator):
     an annotation without an id is a KeyError there, and one with id 0 is never found. ``process``
     keeps detections as arrays, where Detectron2 makes a dict of each. ``evaluate`` does not write
     ``instances_predictions.pth``, which would repeat ``coco_instances_results.json``.
+
+    Attributes:
+        known: the classes of the model, see :func:`~smca.data.classes.dataset_labels`; None: those
+            of the dataset.
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str, by_class: bool = True):
@@ -40,12 +45,25 @@ class CocoEvaluator(COCOEvaluator):
         self._output_dir = output_dir
         self._by_class = by_class
         self._metadata = MetadataCatalog.get(dataset_name)
+        self.known: Sequence[str] | int | None = None
+        self._labels: np.ndarray | None = None
         if not hasattr(self._metadata, "json_file"):
             converted = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
             convert_to_coco_json(dataset_name, converted)
             self._metadata.json_file = converted
         json_file = PathManager.get_local_path(self._metadata.json_file)
         self._coco_api = read_ground_truth(dataset_name, json_file)
+
+    def reset(self) -> None:
+        """Begin an evaluation of the dataset, which has been read.
+
+        Raises:
+            DatasetError: the dataset has no class of the model.
+        """
+        super().reset()
+        names = self._metadata.get("thing_classes")
+        if self.known and names:
+            self._labels = dataset_labels(self._metadata.name, names, self.known)
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         images = [image["image_id"] for image in inputs]
@@ -70,5 +88,6 @@ class CocoEvaluator(COCOEvaluator):
             np.concatenate(parts),
             self._coco_api,
             self._output_dir,
+            labels=self._labels,
             by_class=self._by_class,
         )

@@ -132,6 +132,8 @@ def read(config_file: str, overrides: list[str]) -> DictConfig:
 def trainer_config(lazy: DictConfig) -> CfgNode:
     """Return the config of a trainer whose parts ``lazy`` describes."""
     changes: list[object] = ["MODEL.META_ARCHITECTURE", "SMCA", "MODEL.SMCA.NUM_CLASSES", 0]
+    if _no_object_logits(lazy):
+        changes += ["MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"]
     changes += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
     for key, place in PLACES.items():
         value = OmegaConf.select(lazy, place)

@@ -3,13 +3,13 @@
 import math
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -17,6 +17,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.classes import num_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.sampler import TrainingSampler
 from ..distributed import shared_seed
@@ -67,19 +68,15 @@ class Trainer(DefaultTrainer):
         torch.manual_seed(cfg.SEED)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
         # Data that an evaluation cannot use are refused now, not hours later.
         for name in cfg.DATASETS.TEST:
-            dataset_records(cfg, name)
-        data_loader = self.build_train_loader(cfg)
-
-        class_names = None
-        if cfg.DATASETS.TRAIN:
-            class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+            dataset_records(name)
+        model.class_names = check_datasets(cfg)
         self.checkpointer = SMCACheckpointer(
             model,
             cfg.OUTPUT_DIR,
             freeze_random=cfg.MODEL.BACKBONE.FREEZE_RANDOM,
-            class_names=class_names,
             trainer=weakref.proxy(self),
         )
         self.iterations = Iterations(cfg, model, optimizer, self.checkpointer, seed=cfg.SEED)
@@ -195,6 +192,23 @@ class Trainer(DefaultTrainer):
             set_rates(self.optimizer, self.scheduler.get_lr())
 
     @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict:
+        """Evaluate as Detectron2 does; our own evaluators find the model's classes by name."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        for evaluator in evaluators:
+            if isinstance(evaluator, CocoEvaluator):
+                evaluator.known = getattr(model, "class_names", None) or num_classes(cfg)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
@@ -215,7 +229,6 @@ class Trainer(DefaultTrainer):
         records = training_records(
             names=cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        check_datasets(cfg)
         return build_train_loader(
             dataset=records,
             mapper=mapper or DetrDatasetMapper(cfg, is_train=True),
@@ -230,7 +243,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Return a loader of this worker's part of a dataset, in order, one image a batch."""
         return build_test_loader(
-            dataset=dataset_records(cfg, dataset_name),
+            dataset=dataset_records(dataset_name),
             mapper=DetrDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

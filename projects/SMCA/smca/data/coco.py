@@ -8,15 +8,16 @@ A record is Detectron2's standard dict: ``file_name`` (absolute), ``image_id``, 
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from fvcore.common.config import CfgNode
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from ..config import is_own_model
 from ..errors import DatasetError
 from . import coco_format
+from .classes import check_count, shown, training_labels
 
 logger = logging.getLogger(__name__)
 
@@ -122,42 +123,39 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
     )
 
 
-def load_datasets(
-    cfg: CfgNode, names: Sequence[str], *, like: Mapping[str, Sequence[str]] | None = None
-) -> list[CocoDataset]:
+def load_datasets(cfg: CfgNode, names: Sequence[str]) -> list[CocoDataset]:
     """Load the datasets with these names.
 
-    Args:
-        like: the class names of other datasets, which must be the same.
+    Raises:
+        DatasetError: see :func:`dataset_files` and :func:`load_coco`.
+    """
+    return [load_coco(name, *dataset_files(cfg, name)) for name in names]
+
+
+def load_training_datasets(cfg: CfgNode) -> list[CocoDataset]:
+    """Load the datasets of DATASETS.TRAIN, with the classes of the first in all of them.
 
     Raises:
-        DatasetError: see :func:`dataset_files`, :func:`load_coco` and :func:`check_classes`.
+        DatasetError: see :func:`load_datasets`; or the classes are not as many as the model's, or
+            not the same in all.
     """
-    datasets = [load_coco(name, *dataset_files(cfg, name)) for name in names]
-    own = {dataset.name: dataset.class_names for dataset in datasets}
-    check_classes(cfg, {**(like or {}), **own})
+    datasets = load_datasets(cfg, cfg.DATASETS.TRAIN)
+    if datasets:
+        check_count(cfg, datasets[0].name, datasets[0].class_names)
+    labels = training_labels({dataset.name: dataset.class_names for dataset in datasets})
+    for dataset in datasets:
+        relabel_records(dataset.records, labels[dataset.name])
     return datasets
 
 
-def check_classes(cfg: CfgNode, classes: Mapping[str, Sequence[str]]) -> None:
-    """Raise DatasetError unless all datasets have the same class names, as many as the model."""
-    first = next(iter(classes), None)
-    # Detectron2's own models keep their number of classes with their region heads.
-    foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
-    group = "ROI_HEADS" if foreign else "SMCA"
-    num_classes = cfg.MODEL[group].NUM_CLASSES
-    for name, names in classes.items():
-        if len(names) != num_classes:
-            remedy = f"set it to {len(names)}" + ("" if foreign else ", or to 0 to have it counted")
-            raise DatasetError(
-                f"MODEL.{group}.NUM_CLASSES is {num_classes}, but dataset {name!r} "
-                f"has {len(names)} classes ({shown(names)}); {remedy}"
-            )
-        if list(names) != list(classes[first]):
-            raise DatasetError(
-                f"datasets {first!r} and {name!r} have different classes, or in another order; "
-                "compare 'categories' in their annotation files"
-            )
+def relabel_records(records: Sequence[dict], labels: np.ndarray) -> None:
+    """Give all annotations of records the class ``labels[category_id]``."""
+    if (labels == np.arange(len(labels))).all():
+        return
+    renamed = labels.tolist()
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = renamed[annotation["category_id"]]
 
 
 def count_classes(cfg: CfgNode) -> tuple[int, str]:
@@ -180,11 +178,6 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
         return len(COCO_CLASSES), f"dataset {name!r}"
     classes = coco_format.read_class_names(name, dataset_files(cfg, name)[0])
     return len(classes), f"dataset {name!r}: {shown(classes)}"
-
-
-def shown(names: Sequence[str]) -> str:
-    """Join the names, or the first 20 of many, for a message."""
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def usable_records(

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from fvcore.common.config import CfgNode
 
-from ..checkpoints import fetch
+from ..checkpoints import fetch, pop_weights, read_checkpoint
 from ..checkpoints.checkpointer import can_resume, newest_checkpoint
 from ..checkpoints.choosing import Weights, trained_weights
 from ..checkpoints.files import require_file
+from ..checkpoints.loading import num_logits
 from ..config import is_own_model, validate
 from ..data.coco import count_classes, own_datasets
 from ..data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
@@ -54,14 +55,18 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     if cfg.MODEL.DEVICE.startswith("cuda") and not take_gpu(cfg.MODEL.DEVICE, world_size):
         say("MODEL.DEVICE: there is no GPU, the CPU is used")
         cfg.MODEL.DEVICE = "cpu"
-    if args is not None:
-        _have_weights(cfg, args, say)
+    path = _have_weights(cfg, args, say) if args is not None else None
     builtin = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
     if folder := missing_shapes(builtin):
         say(f"Drawing {sum(QUICKSTART.values())} images of shapes in {folder}, once")
         write_shapes_dataset(folder, **QUICKSTART)
     if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
-        cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
+        if args is not None and args.eval_only and path:
+            softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
+            logits, source = num_logits(pop_weights(read_checkpoint(path))), cfg.MODEL.WEIGHTS
+            cfg.MODEL.SMCA.NUM_CLASSES = max(0, logits - softmax)
+        if cfg.MODEL.SMCA.NUM_CLASSES == 0:
+            cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
         say(f"MODEL.SMCA.NUM_CLASSES: {cfg.MODEL.SMCA.NUM_CLASSES}, as in {source}")
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -73,8 +78,12 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     return cfg
 
 
-def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Choose the weights of an evaluation, and fetch weights before any data is read."""
+def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], None]) -> str | None:
+    """Choose the weights of an evaluation, and fetch weights before any data is read.
+
+    Returns:
+        the file's path; None if a run resumes, or only Detectron2 knows the address.
+    """
     resumes = args.resume and can_resume(cfg.OUTPUT_DIR)
     if args.eval_only:
         if not cfg.DATASETS.TEST:
@@ -86,7 +95,9 @@ def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], N
         say(str(weights))
         cfg.MODEL.WEIGHTS = weights.path
     elif resumes:
-        return
+        return None
     # Detectron2 may know an address of another kind.
-    if cfg.MODEL.WEIGHTS and "://" not in (path := fetch(cfg.MODEL.WEIGHTS)):
-        require_file(path, key="MODEL.WEIGHTS")
+    if not cfg.MODEL.WEIGHTS or "://" in (path := fetch(cfg.MODEL.WEIGHTS)):
+        return None
+    require_file(path, key="MODEL.WEIGHTS")
+    return path

@@ -51,6 +51,13 @@ def tabulate(detections: Iterable[tuple[int, Detections]]) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def relabel(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return rows with the labels ``labels[label]``, without those where this is negative."""
+    rows = rows[labels[rows["label"]] >= 0]
+    rows["label"] = labels[rows["label"]]
+    return rows
+
+
 def coco_results(rows: np.ndarray, category_ids: Sequence[int]) -> list[dict]:
     """Return rows in COCO's results format.
 

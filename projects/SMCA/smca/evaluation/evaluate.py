@@ -3,16 +3,16 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
 from operator import itemgetter
 
 import numpy as np
 from faster_coco_eval import COCO
 from faster_coco_eval import COCOeval_faster as COCOeval
 
+from ..data.classes import distinct
 from ..data.coco_format import is_number, read_annotation_file
 from ..errors import DatasetError
-from .detections import RESULTS_FILE, coco_results, write_results
+from .detections import RESULTS_FILE, coco_results, relabel, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def evaluate(
     ground_truth: COCO,
     output_dir: str,
     *,
+    labels: np.ndarray | None = None,
     by_class: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Write the detections of a dataset to ``coco_instances_results.json``, and score them.
@@ -95,6 +96,8 @@ def evaluate(
         rows: the detections of all workers, see :func:`~smca.evaluation.detections.tabulate`.
         ground_truth: see :func:`read_ground_truth`.
         output_dir: folder of the file.
+        labels: what each label of the model is in the dataset, see
+            :func:`~smca.data.classes.dataset_labels`; None: the same.
         by_class: add the AP of each class.
 
     Returns:
@@ -107,6 +110,8 @@ def evaluate(
     """
     category_ids = ground_truth.getCatIds()
     classes = len(category_ids)
+    if labels is not None:
+        rows = relabel(rows, labels)
     unknown = rows[rows["label"] >= classes]
     if len(unknown):
         raise DatasetError(
@@ -132,18 +137,6 @@ def evaluate(
         result |= {CLASS_PREFIX + key: _percent(ap) for key, ap in zip(names, aps, strict=True)}
     logger.info("%s: %s", name, "  ".join(f"{key} {ap:.2f}" for key, ap in result.items()))
     return {"bbox": result}
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, those that repeat an earlier one with a number."""
-    taken: dict[str, None] = {}
-    for name in names:
-        number, unique = 1, name
-        while unique in taken:
-            number += 1
-            unique = f"{name} ({number})"
-        taken[unique] = None
-    return list(taken)
 
 
 def _percent(value: float) -> float:

@@ -22,6 +22,7 @@ from ..checkpoints.choosing import trained_weights
 from ..checkpoints.fetching import local_file
 from ..checkpoints.loading import num_logits
 from ..config import choose_device, config_file, is_own_model, load_cfg, validate
+from ..data.classes import num_classes
 from ..data.coco import COCO_CLASSES, dataset_files, own_datasets
 from ..data.coco_format import read_class_names
 from ..data.images import read_rgb, upright_rgb
@@ -112,8 +113,9 @@ class Predictor:
         self.cfg = cfg
         self._host = host(cfg)
         self.detector = self._host.detector
-        load_state(self.detector, state, source=self.weights.path, strict=True)
-        self.class_names = _class_names(cfg, content.get("class_names"))
+        saved = content.get("class_names")
+        load_state(self.detector, state, source=self.weights.path, strict=True, class_names=saved)
+        self.class_names = _class_names(cfg, saved)
         self._mapper = DetrMapper.from_config(cfg, is_train=False)
 
     @torch.no_grad()
@@ -211,8 +213,7 @@ def _path(config: str) -> str:
 
 
 def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
-    foreign = not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL
-    count = cfg.MODEL["ROI_HEADS" if foreign else "SMCA"].NUM_CLASSES
+    count = num_classes(cfg)
     if saved and len(saved) == count:
         return tuple(saved)
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):

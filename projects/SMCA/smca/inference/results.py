@@ -4,11 +4,13 @@ import contextlib
 import os
 from collections.abc import Sequence
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
+from ..data.classes import dataset_labels
 from ..data.coco import dataset_files, load_coco
 from ..errors import DatasetError
-from ..evaluation.detections import coco_results, tabulate
+from ..evaluation.detections import coco_results, relabel, tabulate
 from .predictor import Result
 from .sources import Frame
 
@@ -18,13 +20,13 @@ class CocoResults:
     detection, and its ``"frame"`` in a video.
 
     If all inputs are images of one of the config's datasets, the ids are those of its annotation
-    file. Otherwise ``image_id`` counts the frames from 1, and ``category_id`` is the contiguous
-    index of the class plus 1.
+    file, and detections of classes that it lacks are left out. Otherwise ``image_id`` counts the
+    frames from 1, and ``category_id`` is the contiguous index of the class plus 1.
     """
 
     def __init__(self, cfg: CfgNode, class_names: Sequence[str], paths: Sequence[str]):
         """``paths`` are those of all inputs; empty if some inputs are videos or cameras."""
-        self._image_ids, self._category_ids = _ids(cfg, class_names, paths)
+        self._image_ids, self._category_ids, self._labels = _ids(cfg, class_names, paths)
         self._count = 0
         self.entries: list[dict] = []
 
@@ -33,14 +35,15 @@ class CocoResults:
         name = frame.source.name
         place = {"file_name": name} | ({} if frame.number is None else {"frame": frame.number})
         image_id = self._image_ids.get(os.path.realpath(name), self._count)
-        rows = tabulate([(image_id, result)])
+        rows = relabel(tabulate([(image_id, result)]), self._labels)
         self.entries += [entry | place for entry in coco_results(rows, self._category_ids)]
 
 
 def _ids(
     cfg: CfgNode, class_names: Sequence[str], paths: Sequence[str]
-) -> tuple[dict[str, int], Sequence[int]]:
-    """Image ids by path and category ids by class, of the dataset that has all images and classes.
+) -> tuple[dict[str, int], Sequence[int], np.ndarray]:
+    """Image ids by path, category ids by label, and the label of each class of the model, of the
+    dataset that has all images and some of the classes.
 
     If there is no such dataset, there are no image ids, and the category ids count from 1.
     """
@@ -56,6 +59,7 @@ def _ids(
             ids = {
                 os.path.realpath(each["file_name"]): each["image_id"] for each in dataset.records
             }
-            if dataset.class_names == tuple(class_names) and wanted <= ids.keys():
-                return ids, dataset.category_ids
-    return {}, range(1, len(class_names) + 1)
+            if wanted <= ids.keys():
+                labels = dataset_labels(name, dataset.class_names, class_names)
+                return ids, dataset.category_ids, labels
+    return {}, range(1, len(class_names) + 1), np.arange(len(class_names))

@@ -27,7 +27,14 @@ _RESNETS = ("build_smca_resnet_backbone", "build_resnet_backbone")
 
 
 class Detector(nn.Module):
-    """Backbone, neck, encoder, decoder and heads."""
+    """Backbone, neck, encoder, decoder and heads.
+
+    Attributes:
+        class_names: names of the classes by contiguous index, of the training data or of the
+            checkpoint that was loaded; None where they are not known.
+    """
+
+    class_names: Sequence[str] | None = None
 
     def __init__(
         self,

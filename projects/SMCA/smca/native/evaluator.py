@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from fvcore.common.config import CfgNode
-from torch import nn
 
+from ..data.classes import dataset_labels
 from ..data.coco import CocoDataset, load_datasets
 from ..data.loader import build_test_loader
 from ..data.mapper import DetrMapper
@@ -13,23 +13,33 @@ from ..distributed import gather
 from ..evaluation.detections import results_folder, tabulate
 from ..evaluation.evaluate import evaluate, read_ground_truth
 from ..inference.detect import Inference
+from ..modeling.detector import Detector
 from ..structures import Detections
 
 
 class Evaluator(Inference):
-    """Evaluates a detector on ``datasets``, those of DATASETS.TEST, which it reads at once."""
+    """Evaluates a detector on ``datasets``, those of DATASETS.TEST, which it reads at once.
 
-    def __init__(self, cfg: CfgNode, detector: nn.Module):
+    Their classes are found in the detector by name, if it has ``class_names``.
+    """
+
+    def __init__(self, cfg: CfgNode, detector: Detector):
+        """
+        Raises:
+            DatasetError: a dataset cannot be read, or has no class of the detector.
+        """
         super().__init__(cfg, detector)
         self.cfg = cfg
         self.datasets = load_datasets(cfg, cfg.DATASETS.TEST)
+        known = detector.class_names or cfg.MODEL.SMCA.NUM_CLASSES
+        self._labels = [dataset_labels(d.name, d.class_names, known) for d in self.datasets]
 
     def __call__(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return the AP on each dataset, ``{dataset: {"bbox": {...}}}``; empty on all workers but
         the first.
         """
         results = {}
-        for dataset in self.datasets:
+        for dataset, labels in zip(self.datasets, self._labels, strict=True):
             parts = gather(tabulate(self._detections(dataset)))
             if not parts:
                 continue
@@ -38,6 +48,7 @@ class Evaluator(Inference):
                 np.concatenate(parts),
                 read_ground_truth(dataset.name, dataset.json_file),
                 results_folder(self.cfg, dataset.name),
+                labels=labels,
                 by_class=self.cfg.TEST.PER_CLASS_AP,
             )
             if result:

@@ -33,9 +33,8 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     _setup_logging(cfg.OUTPUT_DIR)
     if args.eval_only:
         detector = build_detector(cfg).to(cfg.MODEL.DEVICE)
-        evaluator = Evaluator(cfg, detector)
         load(detector, cfg.MODEL.WEIGHTS, strict=True)
-        if results := evaluator():
+        if results := Evaluator(cfg, detector)():
             logger.info("results of %s\n\n%s", cfg.MODEL.WEIGHTS, results_tables(results))
         return
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

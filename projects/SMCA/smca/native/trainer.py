@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 import torch
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from ..checkpoints import SafeCheckpointing
 from ..checkpoints.checkpointer import FINAL
 from ..data import loader
-from ..data.coco import load_datasets, usable_records
+from ..data.classes import check_test_classes
+from ..data.coco import CocoDataset, load_training_datasets, usable_records
 from ..data.mapper import DetrMapper
 from ..distributed import rank, shared_seed
 from ..engine.iterations import Iterations
@@ -46,6 +47,10 @@ class Trainer:
         self.optimizer = build_optimizer(cfg, self.detector)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rate_factor = build_lr_multiplier(cfg)
+        datasets = load_training_datasets(cfg)
+        if datasets:
+            self.detector.class_names = datasets[0].class_names
+        self._datasets = datasets  # until training starts
         self.checkpointer = SafeCheckpointing(
             self.detector,
             cfg.OUTPUT_DIR,
@@ -60,10 +65,8 @@ class Trainer:
         unused = not maps <= set(self.detector.neck.in_features)
         self.model = data_parallel(self.detector, find_unused_parameters=unused)
         self.evaluator = Evaluator(cfg, self.iterations.evaluated)
-        # Training and evaluation have the same classes, or are refused.
-        datasets = self.evaluator.datasets or load_datasets(cfg, cfg.DATASETS.TRAIN[:1])
-        if datasets:
-            self.checkpointer.class_names = datasets[0].class_names
+        for dataset in self.evaluator.datasets if datasets else ():
+            check_test_classes(dataset.name, dataset.class_names, datasets[0].class_names)
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS."""
@@ -87,8 +90,9 @@ class Trainer:
             mapper=self.build_mapper(),
             seed=self.iterations.seed,
             start=start,
-            like={dataset.name: dataset.class_names for dataset in self.evaluator.datasets},
+            datasets=self._datasets,
         )
+        self._datasets = []
         self.iterations.num_images = len(batches.batch_sampler.members)
         metrics = None
         if rank() == 0:
@@ -155,7 +159,7 @@ class Trainer:
             [sample.boxes for sample in samples],
             self.evaluator.detect(images, [tuple(image.shape[-2:]) for image in images]),
             image_format=self.cfg.INPUT.FORMAT,
-            class_names=self.checkpointer.class_names,
+            class_names=self.detector.class_names,
         )
         metrics.show(self.iterations.done, "detections", picture)
 
@@ -177,15 +181,16 @@ def build_train_loader(
     seed: int,
     start: int = 0,
     mapper: DetrMapper | None = None,
-    like: Mapping[str, Sequence[str]] | None = None,
+    datasets: Sequence[CocoDataset] | None = None,
 ) -> DataLoader:
     """Build an endless loader of ``list[Sample]``, this worker's shares of the global batches.
 
     Args:
         seed, start: see :func:`~smca.data.loader.build_train_loader`.
-        like: the class names of other datasets, which those of training must be the same as.
+        datasets: those of DATASETS.TRAIN; None: they are loaded.
     """
-    datasets = load_datasets(cfg, cfg.DATASETS.TRAIN, like=like)
+    if datasets is None:
+        datasets = load_training_datasets(cfg)
     return loader.build_train_loader(
         dataset=usable_records(
             [(dataset.name, dataset.records) for dataset in datasets],
