@@ -22,7 +22,6 @@ from ..config import load_cfg
 from ..engine.launch import launch
 from ..errors import ConfigError
 from ..training.solver import role_of, with_clipping
-from .datasets import check_datasets
 from .evaluation import CocoEvaluator
 from .launch import main as train_or_evaluate
 from .predictor import Detectron2Host
@@ -181,9 +180,7 @@ class LazyTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        loader = instantiate(cls.lazy.dataloader.train)
-        check_datasets(cfg)
-        return loader
+        return instantiate(cls.lazy.dataloader.train)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
