@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from ..config import is_own_model
 from ..errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +45,10 @@ def num_classes(cfg: CfgNode) -> int:
 
 
 def _group(cfg: CfgNode) -> str:
-    # Detectron2's own models keep their number of classes with their region heads.
-    return "ROI_HEADS" if not is_own_model(cfg) and "ROI_HEADS" in cfg.MODEL else "SMCA"
+    name = cfg.MODEL.META_ARCHITECTURE
+    # Detectron2's own models keep their number of classes with their heads.
+    group = "RETINANET" if name == "RetinaNet" else "ROI_HEADS"
+    return group if name != "SMCA" and group in cfg.MODEL else "SMCA"
 
 
 def check_count(cfg: CfgNode, dataset: str, names: Sequence[str]) -> None:
