@@ -61,7 +61,7 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     folder = missing_shapes([name])
     if folder and os.path.dirname(image_root) == folder:
         write_shapes_dataset(folder, **QUICKSTART)
-    dataset = load_coco(name, json_file, image_root)
+    dataset = load_coco(name, json_file, image_root, needs_annotations=False)
     # Changed, not replaced: an evaluator may have asked for the metadata before the file is read.
     MetadataCatalog.get(name).set(
         thing_classes=list(dataset.class_names),

@@ -25,20 +25,27 @@ class CocoEvaluator(COCOEvaluator):
     ``instances_predictions.pth``, which would repeat ``coco_instances_results.json``.
     """
 
-    def __init__(self, dataset_name: str, *, output_dir: str, by_class: bool = True):
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        output_dir: str,
+        by_class: bool = True,
+        max_dets_per_image: int = 100,
+    ):
         """
         Args:
             dataset_name: a registered dataset. As in Detectron2, one without ``json_file`` in its
                 metadata is converted to COCO's format in ``output_dir``.
             output_dir: folder of ``coco_instances_results.json``.
-            by_class: add the AP of each class.
+            by_class, max_dets_per_image: see :func:`~smca.evaluation.evaluate.evaluate`.
 
         Raises:
             DatasetError: the annotation file cannot be read.
         """
         self._tasks = ("bbox",)
         self._output_dir = output_dir
-        self._by_class = by_class
+        self._options = {"by_class": by_class, "max_dets_per_image": max_dets_per_image}
         self._metadata = MetadataCatalog.get(dataset_name)
         if not hasattr(self._metadata, "json_file"):
             converted = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
@@ -70,5 +77,5 @@ class CocoEvaluator(COCOEvaluator):
             np.concatenate(parts),
             self._coco_api,
             self._output_dir,
-            by_class=self._by_class,
+            **self._options,
         )

@@ -3,7 +3,7 @@
 import math
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -112,10 +112,14 @@ class Trainer(DefaultTrainer):
         results = self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
         tests = self.cfg.DATASETS.TEST
         by_dataset = {tests[0]: results} if len(tests) == 1 else results
-        # An evaluator of another project may give other results.
-        self._scores = {name: result for name, result in by_dataset.items() if "bbox" in result}
-        if tests and tests[0] in self._scores:
-            precision = self._scores[tests[0]]["bbox"].get("AP", math.nan)
+        # Test sets may have no annotations, and evaluators of other projects give other results.
+        self._scores = {
+            name: result
+            for name, result in by_dataset.items()
+            if isinstance(result, Mapping) and isinstance(result.get("bbox"), Mapping)
+        }
+        if self._scores:
+            precision = next(iter(self._scores.values()))["bbox"].get("AP", math.nan)
             self.iterations.best.offer(precision, min(self.iter, self.max_iter - 1))
         return results
 
@@ -237,5 +241,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:
-        folder = results_folder(cfg, dataset_name)
-        return CocoEvaluator(dataset_name, output_dir=folder, by_class=cfg.TEST.PER_CLASS_AP)
+        return CocoEvaluator(
+            dataset_name,
+            output_dir=results_folder(cfg, dataset_name),
+            by_class=cfg.TEST.PER_CLASS_AP,
+            max_dets_per_image=cfg.TEST.MAX_DETS_PER_IMAGE,
+        )

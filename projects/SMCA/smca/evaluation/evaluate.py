@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
@@ -16,8 +17,11 @@ from .detections import RESULTS_FILE, coco_results, write_results
 
 logger = logging.getLogger(__name__)
 
-# The first of COCO's numbers, in COCO's order and under Detectron2's names.
+# COCO's numbers under Detectron2's names, all at the largest number of detections; and their places
+# among those of COCO, which also have the recall of 1 and of 10 detections.
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = (*AP_NAMES, "AR", "ARs", "ARm", "ARl")
+_PLACES = (*range(6), *range(8, 12))
 CLASS_PREFIX = "AP-"  # before the name of a class
 
 
@@ -87,6 +91,7 @@ def evaluate(
     output_dir: str,
     *,
     by_class: bool = True,
+    max_dets_per_image: int = 100,
 ) -> dict[str, dict[str, float]]:
     """Write the detections of a dataset to ``coco_instances_results.json``, and score them.
 
@@ -96,11 +101,13 @@ def evaluate(
         ground_truth: see :func:`read_ground_truth`.
         output_dir: folder of the file.
         by_class: add the AP of each class.
+        max_dets_per_image: how many of the best detections of a class count in an image, as in
+            Detectron2's ``COCOEvaluator``.
 
     Returns:
-        ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>", ...}}`` in percent;
-        nan where there is no object of the kind, or no detection at all. A dataset of one class has
-        no "AP-<class>". Empty if the dataset has no annotations, such as COCO's test-dev.
+        ``{"bbox": {"AP", ..., "ARl", "AP-<class>", ...}}``, see ``METRICS``, in percent; nan where
+        there is no object of the kind, or no detection at all. A dataset of one class has no
+        "AP-<class>". Empty if the dataset has no annotations, such as COCO's test-dev.
 
     Raises:
         DatasetError: a detection has a label that the dataset does not have.
@@ -116,14 +123,21 @@ def evaluate(
     path = os.path.join(output_dir, RESULTS_FILE)
     write_results(rows, category_ids, path)
     logger.info("%s: %d detections written to %s", name, len(rows), path)
-    if "annotations" not in ground_truth.dataset:
-        logger.info("%s: no AP, since its annotation file has no annotations", name)
+    if not (objects := ground_truth.dataset.get("annotations")):
+        logger.info("%s: there is nothing to score with, it has no annotations", name)
         return {}
+    single = ((each["image_id"], each["category_id"]) for each in objects if not each["iscrowd"])
+    if (most := max(Counter(single).values(), default=0)) > max_dets_per_image:
+        logger.warning(
+            "%s: an image has %d objects of one class, of which only %d can count as found: raise "
+            "TEST.MAX_DETS_PER_IMAGE to %d, and TEST.DETECTIONS_PER_IMAGE at least as far",
+            *(name, most, max_dets_per_image, most),
+        )
     if not len(rows):
         logger.warning("%s: there are no detections to evaluate", name)
-        return {"bbox": dict.fromkeys(AP_NAMES, math.nan)}
-    scores = score_classes(rows, ground_truth)
-    result = dict(zip(AP_NAMES, map(_percent, scores.stats), strict=False))
+        return {"bbox": dict.fromkeys(METRICS, math.nan)}
+    scores = score_classes(rows, ground_truth, max_dets_per_image)
+    result = {key: _percent(scores.stats[at]) for key, at in zip(METRICS, _PLACES, strict=True)}
     if by_class and classes > 1:
         names = distinct([category["name"] for category in ground_truth.dataset["categories"]])
         # (IoU, recall, class) of all areas and the largest number of detections.
@@ -151,7 +165,7 @@ def _percent(value: float) -> float:
     return float(value * 100) if value >= 0 else float("nan")
 
 
-def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
+def score_classes(rows: np.ndarray, ground_truth: COCO, max_dets_per_image: int = 100) -> COCOeval:
     """Return the evaluation of all classes, of at least one detection, summarized in the log.
 
     The numbers of a class need no other class, and a class at a time needs a fraction of the
@@ -160,18 +174,20 @@ def score_classes(rows: np.ndarray, ground_truth: COCO) -> COCOeval:
     category_ids = ground_truth.getCatIds()
     # Without the categories, all of which loadRes would copy for each class.
     images = COCO({"images": ground_truth.dataset["images"], "categories": []})
+    limits = [1, 10, max_dets_per_image]
     precision, recall = [], []
     for label, category_id in enumerate(category_ids):
         found = coco_results(rows[rows["label"] == label], category_ids)
         for result in found:
             result["segmentation"] = None  # or the library makes a polygon of each box
         scores = COCOeval(ground_truth, images.loadRes(found), "bbox", print_function=logger.debug)
-        scores.params.catIds = [category_id]
+        scores.params.catIds, scores.params.maxDets = [category_id], limits
         scores.evaluate()
         precision.append(scores.eval["precision"])  # (IoU, recall, 1, area, detections)
         recall.append(scores.eval["recall"])  # (IoU, 1, area, detections)
     lines: list[str] = []
     scores = COCOeval(ground_truth, iouType="bbox", print_function=lines.append)
+    scores.params.maxDets = limits
     scores.eval = {
         "precision": np.concatenate(precision, axis=2),
         "recall": np.concatenate(recall, axis=1),

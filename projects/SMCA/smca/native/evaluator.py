@@ -22,11 +22,11 @@ class Evaluator(Inference):
     def __init__(self, cfg: CfgNode, detector: nn.Module):
         super().__init__(cfg, detector)
         self.cfg = cfg
-        self.datasets = load_datasets(cfg, cfg.DATASETS.TEST)
+        self.datasets = load_datasets(cfg, cfg.DATASETS.TEST, needs_annotations=False)
 
     def __call__(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return the AP on each dataset, ``{dataset: {"bbox": {...}}}``; empty on all workers but
-        the first.
+        """Return the AP on each dataset that has annotations, ``{dataset: {"bbox": {...}}}``;
+        empty on all workers but the first.
         """
         results = {}
         for dataset in self.datasets:
@@ -39,6 +39,7 @@ class Evaluator(Inference):
                 read_ground_truth(dataset.name, dataset.json_file),
                 results_folder(self.cfg, dataset.name),
                 by_class=self.cfg.TEST.PER_CLASS_AP,
+                max_dets_per_image=self.cfg.TEST.MAX_DETS_PER_IMAGE,
             )
             if result:
                 results[dataset.name] = result
