@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from faster_coco_eval import COCO
-from pycocotools.coco import COCO as PlainCOCO
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from smca.evaluation.detections import ROW, coco_results
-from smca.evaluation.evaluate import evaluate
+from smca.evaluation.evaluate import evaluate, read_ground_truth
 
 COCOS = [1, 10]  # detections whose recall COCO tells besides
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl"]
@@ -41,15 +40,13 @@ def detections(boxes, labels, scores):
 
 
 def ours(rows, dataset, folder, **options):
-    truth = COCO()
-    truth.dataset = dataset
-    truth.createIndex()
+    truth = read_ground_truth("dense", "its content", dataset)
     return evaluate("dense", rows, truth, str(folder), by_class=False, **options)["bbox"]
 
 
 def pycocotools(rows, dataset, limit):
     """Its figures at the largest limit; its own summary knows 100 alone."""
-    truth = PlainCOCO()
+    truth = COCO()
     truth.dataset = dataset
     truth.createIndex()
     scores = COCOeval(truth, truth.loadRes(coco_results(rows, [1, 2])), "bbox")

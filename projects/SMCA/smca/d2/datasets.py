@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from functools import partial
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
 
+from ..config import is_own_model
 from ..data.coco import check_classes, dataset_files, load_coco, own_datasets, usable_records
+from ..data.images import open_image, upright_size
 from ..data.shapes import QUICKSTART, SPLITS, missing_shapes, write_shapes_dataset
 from ..errors import DatasetError
+
+# What Detectron2 knows of COCO without reading it, such as its classes and their colours.
+_DETECTRON2S = dict(MetadataCatalog)
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -30,7 +36,9 @@ def register_datasets(cfg: CfgNode) -> None:
             if name not in DatasetCatalog:
                 raise
             continue
-        _register(name, json_file, image_root)
+        _register(
+            name, json_file, image_root, known=None if name in own else _DETECTRON2S.get(name)
+        )
 
 
 def register_unknown_datasets(cfg: CfgNode) -> None:
@@ -48,13 +56,17 @@ def register_unknown_datasets(cfg: CfgNode) -> None:
         _register(name, *files)
 
 
-def _register(name: str, json_file: str, image_root: str) -> None:
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
+def _register(name: str, json_file: str, image_root: str, *, known: Metadata | None = None) -> None:
+    """Register a dataset; ``known`` is Detectron2's own metadata of it, which stays."""
+    DatasetCatalog.pop(name, None)
     DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
-    if name in MetadataCatalog:
-        MetadataCatalog.remove(name)
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
+    MetadataCatalog.pop(name, None)
+    files = {"json_file": json_file, "image_root": image_root}
+    if known is not None and files.items() <= vars(known).items():
+        MetadataCatalog[name] = known
+    else:  # with other files, such as those of another $DETECTRON2_DATASETS
+        theirs = {} if known is None else vars(known)
+        MetadataCatalog.get(name).set(**{"evaluator_type": "coco", **theirs, **files})
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
@@ -62,12 +74,11 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     if folder and os.path.dirname(image_root) == folder:
         write_shapes_dataset(folder, **QUICKSTART)
     dataset = load_coco(name, json_file, image_root, needs_annotations=False)
+    ids = {category: index for index, category in enumerate(dataset.category_ids)}
     # Changed, not replaced: an evaluator may have asked for the metadata before the file is read.
-    MetadataCatalog.get(name).set(
-        thing_classes=list(dataset.class_names),
-        thing_dataset_id_to_contiguous_id={
-            category: index for index, category in enumerate(dataset.category_ids)
-        },
+    # What Detectron2 says of COCO's classes gives way to a file that has others.
+    vars(MetadataCatalog.get(name)).update(
+        thing_classes=list(dataset.class_names), thing_dataset_id_to_contiguous_id=ids
     )
     return dataset.records
 
@@ -84,17 +95,25 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def dataset_records(cfg: CfgNode, name: str) -> list[dict]:
-    """Return the records of a registered dataset, after checking its classes.
+    """Return the records of a registered dataset for an evaluation, after checking its classes.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco` and :func:`check_datasets`.
+        DatasetError: see :func:`~smca.data.coco.load_coco` and :func:`check_datasets`; or records
+            of another project cannot be used.
     """
     records = DatasetCatalog.get(name)
     check_datasets(cfg)
-    return records
+    return _numbered(name, _complete(name, records, model_classes(cfg)))
 
 
-def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
+def model_classes(cfg: CfgNode) -> int | None:
+    """Return the number of classes of the project's own model, and None of any other."""
+    return cfg.MODEL.SMCA.NUM_CLASSES if is_own_model(cfg) else None
+
+
+def training_records(
+    *, names: str | Sequence[str], filter_empty: bool = True, num_classes: int | None = None
+) -> list[dict]:
     """Return the records of registered datasets, without boxes that cannot be learned from.
 
     Their annotations have the box alone, as x, y, w, h, its class and ``iscrowd``: datasets of
@@ -103,25 +122,86 @@ def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -
     Args:
         names: of one dataset or several.
         filter_empty: also leave out images without annotations.
+        num_classes: of datasets without class names; None: not known.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco`; or nothing is left to train on.
+        DatasetError: see :func:`~smca.data.coco.load_coco`; records of another project cannot be
+            used; or nothing is left to train on.
     """
     datasets = []
     for name in [names] if isinstance(names, str) else names:
-        records = [
-            {**record, "annotations": [_plain(entry) for entry in record.get("annotations", ())]}
-            for record in DatasetCatalog.get(name)
-        ]
-        datasets.append((name, records))
+        records = _complete(name, DatasetCatalog.get(name), num_classes)
+        if records and not any("annotations" in record for record in records):
+            place = MetadataCatalog.get(name).get("json_file", "its records")
+            raise DatasetError(f"dataset {name!r}: {place} has no annotations to train on")
+        datasets.append((name, [{"annotations": [], **record} for record in records]))
     return usable_records(datasets, filter_empty=filter_empty)
 
 
-def _plain(entry: dict) -> dict:
-    bbox = BoxMode.convert(entry["bbox"], BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
+def coco_content(name: str) -> dict:
+    """Return a registered dataset in COCO's format, as Detectron2 converts it.
+
+    Raises:
+        DatasetError: the dataset has no class names, or its records cannot be used.
+    """
+    if not MetadataCatalog.get(name).get("thing_classes"):
+        raise DatasetError(
+            f"dataset {name!r} has no class names; give them to MetadataCatalog.get({name!r}) as "
+            "thing_classes"
+        )
+    loader, records = DatasetCatalog[name], DatasetCatalog.get(name)
+    # With all of their annotations, whose polygons say what the area is.
+    complete = [
+        {**whole, "annotations": record.get("annotations", ())}
+        for whole, record in zip(_numbered(name, _complete(name, records)), records, strict=True)
+    ]
+    DatasetCatalog[name] = lambda: complete
+    try:
+        return convert_to_coco_dict(name)
+    finally:
+        DatasetCatalog[name] = loader
+
+
+def _complete(name: str, records: Sequence[dict], num_classes: int | None = None) -> list[dict]:
+    """Return Detectron2's standard dicts with their sizes, and plain boxes of known classes."""
+    if names := MetadataCatalog.get(name).get("thing_classes"):
+        num_classes = len(names)
+    complete = []
+    for number, record in enumerate(records):
+        try:
+            if not record.get("height") or not record.get("width"):
+                with open_image(record["file_name"]) as image:
+                    width, height = upright_size(image)
+                record = record | {"width": width, "height": height}
+            if "annotations" in record:
+                boxes = [_plain(entry, num_classes) for entry in record["annotations"]]
+                record = record | {"annotations": boxes}
+        except Exception as error:
+            image = record.get("file_name", f"record {number}")
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise DatasetError(f"dataset {name!r}: {image}: {reason}") from error
+        complete.append(record)
+    return complete
+
+
+def _plain(entry: dict, num_classes: int | None) -> dict:
+    bbox = BoxMode.convert(list(entry["bbox"]), BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
+    category = entry["category_id"]
+    if num_classes is not None and category not in range(num_classes):
+        raise ValueError(
+            f"an object has category_id {category!r}; it must be the index of one of the "
+            f"{num_classes} classes, from 0 to {num_classes - 1}"
+        )
     return {
         "bbox": list(bbox),
         "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": entry["category_id"],
+        "category_id": category,
         "iscrowd": entry.get("iscrowd", 0),
     }
+
+
+def _numbered(name: str, records: Sequence[dict]) -> list[dict]:
+    """Return records with an ``image_id``, which is their place where they have none."""
+    if "json_file" in vars(MetadataCatalog.get(name)) and not all("image_id" in r for r in records):
+        raise DatasetError(f"dataset {name!r}: a record has no image_id, as its json_file has")
+    return [{"image_id": number, **record} for number, record in enumerate(records)]

@@ -28,7 +28,7 @@ from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer
 from .dataset_mapper import DetrDatasetMapper
-from .datasets import check_datasets, dataset_records, training_records
+from .datasets import check_datasets, dataset_records, model_classes, training_records
 from .evaluation import CocoEvaluator
 from .hooks import LRScheduler, PictureHook, Writer
 from .meta_arch import SMCA
@@ -217,7 +217,9 @@ class Trainer(DefaultTrainer):
             mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`.
         """
         records = training_records(
-            names=cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            names=cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            num_classes=model_classes(cfg),
         )
         check_datasets(cfg)
         return build_train_loader(

@@ -25,8 +25,21 @@ _PLACES = (*range(6), *range(8, 12))
 CLASS_PREFIX = "AP-"  # before the name of a class
 
 
-def read_ground_truth(name: str, json_file: str) -> COCO:
+class GroundTruth(COCO):
+    """Annotations for faster-coco-eval, whose image ids have to be whole numbers.
+
+    Attributes:
+        numbers: image id of the dataset -> the number that stands for it here; itself if it is one.
+    """
+
+    numbers: dict[object, int]
+
+
+def read_ground_truth(name: str, json_file: str, content: dict | None = None) -> GroundTruth:
     """Read the annotation file of dataset ``name`` for faster-coco-eval.
+
+    Args:
+        content: of the file, if it has been read.
 
     Returns:
         images, categories and annotations with the keys that scoring needs. The categories are in
@@ -38,11 +51,15 @@ def read_ground_truth(name: str, json_file: str) -> COCO:
     Raises:
         DatasetError: the file cannot be read, or is no longer in COCO's format.
     """
-    content = read_annotation_file(name, json_file)
-    coco = COCO()
+    content = content or read_annotation_file(name, json_file)
+    coco = GroundTruth()
     try:
+        ids = [entry["id"] for entry in content["images"]]
+        whole = np.array(ids).dtype.kind == "i"
+        numbers = {each: int(each) if whole else place for place, each in enumerate(ids)}
+        coco.numbers = numbers
         coco.dataset = {
-            "images": [{"id": entry["id"]} for entry in content["images"]],
+            "images": [{"id": number} for number in numbers.values()],
             "categories": [
                 {"id": entry["id"], "name": entry["name"]}
                 for entry in sorted(content["categories"], key=itemgetter("id"))
@@ -51,7 +68,9 @@ def read_ground_truth(name: str, json_file: str) -> COCO:
         if "annotations" in content:
             entries = content["annotations"]
             coco.dataset["annotations"] = [
-                _annotation(entry, number) for number, entry in enumerate(entries, start=1)
+                _annotation(entry, number, numbers[entry["image_id"]])
+                for number, entry in enumerate(entries, start=1)
+                if entry["image_id"] in numbers
             ]
             wrong = sum("area" in entry and not _is_area(entry["area"]) for entry in entries)
             if wrong:
@@ -65,14 +84,14 @@ def read_ground_truth(name: str, json_file: str) -> COCO:
     return coco
 
 
-def _annotation(entry: dict, number: int) -> dict:
+def _annotation(entry: dict, number: int, image: int) -> dict:
     x, y, w, h = entry["bbox"]
     valid = all(map(math.isfinite, (x, y, w, h))) and w > 0 and h > 0
     box = [x, y, w, h] if valid else [0, 0, 0, 0]
     area = entry.get("area")
     return {
         "id": number,
-        "image_id": entry["image_id"],
+        "image_id": image,
         "category_id": entry["category_id"],
         "bbox": box,
         "area": area if _is_area(area) else box[2] * box[3],
@@ -87,7 +106,7 @@ def _is_area(area: object) -> bool:
 def evaluate(
     name: str,
     rows: np.ndarray,
-    ground_truth: COCO,
+    ground_truth: GroundTruth,
     output_dir: str,
     *,
     by_class: bool = True,
@@ -113,15 +132,17 @@ def evaluate(
         DatasetError: a detection has a label that the dataset does not have.
     """
     category_ids = ground_truth.getCatIds()
+    image_ids = {n: image_id for image_id, n in ground_truth.numbers.items() if n != image_id}
     classes = len(category_ids)
     unknown = rows[rows["label"] >= classes]
     if len(unknown):
+        image = int(unknown["image_id"][0])
         raise DatasetError(
-            f"image {unknown['image_id'][0]} has a detection of class {unknown['label'][0]}, but "
-            f"dataset {name!r} has {classes} classes; MODEL.SMCA.NUM_CLASSES must be {classes}"
+            f"image {image_ids.get(image, image)} has a detection of class {unknown['label'][0]}, "
+            f"but dataset {name!r} has {classes} classes; MODEL.SMCA.NUM_CLASSES must be {classes}"
         )
     path = os.path.join(output_dir, RESULTS_FILE)
-    write_results(rows, category_ids, path)
+    write_results(rows, category_ids, path, image_ids)
     logger.info("%s: %d detections written to %s", name, len(rows), path)
     if not (objects := ground_truth.dataset.get("annotations")):
         logger.info("%s: there is nothing to score with, it has no annotations", name)
