@@ -78,6 +78,18 @@ def test_training_needs_annotations(run, test_set):
         assert "annotations" in ended.last
 
 
+def test_the_checker_knows_sets_to_evaluate_on(shapes, test_set, program):
+    _, *entry = test_set("annotations")
+    pairs = [("--json", shapes["train"][0], "--images", shapes["train"][1])]
+    pairs.append(("--json", entry[0], "--images", entry[1]))
+    told = "sets to evaluate on without annotations"
+    for order, errors in ((pairs, 0), (pairs[::-1], 1)):
+        ended = program("tools/check_dataset.py", *order[0], *order[1])
+        assert ended.returncode == errors
+        assert (told in ended.output) == (errors == 0)
+        assert ("the file has no list 'annotations'" in ended.output) == (errors == 1)
+
+
 def test_cocos_test_dev_is_known(run, shapes, tmp_path, monkeypatch):
     categories = [{"id": number, "name": name} for number, name in COCO_CLASSES.items()]
     folder = tmp_path / "coco"
