@@ -11,18 +11,25 @@ from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from smca.d2 import add_smca_config, register_datasets  # noqa: E402
+from smca.d2.datasets import dataset_records  # noqa: E402
 from smca.data.coco import COCO_CLASSES  # noqa: E402
 
 NAME = "coco_2017_val"
 
 
 def register(own=()):
+    registered(own)
+    return MetadataCatalog.get(NAME)
+
+
+def registered(own=()):
     cfg = get_cfg()
     add_smca_config(cfg)
     cfg.DATASETS.TEST, cfg.DATASETS.TRAIN = (NAME, "coco_2017_test-dev"), ("coco_2017_train",)
     cfg.DATASETS.COCO_FORMAT = [list(own)] if own else []
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SMCA.NUM_CLASSES = "SMCA", 3
     register_datasets(cfg)
-    return MetadataCatalog.get(NAME)
+    return cfg
 
 
 def described(metadata):
@@ -75,8 +82,9 @@ def test_a_file_with_other_classes_says_what_the_classes_are(coco, monkeypatch, 
         Path(shapes["val"][0]).read_text()
     )
     monkeypatch.setenv("DETECTRON2_DATASETS", str(coco))
-    found = register()
-    assert len(DatasetCatalog.get(NAME)) == 6
+    cfg = registered()
+    assert len(dataset_records(cfg, NAME)) == 6
+    found = MetadataCatalog.get(NAME)
     assert found.thing_classes == ["circle", "rectangle", "triangle"]
     monkeypatch.delenv("DETECTRON2_DATASETS")
     assert len(register().thing_classes) == 80

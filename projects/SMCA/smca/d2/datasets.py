@@ -17,6 +17,7 @@ from ..errors import DatasetError
 
 # What Detectron2 knows of COCO without reading it, such as its classes and their colours.
 _DETECTRON2S = dict(MetadataCatalog)
+_unread: set[str] = set()  # registered with that, which their files may contradict
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -61,6 +62,7 @@ def _register(name: str, json_file: str, image_root: str, *, known: Metadata | N
     DatasetCatalog.pop(name, None)
     DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
     MetadataCatalog.pop(name, None)
+    (_unread.add if known else _unread.discard)(name)
     files = {"json_file": json_file, "image_root": image_root}
     if known is not None and files.items() <= vars(known).items():
         MetadataCatalog[name] = known
@@ -77,6 +79,7 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     ids = {category: index for index, category in enumerate(dataset.category_ids)}
     # Changed, not replaced: an evaluator may have asked for the metadata before the file is read.
     # What Detectron2 says of COCO's classes gives way to a file that has others.
+    _unread.discard(name)
     vars(MetadataCatalog.get(name)).update(
         thing_classes=list(dataset.class_names), thing_dataset_id_to_contiguous_id=ids
     )
@@ -89,7 +92,8 @@ def check_datasets(cfg: CfgNode) -> None:
     Raises:
         DatasetError: they are not as many as the model's, or not the same in all.
     """
-    known = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in MetadataCatalog]
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    known = [name for name in names if name in MetadataCatalog and name not in _unread]
     classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in known}
     check_classes(cfg, {name: names for name, names in classes.items() if names})
 
