@@ -51,25 +51,16 @@ def tabulate(detections: Iterable[tuple[int, Detections]]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def coco_results(
-    rows: np.ndarray, category_ids: Sequence[int], image_ids: Mapping[int, object] | None = None
-) -> list[dict]:
+def coco_results(rows: np.ndarray, category_ids: Sequence[int]) -> list[dict]:
     """Return rows in COCO's results format.
 
     Args:
         rows: (D,) of type ``ROW``.
         category_ids: contiguous index -> COCO id.
-        image_ids: what to write for an ``image_id`` of the rows; None: the same.
     """
-    image_ids = image_ids or {}
     columns = (rows[name].tolist() for name in ("image_id", "label", "box", "score"))
     return [
-        {
-            "image_id": image_ids.get(image_id, image_id),
-            "category_id": category_ids[label],
-            "bbox": box,
-            "score": score,
-        }
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for image_id, label, box, score in zip(*columns, strict=True)
     ]
 
@@ -77,14 +68,17 @@ def coco_results(
 def write_results(
     rows: np.ndarray, category_ids: Sequence[int], path: str, image_ids: Mapping[int, object]
 ) -> None:
-    """Write what :func:`coco_results` returns, a part at a time to save memory."""
+    """Write rows in COCO's results format, a part at a time to save memory; ``image_ids`` replace
+    theirs.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write("[")
         for begin in range(0, len(rows), _WRITTEN_AT_ONCE):
-            part = rows[begin : begin + _WRITTEN_AT_ONCE]
-            text = json.dumps(coco_results(part, category_ids, image_ids))
-            file.write((", " if begin else "") + text[1:-1])
+            part = coco_results(rows[begin : begin + _WRITTEN_AT_ONCE], category_ids)
+            for entry in part:
+                entry["image_id"] = image_ids.get(entry["image_id"], entry["image_id"])
+            file.write((", " if begin else "") + json.dumps(part)[1:-1])
         file.write("]")
 
 
