@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             *dataset_files(cfg, name),
             num_queries=cfg.MODEL.SMCA.NUM_QUERIES,
             verify=args.verify,
+            needs_annotations=name in cfg.DATASETS.TRAIN,
         )
         for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     }

@@ -113,6 +113,7 @@ def test_wrong_options_are_named(opts, message):
         ("SOLVER.BASE_LR", "inf"),
         ("SOLVER.MOMENTUM", -0.5),
         ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 0),
+        ("TEST.MAX_DETS_PER_IMAGE", 9),
     ],
 )
 def test_impossible_values_are_named(config, key, value):
@@ -151,6 +152,15 @@ def test_a_range_of_sizes_goes_from_the_least_to_the_most(config):
     validate(config("smca_R50_50ep", *in_range, (400, 800)))
     with pytest.raises(ConfigError, match=r"INPUT\.MIN_SIZE_TRAIN is \(800, 400\)"):
         validate(config("smca_R50_50ep", *in_range, (800, 400)))
+
+
+def test_a_limit_of_the_evaluation_needs_as_many_detections(config):
+    limit, kept = "TEST.MAX_DETS_PER_IMAGE", "TEST.DETECTIONS_PER_IMAGE"
+    for values in ((100, 6), (50, 20), (300, 300), (300, 500)):
+        validate(config("smca_R50_50ep", limit, values[0], kept, values[1]))
+    told = rf"{limit} is 300; it must be at most {kept} \(200\), which is to be raised as well"
+    with pytest.raises(ConfigError, match=told):
+        validate(config("smca_R50_50ep", limit, 300, kept, 200))
 
 
 def test_classes_are_counted_where_a_run_starts_and_nowhere_else(config, tmp_path, capsys):

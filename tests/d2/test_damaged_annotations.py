@@ -92,17 +92,17 @@ def changed(*changes):
 @example(((("categories", 0, "name"), "cross"),))
 @example(((("images", 0, "id"), 2**63 - 1), (("annotations", 0, "image_id"), 2**63 - 1)))
 def test_both_hosts_say_the_same_of_every_file(folder, changes):
-    registered(folder, json.dumps(changed(*changes)).encode())
+    cfg = registered(folder, json.dumps(changed(*changes)).encode())
     try:
         ours = load_coco("hostile", str(folder / "a.json"), str(folder))
     except DatasetError as error:
         with pytest.raises(DatasetError) as theirs:
-            dataset_records("hostile")
+            dataset_records(cfg, "hostile")
         assert str(theirs.value) == str(error)
         return
     if len(ours.class_names) != 2:
         return
-    records = dataset_records("hostile")
+    records = dataset_records(cfg, "hostile")
     assert records == ours.records
     usable_records([("hostile", records)], filter_empty=False)
     evaluator = CocoEvaluator("hostile", output_dir=str(folder / "d2"))
@@ -135,16 +135,16 @@ def test_both_hosts_say_the_same_of_every_file(folder, changes):
     [b"", b"{}", b"[]", b"\xff\xfe", json.dumps(CONTENT).encode("utf-16")],
 )
 def test_a_file_that_is_none_is_named_by_evaluation_too(folder, data):
-    registered(folder, data)
+    cfg = registered(folder, data)
     with pytest.raises(DatasetError, match=r"'hostile'.*a\.json"):
-        dataset_records("hostile")
+        dataset_records(cfg, "hostile")
     with pytest.raises(DatasetError, match=r"'hostile'.*a\.json"):
         CocoEvaluator("hostile", output_dir=str(folder / "d2"))
 
 
 def test_a_byte_order_mark_is_passed_over(folder):
-    registered(folder, json.dumps(CONTENT).encode("utf-8-sig"))
-    assert len(dataset_records("hostile")) == 2
+    cfg = registered(folder, json.dumps(CONTENT).encode("utf-8-sig"))
+    assert len(dataset_records(cfg, "hostile")) == 2
     assert len(CocoEvaluator("hostile", output_dir=str(folder / "d2"))._coco_api.anns) == 3
 
 

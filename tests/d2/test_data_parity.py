@@ -108,7 +108,7 @@ def test_scores(shapes, registered, tmp_path):
         evaluator.process([record], [{"instances": instances}])
     expected = evaluator.evaluate()["bbox"]
     scores = scored(found, dataset, tmp_path)
-    assert list(scores) == list(expected)
+    assert [name for name in scores if not name.startswith("AR")] == list(expected)
     for metric, value in expected.items():
         assert scores[metric] == pytest.approx(value, abs=1e-9, nan_ok=True), metric
     assert 20 < scores["AP"] < 90 and not math.isnan(scores["APs"])

@@ -17,8 +17,8 @@ from smca.errors import DatasetError  # noqa: E402
 
 
 def test_records_and_metadata(d2_config, shapes):
-    d2_config()
-    records = dataset_records("val")
+    cfg = d2_config()
+    records = dataset_records(cfg, "val")
     content = json.loads(Path(shapes["val"][0]).read_text())
     assert [record["image_id"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert sum(len(record["annotations"]) for record in records) == len(content["annotations"])
@@ -35,8 +35,8 @@ def test_a_name_can_get_other_files(d2_config, shapes, tmp_path):
         category["name"] += " again"
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
-    d2_config("DATASETS.COCO_FORMAT", [[n, str(path), shapes["val"][1]] for n in shapes])
-    dataset_records("val")
+    cfg = d2_config("DATASETS.COCO_FORMAT", [[n, str(path), shapes["val"][1]] for n in shapes])
+    dataset_records(cfg, "val")
     assert MetadataCatalog.get("val").thing_classes[0].endswith(" again")
 
 

@@ -20,6 +20,7 @@ def tables(page):
 
 
 SCORES = {"AP": 12.345, "AP50": 20, "AP75": 9.96, "APs": math.nan, "APm": 0.0, "APl": 30.0}
+SCORES |= {"AR": 40.0, "ARs": math.nan}
 
 
 def test_tables_of_datasets():
@@ -33,8 +34,8 @@ def test_tables_of_datasets():
         "## mine_test",
     ]
     first, classes, second = tables(page)
-    head = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    row = ["12.3", "20.0", "10.0", "–", "0.0", "30.0"]
+    head = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl"]
+    row = ["12.3", "20.0", "10.0", "–", "0.0", "30.0", "40.0", "–", "–", "–"]
     assert first == [[*head, "best AP"], [*row, "14.0 after 2,000 iterations"]]
     assert classes == [["class", "AP"], ["cat", "10.0"], [r"a\|b", "–"]]
     assert second == [head, row]

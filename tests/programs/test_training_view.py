@@ -27,7 +27,7 @@ OPTIONS = [
     *("SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 3, "SOLVER.BACKBONE_MULTIPLIER", 0.1),
 ]
 CLASSES = ["circle", "rectangle", "triangle"]
-METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl"]
 
 
 @pytest.fixture(scope="module")

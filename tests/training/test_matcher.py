@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cuda_copies import copies_that_wait
 from torch.testing import assert_close
 from torchvision.ops import box_convert, generalized_box_iou
 
@@ -79,6 +80,18 @@ def test_padded_targets_are_those_of_each_image_alone():
         assert_close(together.boxes[i, : len(label)], alone.boxes[0], atol=0, rtol=0)
     padding = torch.arange(3) >= torch.tensor(together.counts)[:, None]
     assert not together.labels[padding].any() and not together.boxes[padding].any()
+
+
+@pytest.mark.parametrize(("source", "device"), [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_targets_of_objects_on_any_device(source, device):
+    """Such as instances that a mapper has put on the GPU; the host waits for no copy to it."""
+    with copies_that_wait() as found:
+        labels = [torch.zeros(count, dtype=torch.int64, device=source) for count in (2, 3)]
+        boxes = [torch.rand(count, 4, device=source) for count in (2, 3)]
+        targets = Targets.from_images(labels, boxes, [(9, 9), (8, 7)], torch.device(device))
+        assert targets.labels.device.type == targets.boxes.device.type == device
+        assert targets.boxes.shape == (2, 3, 4) and targets.boxes.dtype == torch.float32
+    assert not found
 
 
 def test_generalised_iou_and_its_gradient_are_torchvisions():

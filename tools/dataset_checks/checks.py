@@ -82,7 +82,13 @@ class CheckedDataset:
 
 
 def check_dataset(
-    name: str, json_file: str, image_root: str, *, num_queries: int, verify: bool = False
+    name: str,
+    json_file: str,
+    image_root: str,
+    *,
+    num_queries: int,
+    verify: bool = False,
+    needs_annotations: bool = True,
 ) -> CheckedDataset:
     """Check one dataset for everything that is wrong or remarkable.
 
@@ -90,6 +96,7 @@ def check_dataset(
         name, json_file, image_root: as in DATASETS.COCO_FORMAT.
         num_queries: of the model.
         verify: decode every image and compare the files' contents; otherwise read only headers.
+        needs_annotations: the dataset is to train on.
     """
     checked = CheckedDataset(name, json_file, image_root)
     try:
@@ -98,6 +105,9 @@ def check_dataset(
         checked.add(findings.FILE, str(error))
         return checked
 
+    if "annotations" not in content and not needs_annotations:
+        content["annotations"] = []
+        checked.add(findings.UNSCORED, json_file)
     report = functools.partial(checked.add, findings.FORMAT)
     checked.categories = coco_format.read_categories(content, report)
     by_id = coco_format.read_images(content, image_root, report)

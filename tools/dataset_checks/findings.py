@@ -70,6 +70,10 @@ CROWDS = _info(
     "images with crowds",
     "nothing to do: training leaves them out, and evaluation counts nothing inside",
 )
+UNSCORED = _info(
+    "sets to evaluate on without annotations",
+    "nothing to do: detections are written, and there is nothing to score with",
+)
 EMPTY = _info(
     "images without annotations",
     "with DATALOADER.FILTER_EMPTY_ANNOTATIONS False they are trained on, as background",

@@ -61,5 +61,6 @@ dataloader = dict(
         dataset_name="${..test.dataset.names}",
         output_dir="${train.output_dir}/inference",
         by_class=True,
+        max_dets_per_image=100,
     ),
 )

@@ -143,5 +143,11 @@ RUN_KEYS |= group(
     "TEST",
     EVAL_PERIOD=Key(0, "Iterations between evaluations; 0: only at the end.", at_least(0)),
     DETECTIONS_PER_IMAGE=Key(100, "How many of an image's best detections are kept.", at_least(1)),
+    MAX_DETS_PER_IMAGE=Own(
+        100,
+        "How many of an image's best detections of a class count in AP and AR; COCO's own numbers "
+        "have 100.",
+        at_least(10),
+    ),
     PER_CLASS_AP=Own(True, "Report the AP of each class besides that over all classes."),
 )

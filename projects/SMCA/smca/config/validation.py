@@ -61,6 +61,10 @@ def validate(cfg: CN) -> None:
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not is_range:
         allowed = "two sizes, least and greatest, with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
         raise _fault(cfg, "INPUT.MIN_SIZE_TRAIN", allowed)
+    detections = cfg.TEST.DETECTIONS_PER_IMAGE
+    if max(100, detections) < cfg.TEST.MAX_DETS_PER_IMAGE:
+        allowed = f"at most TEST.DETECTIONS_PER_IMAGE ({detections}), which is to be raised as well"
+        raise _fault(cfg, "TEST.MAX_DETS_PER_IMAGE", allowed)
 
 
 def _check_model(cfg: CN) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
 
-from ..data.classes import check_count, check_test_classes, training_labels
+from ..data.classes import check_count, check_test_classes, num_classes, training_labels
 from ..data.coco import (
     dataset_files,
     load_coco,
@@ -16,8 +17,12 @@ from ..data.coco import (
     relabel_records,
     usable_records,
 )
+from ..data.images import open_image, upright_size
 from ..data.shapes import QUICKSTART, SPLITS, missing_shapes, write_shapes_dataset
 from ..errors import DatasetError
+
+# What Detectron2 knows of COCO without reading it, such as its classes and their colours.
+_DETECTRON2S = dict(MetadataCatalog)
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -37,7 +42,9 @@ def register_datasets(cfg: CfgNode) -> None:
             if name not in DatasetCatalog:
                 raise
             continue
-        _register(name, json_file, image_root)
+        _register(
+            name, json_file, image_root, known=None if name in own else _DETECTRON2S.get(name)
+        )
 
 
 def register_unknown_datasets(cfg: CfgNode) -> None:
@@ -55,26 +62,29 @@ def register_unknown_datasets(cfg: CfgNode) -> None:
         _register(name, *files)
 
 
-def _register(name: str, json_file: str, image_root: str) -> None:
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
+def _register(name: str, json_file: str, image_root: str, *, known: Metadata | None = None) -> None:
+    """Register a dataset; ``known`` is Detectron2's own metadata of it, which stays."""
+    DatasetCatalog.pop(name, None)
     DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
-    if name in MetadataCatalog:
-        MetadataCatalog.remove(name)
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
+    MetadataCatalog.pop(name, None)
+    files = {"json_file": json_file, "image_root": image_root}
+    if known is not None and files.items() <= vars(known).items():
+        MetadataCatalog[name] = known
+    else:  # with other files, such as those of another $DETECTRON2_DATASETS
+        theirs = {} if known is None else vars(known)
+        MetadataCatalog.get(name).set(**{"evaluator_type": "coco", **theirs, **files})
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
     folder = missing_shapes([name])
     if folder and os.path.dirname(image_root) == folder:
         write_shapes_dataset(folder, **QUICKSTART)
-    dataset = load_coco(name, json_file, image_root)
+    dataset = load_coco(name, json_file, image_root, needs_annotations=False)
+    ids = {category: index for index, category in enumerate(dataset.category_ids)}
     # Changed, not replaced: an evaluator may have asked for the metadata before the file is read.
-    MetadataCatalog.get(name).set(
-        thing_classes=list(dataset.class_names),
-        thing_dataset_id_to_contiguous_id={
-            category: index for index, category in enumerate(dataset.category_ids)
-        },
+    # What Detectron2 says of COCO's classes gives way to a file that has others.
+    vars(MetadataCatalog.get(name)).update(
+        thing_classes=list(dataset.class_names), thing_dataset_id_to_contiguous_id=ids
     )
     return dataset.records
 
@@ -101,17 +111,20 @@ def check_datasets(cfg: CfgNode) -> Sequence[str] | None:
     return trained
 
 
-def dataset_records(name: str) -> list[dict]:
-    """Return the records of a registered dataset.
+def dataset_records(cfg: CfgNode, name: str) -> list[dict]:
+    """Return the records of a registered dataset for an evaluation.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco`.
+        DatasetError: see :func:`~smca.data.coco.load_coco`; or records of another project cannot be
+            used.
     """
-    return DatasetCatalog.get(name)
+    return _numbered(name, _complete(name, DatasetCatalog.get(name), num_classes(cfg)))
 
 
-def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -> list[dict]:
-    """Return the records of registered datasets that can be learned from.
+def training_records(
+    *, names: str | Sequence[str], filter_empty: bool = True, num_classes: int | None = None
+) -> list[dict]:
+    """Return the records of registered datasets, without boxes that cannot be learned from.
 
     Their annotations have the box alone, as x, y, w, h, its class and ``iscrowd``: datasets of
     other projects may differ. All have the classes of the first dataset, which others have in any
@@ -120,18 +133,19 @@ def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -
     Args:
         names: of one dataset or several.
         filter_empty: also leave out images without annotations.
+        num_classes: of datasets without class names; None: not known.
 
     Raises:
-        DatasetError: see :func:`~smca.data.coco.load_coco`; the datasets have different classes; or
-            nothing is left to train on.
+        DatasetError: see :func:`~smca.data.coco.load_coco`; records of another project cannot be
+            used; the datasets have different classes; or nothing is left to train on.
     """
     datasets: list[tuple[str, list[dict]]] = []
     for name in [names] if isinstance(names, str) else names:
-        records = [
-            {**record, "annotations": [_plain(entry) for entry in record.get("annotations", ())]}
-            for record in DatasetCatalog.get(name)
-        ]
-        datasets.append((name, records))
+        records = _complete(name, DatasetCatalog.get(name), num_classes)
+        if records and not any("annotations" in record for record in records):
+            place = MetadataCatalog.get(name).get("json_file", "its records")
+            raise DatasetError(f"dataset {name!r}: {place} has no annotations to train on")
+        datasets.append((name, [{"annotations": [], **record} for record in records]))
     labels = training_labels({name: class_names(name) for name, _ in datasets if class_names(name)})
     for name, records in datasets:
         if name in labels:
@@ -139,11 +153,70 @@ def training_records(*, names: str | Sequence[str], filter_empty: bool = True) -
     return usable_records(datasets, filter_empty=filter_empty)
 
 
-def _plain(entry: dict) -> dict:
-    bbox = BoxMode.convert(entry["bbox"], BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
+def coco_content(name: str) -> dict:
+    """Return a registered dataset in COCO's format, as Detectron2 converts it.
+
+    Raises:
+        DatasetError: the dataset has no class names, or its records cannot be used.
+    """
+    if not class_names(name):
+        raise DatasetError(
+            f"dataset {name!r} has no class names; give them to MetadataCatalog.get({name!r}) as "
+            "thing_classes"
+        )
+    loader, records = DatasetCatalog[name], DatasetCatalog.get(name)
+    # With all of their annotations, whose polygons say what the area is.
+    complete = [
+        {**whole, "annotations": record.get("annotations", ())}
+        for whole, record in zip(_numbered(name, _complete(name, records)), records, strict=True)
+    ]
+    DatasetCatalog[name] = lambda: complete
+    try:
+        return convert_to_coco_dict(name)
+    finally:
+        DatasetCatalog[name] = loader
+
+
+def _complete(name: str, records: Sequence[dict], num_classes: int | None = None) -> list[dict]:
+    """Return Detectron2's standard dicts with their sizes, and plain boxes of known classes."""
+    if names := class_names(name):
+        num_classes = len(names)
+    complete = []
+    for number, record in enumerate(records):
+        try:
+            if not record.get("height") or not record.get("width"):
+                with open_image(record["file_name"]) as image:
+                    width, height = upright_size(image)
+                record = record | {"width": width, "height": height}
+            if "annotations" in record:
+                boxes = [_plain(entry, num_classes) for entry in record["annotations"]]
+                record = record | {"annotations": boxes}
+        except Exception as error:
+            image = record.get("file_name", f"record {number}")
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise DatasetError(f"dataset {name!r}: {image}: {reason}") from error
+        complete.append(record)
+    return complete
+
+
+def _plain(entry: dict, num_classes: int | None) -> dict:
+    bbox = BoxMode.convert(list(entry["bbox"]), BoxMode(entry["bbox_mode"]), BoxMode.XYWH_ABS)
+    category = entry["category_id"]
+    if num_classes is not None and category not in range(num_classes):
+        raise ValueError(
+            f"an object has category_id {category!r}; it must be the index of one of the "
+            f"{num_classes} classes, from 0 to {num_classes - 1}"
+        )
     return {
         "bbox": list(bbox),
         "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": entry["category_id"],
+        "category_id": category,
         "iscrowd": entry.get("iscrowd", 0),
     }
+
+
+def _numbered(name: str, records: Sequence[dict]) -> list[dict]:
+    """Return records with an ``image_id``, which is their place where they have none."""
+    if "json_file" in vars(MetadataCatalog.get(name)) and not all("image_id" in r for r in records):
+        raise DatasetError(f"dataset {name!r}: a record has no image_id, as its json_file has")
+    return [{"image_id": number, **record} for number, record in enumerate(records)]

@@ -1,19 +1,19 @@
 """COCO's average precision as a Detectron2 evaluator."""
 
-import os
 from collections.abc import Sequence
 from operator import itemgetter
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data.classes import dataset_labels
+from ..errors import DatasetError
 from ..evaluation.detections import tabulate
 from ..evaluation.evaluate import evaluate, read_ground_truth
+from .datasets import coco_content
 from .meta_arch import to_detections
 
 
@@ -30,29 +30,36 @@ class CocoEvaluator(COCOEvaluator):
             of the dataset.
     """
 
-    def __init__(self, dataset_name: str, *, output_dir: str, by_class: bool = True):
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        output_dir: str,
+        by_class: bool = True,
+        max_dets_per_image: int = 100,
+    ):
         """
         Args:
             dataset_name: a registered dataset. As in Detectron2, one without ``json_file`` in its
-                metadata is converted to COCO's format in ``output_dir``.
+                metadata is converted to COCO's format.
             output_dir: folder of ``coco_instances_results.json``.
-            by_class: add the AP of each class.
+            by_class, max_dets_per_image: see :func:`~smca.evaluation.evaluate.evaluate`.
 
         Raises:
-            DatasetError: the annotation file cannot be read.
+            DatasetError: the annotation file cannot be read, or the dataset cannot be converted.
         """
         self._tasks = ("bbox",)
         self._output_dir = output_dir
-        self._by_class = by_class
+        self._options = {"by_class": by_class, "max_dets_per_image": max_dets_per_image}
         self._metadata = MetadataCatalog.get(dataset_name)
         self.known: Sequence[str] | int | None = None
         self._labels: np.ndarray | None = None
-        if not hasattr(self._metadata, "json_file"):
-            converted = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
-            convert_to_coco_json(dataset_name, converted)
-            self._metadata.json_file = converted
-        json_file = PathManager.get_local_path(self._metadata.json_file)
-        self._coco_api = read_ground_truth(dataset_name, json_file)
+        if json_file := self._metadata.get("json_file"):
+            place = PathManager.get_local_path(json_file)
+            self._coco_api = read_ground_truth(dataset_name, place)
+        else:
+            content = coco_content(dataset_name)
+            self._coco_api = read_ground_truth(dataset_name, "its records", content)
 
     def reset(self) -> None:
         """Begin an evaluation of the dataset, which has been read.
@@ -66,7 +73,13 @@ class CocoEvaluator(COCOEvaluator):
             self._labels = dataset_labels(self._metadata.name, names, self.known)
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
-        images = [image["image_id"] for image in inputs]
+        try:
+            images = [self._coco_api.numbers[image["image_id"]] for image in inputs]
+        except KeyError as error:
+            raise DatasetError(
+                f"dataset {self._metadata.name!r}: an image has no image_id, or one that is not in "
+                f"its annotations: {error}"
+            ) from error
         self._predictions.append(tabulate(zip(images, to_detections(outputs), strict=True)))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -89,5 +102,5 @@ class CocoEvaluator(COCOEvaluator):
             self._coco_api,
             self._output_dir,
             labels=self._labels,
-            by_class=self._by_class,
+            **self._options,
         )

@@ -64,6 +64,8 @@ PLACES = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "train.clip_grad.norm_type",
     "TEST.EVAL_PERIOD": "train.eval_period",
     "TEST.PER_CLASS_AP": "dataloader.evaluator.by_class",
+    "TEST.DETECTIONS_PER_IMAGE": "model.max_detections",
+    "TEST.MAX_DETS_PER_IMAGE": "dataloader.evaluator.max_dets_per_image",
 }
 
 

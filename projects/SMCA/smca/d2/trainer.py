@@ -3,7 +3,7 @@
 import math
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -71,7 +71,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         # Data that an evaluation cannot use are refused now, not hours later.
         for name in cfg.DATASETS.TEST:
-            dataset_records(name)
+            dataset_records(cfg, name)
         model.class_names = check_datasets(cfg)
         self.checkpointer = SMCACheckpointer(
             model,
@@ -109,10 +109,14 @@ class Trainer(DefaultTrainer):
         results = self._last_eval_results = self.test(self.cfg, self.iterations.evaluated)
         tests = self.cfg.DATASETS.TEST
         by_dataset = {tests[0]: results} if len(tests) == 1 else results
-        # An evaluator of another project may give other results.
-        self._scores = {name: result for name, result in by_dataset.items() if "bbox" in result}
-        if tests and tests[0] in self._scores:
-            precision = self._scores[tests[0]]["bbox"].get("AP", math.nan)
+        # Test sets may have no annotations, and evaluators of other projects give other results.
+        self._scores = {
+            name: result
+            for name, result in by_dataset.items()
+            if isinstance(result, Mapping) and isinstance(result.get("bbox"), Mapping)
+        }
+        if self._scores:
+            precision = next(iter(self._scores.values()))["bbox"].get("AP", math.nan)
             self.iterations.best.offer(precision, min(self.iter, self.max_iter - 1))
         return results
 
@@ -227,7 +231,9 @@ class Trainer(DefaultTrainer):
             mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`.
         """
         records = training_records(
-            names=cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            names=cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            num_classes=num_classes(cfg),
         )
         return build_train_loader(
             dataset=records,
@@ -243,12 +249,16 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Return a loader of this worker's part of a dataset, in order, one image a batch."""
         return build_test_loader(
-            dataset=dataset_records(dataset_name),
+            dataset=dataset_records(cfg, dataset_name),
             mapper=DetrDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> CocoEvaluator:
-        folder = results_folder(cfg, dataset_name)
-        return CocoEvaluator(dataset_name, output_dir=folder, by_class=cfg.TEST.PER_CLASS_AP)
+        return CocoEvaluator(
+            dataset_name,
+            output_dir=results_folder(cfg, dataset_name),
+            by_class=cfg.TEST.PER_CLASS_AP,
+            max_dets_per_image=cfg.TEST.MAX_DETS_PER_IMAGE,
+        )

@@ -2,7 +2,7 @@
 
 A record is Detectron2's standard dict: ``file_name`` (absolute), ``image_id``, ``height``,
 ``width`` and ``annotations``, each with ``bbox`` (x, y, w, h in pixels), ``bbox_mode``,
-``category_id`` (contiguous) and ``iscrowd``.
+``category_id`` (contiguous) and ``iscrowd``. A record of a test set has no ``annotations``.
 """
 
 import logging
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _BUILTIN = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "coco_2017_test": ("coco/annotations/image_info_test2017.json", "coco/test2017"),
+    "coco_2017_test-dev": ("coco/annotations/image_info_test-dev2017.json", "coco/test2017"),
     "shapes_train": ("shapes/annotations/train.json", "shapes/train"),
     "shapes_val": ("shapes/annotations/val.json", "shapes/val"),
 }
@@ -87,8 +89,14 @@ def dataset_files(cfg: CfgNode, name: str) -> tuple[str, str]:
     return json_file, image_root
 
 
-def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
+def load_coco(
+    name: str, json_file: str, image_root: str, *, needs_annotations: bool = True
+) -> CocoDataset:
     """Load a dataset from its annotation file.
+
+    Args:
+        needs_annotations: refuse a file without a list ``annotations``; otherwise its records have
+            none either.
 
     Raises:
         DatasetError: a path does not exist; the file is not JSON or not in COCO's format; the
@@ -98,6 +106,10 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
     report = coco_format.refuse(name, json_file)
     categories = coco_format.read_categories(content, report)
     by_id = coco_format.read_images(content, image_root, report)
+    if "annotations" not in content and not needs_annotations:
+        content = content | {"annotations": []}
+        for record in by_id.values():
+            del record["annotations"]
     strays = 0
     for _, image_id, annotation in coco_format.read_annotations(content, categories, report):
         if image_id in by_id:
@@ -123,13 +135,21 @@ def load_coco(name: str, json_file: str, image_root: str) -> CocoDataset:
     )
 
 
-def load_datasets(cfg: CfgNode, names: Sequence[str]) -> list[CocoDataset]:
+def load_datasets(
+    cfg: CfgNode, names: Sequence[str], *, needs_annotations: bool = True
+) -> list[CocoDataset]:
     """Load the datasets with these names.
+
+    Args:
+        needs_annotations: see :func:`load_coco`.
 
     Raises:
         DatasetError: see :func:`dataset_files` and :func:`load_coco`.
     """
-    return [load_coco(name, *dataset_files(cfg, name)) for name in names]
+    return [
+        load_coco(name, *dataset_files(cfg, name), needs_annotations=needs_annotations)
+        for name in names
+    ]
 
 
 def load_training_datasets(cfg: CfgNode) -> list[CocoDataset]:
@@ -174,7 +194,7 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
             "DATASETS.TEST are empty; name a dataset, or give the number"
         )
     name = names[0]
-    if name in ("coco_2017_train", "coco_2017_val") and name not in own_datasets(cfg):
+    if name.startswith("coco_") and name in _BUILTIN and name not in own_datasets(cfg):
         return len(COCO_CLASSES), f"dataset {name!r}"
     classes = coco_format.read_class_names(name, dataset_files(cfg, name)[0])
     return len(classes), f"dataset {name!r}: {shown(classes)}"

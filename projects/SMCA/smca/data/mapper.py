@@ -127,7 +127,7 @@ class DetrMapper:
         """
         image = read_record(record)
         height, width = image.height, image.width
-        annotations = [entry for entry in record["annotations"] if not entry["iscrowd"]]
+        annotations = [entry for entry in record.get("annotations", ()) if not entry["iscrowd"]]
         labels = torch.tensor([entry["category_id"] for entry in annotations], dtype=torch.int64)
         # Clipped in float64: the visible part of a box that reaches far outside stays exact.
         boxes = torch.tensor([entry["bbox"] for entry in annotations], dtype=torch.float64)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..analysis.markdown import markdown_table
 from ..distributed import world_size
-from ..evaluation.evaluate import AP_NAMES, CLASS_PREFIX
+from ..evaluation.evaluate import CLASS_PREFIX, METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def results_tables(results: Results, best: Mapping[str, float | None] | None = N
     parts: list[str] = []
     for name, result in results.items():
         scores = result["bbox"]
-        table = {metric: percent(scores.get(metric, math.nan)) for metric in AP_NAMES}
+        table = {metric: percent(scores.get(metric, math.nan)) for metric in METRICS}
         if best and best.get("best_metric") is not None and not parts:
             iterations = int(best["best_iter"] or 0) + 1
             table["best AP"] = f"{percent(best['best_metric'])} after {iterations:,} iterations"

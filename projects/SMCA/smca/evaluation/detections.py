@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -72,14 +72,20 @@ def coco_results(rows: np.ndarray, category_ids: Sequence[int]) -> list[dict]:
     ]
 
 
-def write_results(rows: np.ndarray, category_ids: Sequence[int], path: str) -> None:
-    """Write rows in COCO's results format, a part at a time to save memory."""
+def write_results(
+    rows: np.ndarray, category_ids: Sequence[int], path: str, image_ids: Mapping[int, object]
+) -> None:
+    """Write rows in COCO's results format, a part at a time to save memory; ``image_ids`` replace
+    theirs.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write("[")
         for begin in range(0, len(rows), _WRITTEN_AT_ONCE):
-            part = json.dumps(coco_results(rows[begin : begin + _WRITTEN_AT_ONCE], category_ids))
-            file.write((", " if begin else "") + part[1:-1])
+            part = coco_results(rows[begin : begin + _WRITTEN_AT_ONCE], category_ids)
+            for entry in part:
+                entry["image_id"] = image_ids.get(entry["image_id"], entry["image_id"])
+            file.write((", " if begin else "") + json.dumps(part)[1:-1])
         file.write("]")
 
 

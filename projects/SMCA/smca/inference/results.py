@@ -55,7 +55,7 @@ def _ids(
             # Annotation files may be large, so that only likely ones are read.
             if not wanted or not all(path.startswith(root) for path in wanted):
                 continue
-            dataset = load_coco(name, json_file, image_root)
+            dataset = load_coco(name, json_file, image_root, needs_annotations=False)
             ids = {
                 os.path.realpath(each["file_name"]): each["image_id"] for each in dataset.records
             }

@@ -30,13 +30,13 @@ class Evaluator(Inference):
         """
         super().__init__(cfg, detector)
         self.cfg = cfg
-        self.datasets = load_datasets(cfg, cfg.DATASETS.TEST)
+        self.datasets = load_datasets(cfg, cfg.DATASETS.TEST, needs_annotations=False)
         known = detector.class_names or cfg.MODEL.SMCA.NUM_CLASSES
         self._labels = [dataset_labels(d.name, d.class_names, known) for d in self.datasets]
 
     def __call__(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return the AP on each dataset, ``{dataset: {"bbox": {...}}}``; empty on all workers but
-        the first.
+        """Return the AP on each dataset that has annotations, ``{dataset: {"bbox": {...}}}``;
+        empty on all workers but the first.
         """
         results = {}
         for dataset, labels in zip(self.datasets, self._labels, strict=True):
@@ -50,6 +50,7 @@ class Evaluator(Inference):
                 results_folder(self.cfg, dataset.name),
                 labels=labels,
                 by_class=self.cfg.TEST.PER_CLASS_AP,
+                max_dets_per_image=self.cfg.TEST.MAX_DETS_PER_IMAGE,
             )
             if result:
                 results[dataset.name] = result

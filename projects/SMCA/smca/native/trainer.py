@@ -169,7 +169,7 @@ class Trainer:
             return results
         iteration = min(self.iterations.done, self.max_iter - 1)
         for name, result in results.items():
-            prefix = f"{name}/bbox" if len(results) > 1 else "bbox"
+            prefix = f"{name}/bbox" if len(self.evaluator.datasets) > 1 else "bbox"
             metrics.write(iteration, {f"{prefix}/{k}": v for k, v in result["bbox"].items()})
         self.iterations.best.offer(next(iter(results.values()))["bbox"]["AP"], iteration)
         return results

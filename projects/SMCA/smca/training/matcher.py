@@ -48,13 +48,14 @@ class Targets:
     ) -> Targets:
         """
         Args:
-            labels: (n,) int64 of each image, on the host.
-            boxes: (n, 4) float32 xyxy in pixels of each image, on the host.
+            labels: (n,) int64 of each image, on any device.
+            boxes: (n, 4) float32 xyxy in pixels of each image, on any device.
             sizes: (h, w) of each image, in the same pixels.
             device: where to put the targets.
         """
         scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
-        padded = pad_sequence(list(boxes), batch_first=True) / scales[:, None]
+        padded = pad_sequence(list(boxes), batch_first=True)
+        padded = padded / _to_device(scales, padded.device)[:, None]
         return cls(
             labels=_to_device(pad_sequence(list(labels), batch_first=True), device),
             boxes=_to_device(box_convert(padded, "xyxy", "cxcywh"), device),
@@ -63,10 +64,10 @@ class Targets:
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send a tensor from the host to ``device`` without waiting for the device."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """Send a tensor to ``device``, from the host without waiting for the device."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
