@@ -4,12 +4,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
-from .names import TIMM, detectron2_names, timm_names
+from .names import QUERIES, RELEASED, TIMM, detectron2_names, timm_names
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) 
         detector: the model, of either host.
         path: of a file that :func:`~smca.checkpoints.files.read_checkpoint` reads, or an address
             that :func:`~smca.checkpoints.fetching.fetch` knows.
-        strict: refuse a file that lacks tensors of the model.
+        strict: refuse a file that lacks tensors of the model, or has too few queries.
 
     Returns:
         the rest of the file's content.
@@ -61,12 +62,18 @@ def num_logits(state: Mapping[str, Tensor]) -> int:
 
 
 def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    strict: bool,
+    same_queries: bool = False,
 ) -> list[str]:
     """Load tensors as :func:`load` does.
 
     Args:
         source: names the tensors' origin in messages.
+        same_queries: refuse another number of queries, for which an optimizer has no state.
 
     Returns:
         the names of the model's tensors that are not in ``state``.
@@ -82,12 +89,15 @@ def load_state(
         backbone = _FPN_RESNET
         if not _has(state, backbone):
             state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
+    if not same_queries:
+        state = _fit_queries(state, own, source, strict)
+    state = _with_level(state, own, source)
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if len(missing) == len(own):
         remedy = ""
-        if _has(state, "transformer."):
+        if "query_embed.weight" in state and any(n.startswith(RELEASED) for n in state):
             remedy = "; tools/convert_checkpoint.py reads files that others released"
         elif backbone == TIMM:
             remedy = "; docs/MODEL.md says how to save the weights of MODEL.TIMM.NAME"
@@ -122,6 +132,48 @@ def load_state(
         logger.warning("%s has tensors the model does not know: %s", source, some(unknown))
     model.load_state_dict(fitting, strict=False)
     return missing
+
+
+def _fit_queries(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
+) -> dict[str, Tensor]:
+    """``state`` with as many queries as the model has: its first ones, and further ones anew."""
+    fitted = dict(state)
+    for name in QUERIES:
+        saved, wanted = state.get(name), own.get(name)
+        if saved is None or wanted is None or saved.shape[1:] != wanted.shape[1:]:
+            continue
+        more = len(wanted) - len(saved)
+        if more == 0:
+            continue
+        if more > 0 and strict:
+            raise CheckpointError(
+                f"{source} has {len(saved)} queries, and further ones find nothing before they are "
+                f"trained; set MODEL.SMCA.NUM_QUERIES to {len(saved)} or less"
+            )
+        if name == QUERIES[0]:
+            rest = f"; {more} further ones start anew" if more > 0 else ""
+            logger.warning(
+                "%s: the first %d of its %d queries are taken, MODEL.SMCA.NUM_QUERIES is %d%s",
+                source,
+                min(len(saved), len(wanted)),
+                len(saved),
+                len(wanted),
+                rest,
+            )
+        fitted[name] = torch.cat((saved[: len(wanted)], wanted[len(saved) :].to(saved)))
+    return fitted
+
+
+def _with_level(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
+) -> Mapping[str, Tensor]:
+    """``state`` with an embedding of a single scale, which Deformable DETR once lacked here."""
+    name = "neck.level_embed"
+    if name in state or name not in own or len(own[name]) > 1 or not _has(state, "neck."):
+        return state
+    logger.info("%s is from before its model had %s; zeros are the same", source, name)
+    return {**state, name: torch.zeros_like(own[name])}
 
 
 def _fitting(
