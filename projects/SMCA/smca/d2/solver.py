@@ -1,9 +1,10 @@
 """The optimizer for Detectron2's own trainers and loops, whose builder knows SGD alone."""
 
+import functools
 import logging
 import traceback
-import weakref
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from detectron2.config import CfgNode
@@ -18,6 +19,8 @@ from ..training import solver
 
 logger = logging.getLogger(__name__)
 
+# Models that train with an optimizer that is not known yet, and what it may not read.
+_watched: WeakKeyDictionary[nn.Module, Sequence[str]] = WeakKeyDictionary()
 _REMEDY = (
     "take smca.d2.Trainer(cfg), or `return smca.d2.build_optimizer(cfg, model)` as the "
     "build_optimizer of your trainer"
@@ -95,16 +98,22 @@ def refuse_default_trainer(unread: Sequence[str]) -> None:
 
 def warn_of_sgd(model: nn.Module, unread: Sequence[str]) -> None:
     """Warn in the first step of ``model``'s optimizer if it is SGD, as Detectron2's is."""
-    watched = weakref.ref(model)
+    _watch_steps()
+    _watched[model] = unread
 
-    def check(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        known = watched()
+
+@functools.cache
+def _watch_steps() -> None:
+    # Once and for good: a hook that removes itself breaks the round of the others.
+    register_optimizer_step_pre_hook(_check_step)
+
+
+def _check_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    for model, unread in list(_watched.items()):
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if known is not None and trained.isdisjoint(map(id, known.parameters())):
-            return  # another model's
-        handle.remove()
-        if known is not None and isinstance(optimizer, torch.optim.SGD):
+        if trained.isdisjoint(map(id, model.parameters())):
+            continue
+        del _watched[model]
+        if isinstance(optimizer, torch.optim.SGD):
             keys = ", ".join(unread)
             logger.warning("training with SGD, which does not read %s; %s", keys, _REMEDY)
-
-    handle = register_optimizer_step_pre_hook(check)
