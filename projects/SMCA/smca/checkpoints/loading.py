@@ -136,38 +136,26 @@ def load_state(
 
 def _fit_queries(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
-) -> dict[str, Tensor]:
-    """``state`` with as many queries as the model has: its first ones, and further ones anew."""
-    fitted = dict(state)
-    for name in QUERIES:
-        saved, wanted = state.get(name), own.get(name)
-        if saved is None or wanted is None or saved.shape[1:] != wanted.shape[1:]:
-            continue
-        more = len(wanted) - len(saved)
-        if more == 0:
-            continue
-        if more > 0 and strict:
-            raise CheckpointError(
-                f"{source} has {len(saved)} queries, and further ones find nothing before they are "
-                f"trained; set MODEL.SMCA.NUM_QUERIES to {len(saved)} or less"
-            )
-        if name == QUERIES[0]:
-            rest = f"; {more} further ones start anew" if more > 0 else ""
-            logger.warning(
-                "%s: the first %d of its %d queries are taken, MODEL.SMCA.NUM_QUERIES is %d%s",
-                source,
-                min(len(saved), len(wanted)),
-                len(saved),
-                len(wanted),
-                rest,
-            )
-        fitted[name] = torch.cat((saved[: len(wanted)], wanted[len(saved) :].to(saved)))
-    return fitted
-
-
-def _with_level(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
 ) -> Mapping[str, Tensor]:
+    """``state`` with as many queries as the model has: its first ones, and further ones anew."""
+    both = [name for name in QUERIES if name in state and name in own]
+    names = [name for name in both if state[name].shape[1:] == own[name].shape[1:]]
+    if not names or (had := len(state[names[0]])) == (wanted := len(own[names[0]])):
+        return state
+    if strict and wanted > had:
+        raise CheckpointError(
+            f"{source} has {had} queries, and further ones find nothing before they are trained; "
+            f"set MODEL.SMCA.NUM_QUERIES to {had} or less"
+        )
+    taken = "all are taken, further ones start anew" if wanted > had else "the first are taken"
+    logger.warning(
+        "%s has %d queries, MODEL.SMCA.NUM_QUERIES is %d: %s", source, had, wanted, taken
+    )
+    fitted = {n: torch.cat((state[n][:wanted], own[n][had:].to(state[n]))) for n in names}
+    return {**state, **fitted}
+
+
+def _with_level(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> Mapping:
     """``state`` with an embedding of a single scale, which Deformable DETR once lacked here."""
     name = "neck.level_embed"
     if name in state or name not in own or len(own[name]) > 1 or not _has(state, "neck."):

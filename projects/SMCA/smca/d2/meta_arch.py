@@ -19,7 +19,7 @@ from ..structures import Detections, Size
 from ..training import SetCriterion, Targets
 from .backbone import build_backbone, strides_and_channels
 from .datasets import register_unknown_datasets
-from .solver import refuse_default_trainer, unread_keys, warn_of_sgd
+from .solver import refuse_default_trainer, unread_keys, watched
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +107,7 @@ class SMCA(Detector):
         predictions = self.predict(images, sizes)
         if self.training:
             if self.unread:
-                warn_of_sgd(self, self.unread)
-                self.unread = ()
+                watched[self], self.unread = self.unread, ()
             instances = [image["instances"] for image in batched_inputs]
             targets = Targets.from_images(
                 [image.gt_classes for image in instances],

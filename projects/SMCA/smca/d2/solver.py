@@ -1,6 +1,5 @@
 """The optimizer for Detectron2's own trainers and loops, whose builder knows SGD alone."""
 
-import functools
 import logging
 import traceback
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from ..training import solver
 
 logger = logging.getLogger(__name__)
 
-# Models that train with an optimizer that is not known yet, and what it may not read.
-_watched: WeakKeyDictionary[nn.Module, Sequence[str]] = WeakKeyDictionary()
+# Models that train with an optimizer that is not known yet, and the keys it may not read.
+watched: WeakKeyDictionary[nn.Module, Sequence[str]] = WeakKeyDictionary()
 _REMEDY = (
     "take smca.d2.Trainer(cfg), or `return smca.d2.build_optimizer(cfg, model)` as the "
     "build_optimizer of your trainer"
@@ -96,24 +95,16 @@ def refuse_default_trainer(unread: Sequence[str]) -> None:
             )
 
 
-def warn_of_sgd(model: nn.Module, unread: Sequence[str]) -> None:
-    """Warn in the first step of ``model``'s optimizer if it is SGD, as Detectron2's is."""
-    _watch_steps()
-    _watched[model] = unread
-
-
-@functools.cache
-def _watch_steps() -> None:
-    # Once and for good: a hook that removes itself breaks the round of the others.
-    register_optimizer_step_pre_hook(_check_step)
-
-
-def _check_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    for model, unread in list(_watched.items()):
+def _warn_of_sgd(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Before any optimizer's step: warn if it is the first of a watched model, and of SGD."""
+    for model, unread in list(watched.items()):
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if trained.isdisjoint(map(id, model.parameters())):
             continue
-        del _watched[model]
+        del watched[model]
         if isinstance(optimizer, torch.optim.SGD):
             keys = ", ".join(unread)
             logger.warning("training with SGD, which does not read %s; %s", keys, _REMEDY)
+
+
+register_optimizer_step_pre_hook(_warn_of_sgd)
