@@ -5,8 +5,12 @@ It reads files that the authors' PyTorch programs of DETR, Conditional DETR, sin
 SMCA with the depthwise encoder wrote, and torchvision's ResNets. It converts every tensor, or
 writes nothing and names those that do not fit. It prints the config for the checkpoint.
 
-Example:
+With --from ema it reads a checkpoint of this project, and writes its averaged weights as the
+"model" that Detectron2's tools load.
+
+Examples:
     python tools/convert_checkpoint.py --from auto detr-r50-e632da11.pth detr_R50.pth
+    python tools/convert_checkpoint.py --from ema output/model_final.pth average.pth
 """
 
 import argparse
@@ -22,7 +26,7 @@ import torch
 from released_files import convert, matching_configs, read_options, read_released, recognise
 from released_names import KINDS
 from smca import build_detector, get_cfg, model_zoo
-from smca.checkpoints import write_checkpoint
+from smca.checkpoints import pop_weights, read_checkpoint, write_checkpoint
 from smca.checkpoints.loading import num_logits
 from smca.config import flatten, load_cfg
 from smca.data.coco import COCO_CLASSES
@@ -38,9 +42,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--from",
         dest="kind",
-        choices=("auto", *KINDS),
+        choices=("auto", "ema", *KINDS),
         default="auto",
-        help="the kind of file; auto recognises it by the names of its tensors",
+        help="the kind of file; auto recognises released ones by the names of their tensors",
     )
     parser.add_argument(
         "--config-file",
@@ -56,6 +60,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     check_output(args)
+    if args.kind == "ema":
+        write_average(args)
+        return
     released = read_released(args.input)
     kind = recognise(released) if args.kind == "auto" else args.kind
     configs = [args.config_file] if args.config_file else files_of(matching_configs(released, kind))
@@ -71,10 +78,7 @@ def run(args: argparse.Namespace) -> None:
     content |= {"config_file": configs[0], "options": options}
     if num_logits(model):
         content["class_names"] = list(COCO_CLASSES.values())
-    try:
-        write_checkpoint(content, args.output)
-    except OSError as error:
-        raise CheckpointError(f"{args.output} cannot be written: {error}") from error
+    write(content, args.output)
     print(f"{args.input}: {KINDS[kind].title}")
     for key, value in found.items():
         print(f"  {key} {value}")
@@ -92,6 +96,25 @@ def run(args: argparse.Namespace) -> None:
     purpose = [] if kind == "torchvision_resnet" else ["--eval-only"]
     for config in configs:
         print(shlex.join(["python", "train_net.py", "--config-file", config, *purpose, *arguments]))
+
+
+def write_average(args: argparse.Namespace) -> None:
+    content = read_checkpoint(args.input)
+    if "ema" not in content:
+        raise CheckpointError(
+            f"{args.input} has no averaged weights: a run keeps them with MODEL.EMA.ENABLED True"
+        )
+    kept = {key: content[key] for key in ("class_names",) if key in content}
+    model = pop_weights(content)
+    write({"model": model, **kept}, args.output)
+    print(f"{args.output}: {len(model)} averaged tensors of {args.input}")
+
+
+def write(content: dict, output: str) -> None:
+    try:
+        write_checkpoint(content, output)
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}") from error
 
 
 def check_output(args: argparse.Namespace) -> None:

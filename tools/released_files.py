@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,16 +51,11 @@ def read_released(path: str | os.PathLike) -> Released:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, is not a checkpoint, or asks to run code.
     """
-    # The authors' programs save their arguments too, in a namespace, which only holds values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = read_tensors(path)
-    tensors = content["model"]
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    content = read_tensors(path)
     settings = content.get("args")
     if not isinstance(settings, argparse.Namespace):
         settings = argparse.Namespace()
-    return Released(path=os.fspath(path), tensors=tensors, settings=settings)
+    return Released(path=os.fspath(path), tensors=content["model"], settings=settings)
 
 
 def recognise(released: Released) -> str:

@@ -105,3 +105,10 @@ def test_a_folder_with_another_runs_checkpoints(tmp_path, caplog):
         checkpointer.save_periodic(number)
     (tmp_path / "model_0000003.pth").write_bytes(b"")
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_a_resumed_run_keeps_its_number_of_queries(tmp_path, detector, tiny_config):
+    SafeCheckpointing(detector, str(tmp_path)).save_periodic(0)
+    fewer = build_detector(tiny_config("MODEL.SMCA.NUM_QUERIES", 4))
+    with pytest.raises(CheckpointError, match=r"decoder\.query_embed\.weight has shape \(10, 32\)"):
+        SafeCheckpointing(fewer, str(tmp_path)).resume_or_load("", resume=True)

@@ -9,6 +9,8 @@ from smca.checkpoints import load, read_checkpoint, write_checkpoint
 from smca.errors import CheckpointError
 from smca.modeling import build_detector
 
+LIGHTNING = {"epoch": 3, "global_step": 7, "hparams_name": "kwargs"}
+
 
 def test_backbone_weights_load_into_a_detector(tmp_path, config, caplog):
     write_zoo_resnet(tmp_path / "R-18.pkl")
@@ -92,3 +94,99 @@ def test_weights_of_other_types_are_rounded_or_refused(tmp_path, detector, tiny_
     load(found, tmp_path / "a.pth")
     for name, tensor in found.state_dict().items():
         assert_close(tensor, model[name].to(tensor.dtype), rtol=0, atol=0)
+
+
+def test_other_numbers_of_queries_keep_the_first(tmp_path, detector, tiny_config, caplog):
+    learned = ("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder")
+    learned += ("MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter")
+    saved = build_detector(tiny_config(*learned))
+    write_checkpoint({"model": saved.state_dict()}, tmp_path / "ten.pth")
+    for number, strict in ((4, True), (4, False), (13, False)):
+        caplog.clear()
+        torch.manual_seed(1)
+        found = build_detector(tiny_config(*learned, "MODEL.SMCA.NUM_QUERIES", number))
+        drawn = {name: tensor.clone() for name, tensor in found.state_dict().items()}
+        load(found, tmp_path / "ten.pth", strict=strict)
+        for name in ("decoder.query_embed.weight", "decoder.reference.weight"):
+            expected = torch.cat((saved.state_dict()[name][:number], drawn[name][10:]))
+            assert_close(found.state_dict()[name], expected, rtol=0, atol=0)
+        (line,) = [record.getMessage() for record in caplog.records]
+        taken = "the first are taken" if number == 4 else "all are taken, further ones start anew"
+        assert line.endswith(f"has 10 queries, MODEL.SMCA.NUM_QUERIES is {number}: {taken}")
+    with pytest.raises(CheckpointError, match=r"has 10 queries, .*NUM_QUERIES to 10 or less"):
+        load(found, tmp_path / "ten.pth", strict=True)
+
+
+def test_a_single_scale_from_before_its_embedding_is_the_same_model(tmp_path, tiny_config, caplog):
+    one = ("MODEL.SMCA.IN_FEATURES", ["res5"], "MODEL.SMCA.NUM_SCALES", 1)
+    deformable = ("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder")
+    detector = build_detector(tiny_config(*one, *deformable)).eval()
+    state = detector.state_dict()
+    assert state.pop("neck.level_embed").shape == (1, 32)
+    torch.save({"model": state}, tmp_path / "old.pth")
+    caplog.set_level("INFO")
+    load(detector, tmp_path / "old.pth", strict=True)
+    assert "is from before its model had neck.level_embed; zeros are the same" in caplog.text
+    assert not detector.neck.level_embed.any()
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [
+        ("model", "module."),
+        ("state_dict", "model."),
+        ("state_dict", "model._orig_mod."),
+        ("model_state_dict", "module._orig_mod."),
+        ("", "_orig_mod."),
+    ],
+)
+def test_names_of_wrapped_models_are_read(tmp_path, detector, tiny_config, caplog, place, prefix):
+    state = {prefix + name: tensor for name, tensor in detector.state_dict().items()}
+    torch.save({**LIGHTNING, place: state} if place else state, tmp_path / "wrapped.pth")
+    torch.manual_seed(1)
+    found = build_detector(tiny_config())
+    caplog.set_level("INFO")
+    load(found, tmp_path / "wrapped.pth", strict=True)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"named as {prefix}backbone.stem" in line and "; backbone.stem" in line
+    assert_close(found.state_dict(), detector.state_dict(), rtol=0, atol=0)
+
+
+def test_a_part_that_was_compiled_is_read(tmp_path, detector, tiny_config):
+    detector.encoder = torch.compile(detector.encoder)
+    assert any("encoder._orig_mod." in name for name in detector.state_dict())
+    torch.save({"model": detector.state_dict()}, tmp_path / "compiled.pth")
+    found = build_detector(tiny_config())
+    load(found, tmp_path / "compiled.pth", strict=True)
+    assert_close(list(found.parameters()), list(detector.parameters()), rtol=0, atol=0)
+
+
+def test_safetensors_are_read(tmp_path, detector, tiny_config, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "a.safetensors"
+    safetensors.save_file(dict(detector.state_dict()), path)
+    found = build_detector(tiny_config())
+    load(found, path, strict=True)
+    assert_close(found.state_dict(), detector.state_dict(), rtol=0, atol=0)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"a\.safetensors cannot be read as a checkpoint"):
+        load(found, path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install safetensors"):
+        load(found, path)
+
+
+# Names in files of mmdetection, transformers and the public Deformable DETR.
+OTHERS = {
+    "mmdetection": ["backbone.conv1.weight", "bbox_head.fc_cls.weight", "query_embedding.weight"],
+    "transformers": ["model.query_position_embeddings.weight", "class_labels_classifier.bias"],
+    "deformable": ["transformer.level_embed", "query_embed.weight", "class_embed.0.bias"],
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_others_name_no_tool_that_does_not_read_them(tmp_path, detector, kind):
+    torch.save({"state_dict": dict.fromkeys(OTHERS[kind], torch.ones(2))}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth holds none of the model's") as refused:
+        load(detector, tmp_path / "a.pth")
+    assert "convert_checkpoint" not in str(refused.value)

@@ -6,7 +6,12 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
-from detectron2.modeling import build_backbone  # noqa: E402
+from detectron2.modeling import (  # noqa: E402
+    BACKBONE_REGISTRY,
+    SwinTransformer,
+    build_backbone,
+    build_model,
+)
 
 from smca.d2 import add_smca_config  # noqa: E402
 
@@ -46,3 +51,21 @@ def test_same_names_and_maps_as_detectron2s(depth, norm, features):
     for name in features:
         scale = expected[name].abs().max()
         torch.testing.assert_close(found[name] / scale, expected[name] / scale, rtol=0, atol=1e-5)
+
+
+def test_detectron2s_bare_swin(d2_config, monkeypatch):
+    """It has no working ``size_divisibility``, as it was made for a feature pyramid around it."""
+
+    def build_bare_swin(cfg, input_shape):
+        return SwinTransformer(embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
+
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_bare_swin", build_bare_swin)
+    cfg = d2_config()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SMCA.IN_FEATURES = "build_bare_swin", ["p2", "p3"]
+    model = build_model(cfg).eval()
+    images = [{"image": torch.rand(3, 50, 70) * 255}, {"image": torch.rand(3, 64, 33) * 255}]
+    assert model.preprocess(images)[0].shape == (2, 3, 64, 96)
+    with torch.no_grad():
+        found = model(images)
+    assert all(image["instances"].pred_boxes.tensor.isfinite().all() for image in found)

@@ -117,7 +117,7 @@ def test_our_run_resumes_in_detectron2s_trainer(project, config_file, d2_config,
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.EMA.ENABLED", True], r"do not read MODEL\.EMA\.ENABLED; take smca\.d2\.trainer"),
+        (["MODEL.EMA.ENABLED", True], r"do not read MODEL\.EMA\.ENABLED; take smca\.d2\.Trainer"),
         (["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "bfloat16"], r"SOLVER\.AMP\.PREC"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"], "it must be 'full_model', or"),
         (
@@ -185,10 +185,23 @@ def test_coco_evaluator_scores_as_ours(trained, tmp_path):
         assert results[1][name] == pytest.approx(results[0][name], nan_ok=True), name
 
 
-def test_default_predictor_finds_what_ours_finds(trained, shapes):
-    cfg, _ = trained
+@pytest.mark.parametrize("averaged", [False, True])
+def test_default_predictor_finds_what_ours_finds(averaged, trained, shapes, program, tmp_path):
+    cfg, model = trained
+    ours = smca.Predictor(cfg)
+    if averaged:
+        drawn = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+        content = {"model": drawn, "ema": model.state_dict(), "class_names": list("abc")}
+        torch.save(content, tmp_path / "run.pth")
+        ours = smca.Predictor(cfg, tmp_path / "run.pth")
+        cfg.MODEL.WEIGHTS = str(tmp_path / "average.pth")
+        convert = ("tools/convert_checkpoint.py", "--from", "ema")
+        program(*convert, tmp_path / "run.pth", cfg.MODEL.WEIGHTS).done()
+        assert checkpoint(tmp_path, "average.pth")["class_names"] == list("abc")
+        again = program(*convert, cfg.MODEL.WEIGHTS, tmp_path / "b.pth")
+        assert again.returncode == 2 and "has no averaged weights" in again.last
     file = sorted(Path(shapes["val"][1]).glob("*.png"))[0]
     found = DefaultPredictor(cfg)(np.asarray(read_rgb(file))[:, :, ::-1])["instances"]
-    ours = smca.Predictor(cfg)(file, threshold=0.0)
+    ours = ours(file, threshold=0.0)
     assert_close(found.pred_boxes.tensor, torch.as_tensor(ours.boxes), rtol=1e-4, atol=1e-3)
     assert_close(found.scores, torch.as_tensor(ours.scores))

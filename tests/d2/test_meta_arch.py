@@ -59,6 +59,7 @@ def test_three_lines_on_detectron2s_defaults():
     cfg.MODEL.META_ARCHITECTURE = "SMCA"
     model = build_model(cfg).eval()
     assert isinstance(model, META_ARCH_REGISTRY.get("SMCA"))
+    assert model.device == torch.device("cpu")
     with torch.no_grad():
         (result,) = model(images((64, 80)))
     assert len(result["instances"]) == 100

@@ -21,6 +21,7 @@ cfg = get_cfg()
 add_smca_config(cfg)
 cfg.MODEL.META_ARCHITECTURE = "SMCA"
 cfg.MODEL.DEVICE = "cpu"
+cfg.MODEL.BACKBONE.FREEZE_RANDOM = True
 cfg.MODEL.RESNETS.DEPTH = 18
 cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
 cfg.MODEL.SMCA.NUM_CLASSES = 3
@@ -33,7 +34,15 @@ cfg.SOLVER.BASE_LR = 1e-5
 cfg.SOLVER.MAX_ITER = 2
 cfg.SOLVER.STEPS = ()
 cfg.OUTPUT_DIR = sys.argv[3]
-DefaultTrainer(cfg).train()
+
+
+class Trainer(DefaultTrainer):
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return smca.d2.build_optimizer(cfg, model)
+
+
+Trainer(cfg).train()
 """
 
 

@@ -4,12 +4,16 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from forked_program import ENVIRONMENT
 
+import smca
+from smca.config import load_cfg
 from smca.data.loader import list_loader
+from smca.engine.prepare import prepare
 from smca.engine.stop import StopRequest
 
 
@@ -55,3 +59,25 @@ def test_a_signal_that_follows_anothers_does_not_stop_the_saving(tmp_path):
     command = [sys.executable, "-c", TOLD, str(tmp_path / "store")]
     ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout) == (0, "saved\n"), ended.stderr
+
+
+def test_training_in_a_thread(engine, config_file, tmp_path, caplog):
+    """As in a window's or a server's program."""
+    if engine == "detectron2":
+        from smca.d2 import register_datasets
+        from smca.d2.predictor import Detectron2Host
+        from smca.d2.trainer import Trainer
+
+        cfg = prepare(Detectron2Host.read(config_file("DATALOADER.NUM_WORKERS", 1)))
+        register_datasets(cfg)
+    else:
+        from smca.native.trainer import Trainer
+
+        cfg = prepare(load_cfg(smca.get_cfg(), config_file("DATALOADER.NUM_WORKERS", 1)))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=lambda: Trainer(cfg).train())
+    thread.start()
+    thread.join()
+    assert (tmp_path / "out/model_final.pth").exists()
+    assert caplog.text.count("in a thread: Ctrl-C and SIGTERM save no checkpoint") == 1
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

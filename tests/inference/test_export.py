@@ -91,6 +91,17 @@ def test_a_trace_is_the_model_for_any_size(family, pixel_detector, tmp_path):
     check("torchscript", *pixel_detector(*FAMILIES[family]), tmp_path)
 
 
+def test_a_trace_runs_again_without_no_grad(pixel_detector, tmp_path):
+    cfg, model = pixel_detector()
+    export(model, tmp_path / "a.ts", form="torchscript", metadata=metadata(cfg, NAMES))
+    assert all(parameter.requires_grad for parameter in model.detector.decoder.parameters())
+    traced = torch.jit.load(tmp_path / "a.ts")
+    images = torch.rand(1, 3, 64, 96) * 255
+    expected = [tensor.detach() for tensor in model(images)]
+    for _ in range(3):
+        torch.testing.assert_close(list(traced(images)), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_graph_is_the_model_for_any_size(family, pixel_detector, monkeypatch, tmp_path):

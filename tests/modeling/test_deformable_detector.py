@@ -19,6 +19,23 @@ def test_parameters_are_the_papers(config, name, millions):
     assert abs(trained / 1e6 - millions) < 0.7
 
 
+@pytest.mark.parametrize(("name", "embeddings"), [("R50", 4), ("single_scale_R50", 1)])
+def test_every_scale_has_an_embedding(config, name, embeddings):
+    with torch.device("meta"):
+        detector = build_detector(config(f"baselines/deformable_detr_{name}_50ep"))
+    assert detector.neck.level_embed.shape == (embeddings, 256)
+
+
+def test_one_scale_has_as_many_parameters_as_in_public_programs(config):
+    classes = ("MODEL.SMCA.NUM_CLASSES", 91)  # theirs are COCO's ids
+    with torch.device("meta"):
+        detector = build_detector(
+            config("baselines/deformable_detr_single_scale_R50_50ep", *classes)
+        )
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    assert trained == 33_844_193
+
+
 @pytest.mark.parametrize("name", ["R50", "refine_R50", "single_scale_DC5_R50"])
 def test_the_whole_detector_ignores_padding_and_trains(config, name):
     torch.manual_seed(0)

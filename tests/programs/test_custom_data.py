@@ -139,7 +139,7 @@ def test_the_walk_through_ends_with_a_detector(reader):
 
 @pytest.mark.slow
 def test_mistakes_are_told_as_the_document_says(reader):
-    assert len(MISTAKES) == 10
+    assert len(MISTAKES) == 9
     start = ["--config-file", "my_data.yaml", *map(str, [*SHORT, *reader.options])]
     for number, (options, message) in enumerate(MISTAKES):
         last = ("OUTPUT_DIR", f"output/{number}", *shlex.split(options))

@@ -167,10 +167,13 @@ class SafeCheckpointing(Checkpointer):
 
     def _load_model(self, checkpoint: dict) -> None:
         state = checkpoint.pop("model") if self._resuming else pop_weights(checkpoint)
-        strict = self._strict or self._resuming
-        names = checkpoint.get("class_names")
         self._missing = load_state(
-            self.model, state, source=self._loaded, strict=strict, class_names=names
+            self.model,
+            state,
+            source=self._loaded,
+            strict=self._strict or self._resuming,
+            same_queries=self._resuming,
+            class_names=checkpoint.get("class_names"),
         )
 
 

@@ -5,7 +5,10 @@ averages its weights adds ``"ema"``, with the same names; a run that knows its c
 ``"class_names"``, a list.
 """
 
+import argparse
 import contextlib
+import importlib.util
+import logging
 import os
 import pickle
 import re
@@ -21,11 +24,19 @@ import torch
 from torch import Tensor
 
 from ..errors import CONTROLS, CheckpointError
-from .names import detectron2_names
+from .names import WRAPPERS, detectron2_names
+
+logger = logging.getLogger(__name__)
+
+# Where a file has the tensors of its model: this project's and Detectron2's, or others' programs.
+_PLACES = ("model", "state_dict", "model_state_dict")
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint of this project, a torchvision ResNet or a file of Detectron2's model zoo.
+
+    The same tensors may lie under ``"state_dict"`` or ``"model_state_dict"``, have names that DDP,
+    torch.compile or Lightning have lengthened, or be in a ``.safetensors`` file.
 
     Returns:
         the file's content, with ``"model"`` and, where the file has it, ``"ema"`` as dicts of
@@ -46,24 +57,34 @@ def read_tensors(path: str | os.PathLike) -> dict:
     zipped = zipfile.is_zipfile(path)
     if zipped and (fault := damage(path)):
         raise CheckpointError(f"{path} is damaged: {fault}")
-    if not zipped:
+    safetensors = path.endswith(".safetensors")
+    if safetensors and importlib.util.find_spec("safetensors") is None:
+        raise CheckpointError(f"{path} needs safetensors to be read: pip install safetensors")
+    if not zipped and not safetensors:
         _refuse_other_files(path)
     try:
-        if path.endswith(".pkl") and not zipped:
+        if safetensors:
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        elif path.endswith(".pkl") and not zipped:
             with open(path, "rb") as file:
                 content = _ArrayUnpickler(file, encoding="latin1").load()
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # The authors of DETRs save their arguments too, in a namespace, which holds values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files fail in too many ways to list.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if refused := re.search(r"\bGLOBAL (\S+)", str(error)):
             reason = f"refused to load {refused[1]}, only tensors are read"
-            if refused[1] == "argparse.Namespace":
-                reason += " (tools/convert_checkpoint.py reads files that others released)"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    content = dict(content) if "model" in content else {"model": content}
+    place = next((key for key in _PLACES if key in content), None)
+    content = dict(content) if place else {"model": content}
+    if place:
+        content["model"] = content.pop(place)
     names = content.get("class_names") or []
     if not isinstance(names, list) or not all(map(_is_text, names)):
         raise CheckpointError(
@@ -131,7 +152,16 @@ def _tensors(part: object, key: str, path: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{place} is a {type(value).__name__}, not a tensor")
         tensors[name] = value
-    return tensors
+    return _unwrapped(tensors, path)
+
+
+def _unwrapped(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    names = {name: WRAPPERS.sub("", name) for name in tensors}
+    first = next((name for name, own in names.items() if name != own), None)
+    if first is None or len(set(names.values())) < len(names):
+        return tensors
+    logger.info("%s: its tensors are named as %s; %s is taken", path, first, names[first])
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 class _Dtype:

@@ -4,24 +4,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ..data.classes import lacking, positions, shown
+from ..data.classes import shown
 from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
-from .names import TIMM, detectron2_names, timm_names
+from .names import RELEASED, TIMM, detectron2_names, timm_names
+from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fit_queries, with_level
 
 logger = logging.getLogger(__name__)
 
-CLASS_HEAD = "heads.class_head."
-# The tensors whose shapes depend on the number of classes, of this project and of Detectron2's
-# Faster R-CNN, and the key that sets this number.
-_CLASS_HEADS = {
-    CLASS_HEAD: "MODEL.SMCA.NUM_CLASSES",
-    "roi_heads.box_predictor.": "MODEL.ROI_HEADS.NUM_CLASSES",
-}
 # Detectron2's feature pyramid has its ResNet here.
 _FPN_RESNET = "backbone.bottom_up."
 
@@ -35,7 +28,7 @@ def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) 
         detector: the model, of either host.
         path: of a file that :func:`~smca.checkpoints.files.read_checkpoint` reads, or an address
             that :func:`~smca.checkpoints.fetching.fetch` knows.
-        strict: refuse a file that lacks tensors of the model.
+        strict: refuse a file that lacks tensors of the model, or has too few queries.
 
     Returns:
         the rest of the file's content.
@@ -70,6 +63,7 @@ def load_state(
     source: str,
     strict: bool,
     class_names: Sequence[str] | None = None,
+    same_queries: bool = False,
 ) -> list[str]:
     """Load tensors as :func:`load` does.
 
@@ -79,6 +73,7 @@ def load_state(
     Args:
         source: names the tensors' origin in messages.
         class_names: of the file, by contiguous index.
+        same_queries: refuse another number of queries, for which an optimizer has no state.
 
     Returns:
         the names of the model's tensors that are not in ``state``.
@@ -102,13 +97,16 @@ def load_state(
                 "give the data those of the checkpoint, in their order, or train without --resume "
                 "from this MODEL.WEIGHTS, which takes them by name"
             )
-        state = _by_class(state, class_names, own, mine, source)
+        state = by_class(state, class_names, own, mine, source)
+    if not same_queries:
+        state = fit_queries(state, own, source, strict)
+    state = with_level(state, own, source)
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]
     if len(missing) == len(own):
         remedy = ""
-        if _has(state, "transformer."):
+        if "query_embed.weight" in state and any(n.startswith(RELEASED) for n in state):
             remedy = "; tools/convert_checkpoint.py reads files that others released"
         elif backbone == TIMM:
             remedy = "; docs/MODEL.md says how to save the weights of MODEL.TIMM.NAME"
@@ -149,45 +147,6 @@ def load_state(
     return missing
 
 
-def _by_class(
-    state: Mapping[str, Tensor],
-    names: Sequence[str],
-    own: Mapping[str, Tensor],
-    own_names: Sequence[str],
-    source: str,
-) -> dict[str, Tensor]:
-    """Put the rows of a class head where the model has the classes of the same names.
-
-    The rows of other classes stay the model's own.
-    """
-    places = torch.from_numpy(positions(own_names, names))
-    found = places >= 0
-    heads = [name for name in state if name in own and name.startswith(tuple(_CLASS_HEADS))]
-    # With a softmax, "no object" follows the classes. Other models have rows of other kinds.
-    fit = [
-        name.startswith(CLASS_HEAD)
-        and state[name].shape[1:] == own[name].shape[1:]
-        and len(state[name]) - len(names) == len(own[name]) - len(own_names)
-        for name in heads
-    ]
-    by_class = dict(state)
-    if not heads:
-        return by_class
-    if not found.any() or not all(fit):
-        logger.warning(
-            "class head not loaded, it starts anew: %s knows the classes %s", source, shown(names)
-        )
-        return by_class | {name: own[name] for name in heads}
-    for name in heads:
-        by_class[name] = rows = own[name].clone()
-        rows[: len(places)][found] = state[name][places[found]].to(rows)
-        rows[len(places) :] = state[name][len(names) :]
-    new = lacking(own_names, names)
-    anew = f"; these classes start anew: {shown(new)}" if new else ""
-    logger.warning("class head taken by name from %s%s", source, anew)
-    return by_class
-
-
 def _fitting(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
 ) -> dict[str, Tensor]:
@@ -198,11 +157,11 @@ def _fitting(
         if tensor.shape != own[name].shape
     }
     listed = "; ".join(list(misfits.values())[:5])
-    only_classes = all(name.startswith(tuple(_CLASS_HEADS)) for name in misfits)
+    only_classes = all(name.startswith(tuple(CLASS_HEADS)) for name in misfits)
     if misfits and (strict or not only_classes):
-        keys = [key for head, key in _CLASS_HEADS.items() if _has(misfits, head)]
+        keys = [key for head, key in CLASS_HEADS.items() if _has(misfits, head)]
         remedy = ", ".join(keys) if only_classes else "the config file"
-        if keys == [_CLASS_HEADS[CLASS_HEAD]] and strict:
+        if keys == [CLASS_HEADS[CLASS_HEAD]] and strict:
             remedy += " (to evaluate, 0 takes the file's number)"
         raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")
     if misfits:

@@ -10,6 +10,19 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 # Where a detector has a timm model.
 TIMM = "backbone.timm."
 
+# What DDP, torch.compile and Lightning add to the names of a model's tensors.
+WRAPPERS = re.compile(r"^(?:(?:module|model|_orig_mod)\.)+|\b_orig_mod\.")
+
+# How tensors' names begin in the files that tools/convert_checkpoint.py reads.
+RELEASED = (
+    "transformer.encoder.layers.0.self_attn_8.",
+    "transformer.decoder.layers.0.ca_",
+    "transformer.decoder.layers.0.point",
+    "transformer.decoder.layers.0.multihead_attn.",
+)
+# The tensors with a row for each query.
+QUERIES = ("decoder.query_embed.weight", "decoder.reference.weight")
+
 # From torchvision's names of a ResNet to Detectron2's.
 TORCHVISION: Rules = (
     (r"^layer(\d)\b", lambda match: f"res{int(match[1]) + 1}"),

@@ -5,23 +5,47 @@ Another Detectron2 project uses SMCA with three lines:
     import smca.d2
     smca.d2.add_smca_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "SMCA"
+
+and trains it with :class:`Trainer`, or with :func:`build_optimizer` in a DefaultTrainer.
 """
 
 from ..config import add_smca_config, get_cfg
-from ..modeling import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
+from ..modeling import (
+    SMCA_BACKBONE_REGISTRY,
+    SMCA_DECODER_REGISTRY,
+    SMCA_ENCODER_REGISTRY,
+    ConditionalDecoder,
+    DeformableDecoder,
+    DeformableEncoder,
+    DepthwiseEncoder,
+    DETRDecoder,
+    IntraMultiEncoder,
+    Neck,
+    SMCADecoder,
+)
 from .backbone import SMCAResNet, build_smca_resnet_backbone
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import register_datasets, register_unknown_datasets
 from .meta_arch import SMCA
 from .solver import build_optimizer
+from .trainer import Trainer
 
 __all__ = [
     "SMCA",
     "SMCA_BACKBONE_REGISTRY",
     "SMCA_DECODER_REGISTRY",
     "SMCA_ENCODER_REGISTRY",
+    "ConditionalDecoder",
+    "DETRDecoder",
+    "DeformableDecoder",
+    "DeformableEncoder",
+    "DepthwiseEncoder",
     "DetrDatasetMapper",
+    "IntraMultiEncoder",
+    "Neck",
+    "SMCADecoder",
     "SMCAResNet",
+    "Trainer",
     "add_smca_config",
     "build_optimizer",
     "build_smca_resnet_backbone",

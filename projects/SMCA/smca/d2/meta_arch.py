@@ -19,6 +19,7 @@ from ..structures import Detections, Size
 from ..training import SetCriterion, Targets
 from .backbone import build_backbone, strides_and_channels
 from .datasets import register_unknown_datasets
+from .solver import refuse_default_trainer, unread_keys, watched
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class SMCA(Detector):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         max_detections: int = 300,
+        unread: Sequence[str] = (),
         **parts: Any,
     ):
         """
@@ -46,11 +48,14 @@ class SMCA(Detector):
             pixel_mean, pixel_std: mean and standard deviation of the images' three channels, for
                 pixels in 0..255.
             max_detections: the most that an image can have.
+            unread: see :func:`~smca.d2.solver.unread_keys`. Whoever builds the optimizer from them
+                empties it; otherwise the first step of SGD warns.
             parts: see :class:`Detector`; the backbone may also be any of Detectron2's.
         """
         super().__init__(**parts)
         self.criterion = criterion
         self.max_detections = max_detections
+        self.unread = tuple(unread)
         for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             per_channel = torch.tensor(list(numbers)).view(3, 1, 1)
             self.register_buffer(name, per_channel, persistent=False)
@@ -63,6 +68,8 @@ class SMCA(Detector):
             cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
             logger.info("MODEL.SMCA.NUM_CLASSES: %d, as in %s", cfg.MODEL.SMCA.NUM_CLASSES, source)
         validate_model(cfg)
+        unread = unread_keys(cfg)
+        refuse_default_trainer(unread)
         register_unknown_datasets(cfg)
         backbone = build_backbone(cfg)
         return {
@@ -71,7 +78,12 @@ class SMCA(Detector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "unread": unread,
         }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
 
     @property
     def has_unread_maps(self) -> bool:
@@ -94,6 +106,8 @@ class SMCA(Detector):
         images, sizes = self.preprocess(batched_inputs)
         predictions = self.predict(images, sizes)
         if self.training:
+            if self.unread:
+                watched[self], self.unread = self.unread, ()
             instances = [image["instances"] for image in batched_inputs]
             targets = Targets.from_images(
                 [image.gt_classes for image in instances],
@@ -136,7 +150,9 @@ class SMCA(Detector):
         )
         if isinstance(self.backbone, Backbone):
             return images, sizes
-        divisibility = self.backbone.size_divisibility
+        # Detectron2's bare Swin fails to tell its own.
+        strides = strides_and_channels(self.backbone)[0]
+        divisibility = getattr(self.backbone, "size_divisibility", max(strides.values()))
         constraints = self.backbone.padding_constraints
         if divisibility > 1 or constraints:
             images = ImageList.from_tensors(

@@ -68,6 +68,7 @@ class Trainer(DefaultTrainer):
         torch.manual_seed(cfg.SEED)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        model.unread = ()  # here an override may choose any optimizer
         data_loader = self.build_train_loader(cfg)
         # Data that an evaluation cannot use are refused now, not hours later.
         for name in cfg.DATASETS.TEST:
@@ -123,6 +124,7 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Return Detectron2's writers, whose files are readable whenever a run ends."""
         folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
         lines = os.path.join(folder, "metrics.json")
         drop_cut_line(lines)
         return [

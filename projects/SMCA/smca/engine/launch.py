@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -237,7 +238,10 @@ def _signals_to_children() -> Iterator[None]:
         for child in multiprocessing.active_children():
             os.kill(child.pid, number)
 
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # it alone has handlers
+        signals = ()
+    previous = {number: signal.signal(number, forward) for number in signals}
     try:
         yield
     finally:

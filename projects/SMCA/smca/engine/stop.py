@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from typing import Any
 
@@ -22,7 +23,10 @@ _AGREE_EVERY = 10
 
 
 class StopRequest:
-    """Remembers SIGINT and SIGTERM while it is entered; a second signal acts at once."""
+    """Remembers SIGINT and SIGTERM while it is entered; a second signal acts at once.
+
+    Only Python's main thread can: elsewhere signals act as they did before.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -31,8 +35,11 @@ class StopRequest:
         self._group: Any = None  # torch.distributed's
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._remember)
+        else:  # where Python allows no handlers
+            logger.warning("training in a thread: Ctrl-C and SIGTERM save no checkpoint")
         if dist.is_initialized():
             # gloo asks on the host, without a device synchronisation.
             self._group = dist.new_group(backend="gloo")

@@ -5,27 +5,41 @@ Whoever writes a part subclasses :class:`Backbone`, :class:`Encoder` or :class:`
 
 from ..structures import Detections, Predictions
 from .backbone import ResNet
+from .conditional import ConditionalDecoder
+from .decoder import DETRDecoder
+from .deformable import DeformableDecoder, DeformableEncoder
+from .depthwise import DepthwiseEncoder
 from .detector import Detector, build_detector
+from .encoder import IntraMultiEncoder
 from .heads import detect, detect_batch
 from .memory import Memory
+from .neck import Neck
 from .parts import Backbone, Decoder, Encoder
 from .registry import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
-
-# Imported for their registration.
-from . import conditional, decoder, deformable, depthwise, encoder, smca_decoder, timm_backbone  # noqa: F401, E402, I001 isort:skip
+from .smca_decoder import SMCADecoder
+from .timm_backbone import TimmBackbone
 
 __all__ = [
     "SMCA_BACKBONE_REGISTRY",
     "SMCA_DECODER_REGISTRY",
     "SMCA_ENCODER_REGISTRY",
     "Backbone",
+    "ConditionalDecoder",
+    "DETRDecoder",
     "Decoder",
+    "DeformableDecoder",
+    "DeformableEncoder",
+    "DepthwiseEncoder",
     "Detections",
     "Detector",
     "Encoder",
+    "IntraMultiEncoder",
     "Memory",
+    "Neck",
     "Predictions",
     "ResNet",
+    "SMCADecoder",
+    "TimmBackbone",
     "build_detector",
     "detect",
     "detect_batch",

@@ -136,6 +136,8 @@ class DeformableSelfAttention(DeformableAttention):
 class DeformableEncoder(Encoder):
     """Blocks of deformable self-attention."""
 
+    embeds_one_scale = True  # as in the authors' program
+
     def __init__(
         self,
         *,

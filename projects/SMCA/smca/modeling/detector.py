@@ -147,6 +147,7 @@ def detector_parts(
             dim=smca.HIDDEN_DIM,
             norm=smca.NECK.NORM,
             position_offset=smca.NECK.POSITION_OFFSET,
+            embeds_one_scale=encoder.embeds_one_scale,
         ),
         "encoder": encoder,
         "decoder": decoder,

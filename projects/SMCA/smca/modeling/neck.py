@@ -28,6 +28,7 @@ class Neck(nn.Module):
         dim: int,
         norm: str = "",
         position_offset: float = 0.0,
+        embeds_one_scale: bool = False,
     ):
         """
         Args:
@@ -38,6 +39,7 @@ class Neck(nn.Module):
             dim: C.
             norm: "GN" for a group norm after each convolution (Deformable DETR).
             position_offset: see :func:`~smca.modeling.position_encoding.sine_positions`.
+            embeds_one_scale: learn the embedding of a scale also if there is only one.
         """
         super().__init__()
         self.in_features = tuple(in_features)
@@ -53,7 +55,8 @@ class Neck(nn.Module):
             self.strides.append(self.strides[-1] * 2)
             channels = dim
         self.norms = nn.ModuleList(NORMS[norm](dim) for _ in self.projections) if norm else None
-        self.level_embed = nn.Parameter(torch.randn(num_scales, dim)) if num_scales > 1 else None
+        embeds = embeds_one_scale or num_scales > 1
+        self.level_embed = nn.Parameter(torch.randn(num_scales, dim)) if embeds else None
 
     def forward(self, features: Mapping[str, Tensor], sizes: Sequence[Size]) -> Memory:
         """

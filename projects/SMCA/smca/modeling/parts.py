@@ -52,9 +52,11 @@ class Encoder(Part):
 
     Attributes:
         halves: the encoder needs scales that each have twice the stride of the one before.
+        embeds_one_scale: see :class:`~smca.modeling.neck.Neck`.
     """
 
     halves: bool = False
+    embeds_one_scale: bool = False
 
     def forward(self, memory: Memory) -> Memory:
         raise NotImplementedError

@@ -1,0 +1,91 @@
+"""Tensors with a row for each class, query or scale, for a model with other classes or queries."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.classes import lacking, positions, shown
+from ..errors import CheckpointError
+from .names import QUERIES
+
+logger = logging.getLogger(__name__)
+
+CLASS_HEAD = "heads.class_head."
+# The tensors whose shapes depend on the number of classes, of this project and of Detectron2's
+# Faster R-CNN, and the key that sets this number.
+CLASS_HEADS = {
+    CLASS_HEAD: "MODEL.SMCA.NUM_CLASSES",
+    "roi_heads.box_predictor.": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
+
+
+def by_class(
+    state: Mapping[str, Tensor],
+    names: Sequence[str],
+    own: Mapping[str, Tensor],
+    own_names: Sequence[str],
+    source: str,
+) -> dict[str, Tensor]:
+    """Put the rows of a class head where the model has the classes of the same names.
+
+    The rows of other classes stay the model's own.
+    """
+    places = torch.from_numpy(positions(own_names, names))
+    found = places >= 0
+    heads = [name for name in state if name in own and name.startswith(tuple(CLASS_HEADS))]
+    # With a softmax, "no object" follows the classes. Other models have rows of other kinds.
+    fit = [
+        name.startswith(CLASS_HEAD)
+        and state[name].shape[1:] == own[name].shape[1:]
+        and len(state[name]) - len(names) == len(own[name]) - len(own_names)
+        for name in heads
+    ]
+    sorted_state = dict(state)
+    if not heads:
+        return sorted_state
+    if not found.any() or not all(fit):
+        logger.warning(
+            "class head not loaded, it starts anew: %s knows the classes %s", source, shown(names)
+        )
+        return sorted_state | {name: own[name] for name in heads}
+    for name in heads:
+        sorted_state[name] = rows = own[name].clone()
+        rows[: len(places)][found] = state[name][places[found]].to(rows)
+        rows[len(places) :] = state[name][len(names) :]
+    new = lacking(own_names, names)
+    anew = f"; these classes start anew: {shown(new)}" if new else ""
+    logger.warning("class head taken by name from %s%s", source, anew)
+    return sorted_state
+
+
+def fit_queries(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
+) -> Mapping[str, Tensor]:
+    """``state`` with as many queries as the model has: its first ones, and further ones anew."""
+    both = [name for name in QUERIES if name in state and name in own]
+    names = [name for name in both if state[name].shape[1:] == own[name].shape[1:]]
+    if not names or (had := len(state[names[0]])) == (wanted := len(own[names[0]])):
+        return state
+    if strict and wanted > had:
+        raise CheckpointError(
+            f"{source} has {had} queries, and further ones find nothing before they are trained; "
+            f"set MODEL.SMCA.NUM_QUERIES to {had} or less"
+        )
+    taken = "all are taken, further ones start anew" if wanted > had else "the first are taken"
+    logger.warning(
+        "%s has %d queries, MODEL.SMCA.NUM_QUERIES is %d: %s", source, had, wanted, taken
+    )
+    fitted = {n: torch.cat((state[n][:wanted], own[n][had:].to(state[n]))) for n in names}
+    return {**state, **fitted}
+
+
+def with_level(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> Mapping:
+    """``state`` with an embedding of a single scale, which Deformable DETR once lacked here."""
+    name = "neck.level_embed"
+    old = len(own.get(name, ())) == 1 and name not in state and "neck.projections.0.weight" in state
+    if not old:
+        return state
+    logger.info("%s is from before its model had %s; zeros are the same", source, name)
+    return {**state, name: torch.zeros_like(own[name])}
