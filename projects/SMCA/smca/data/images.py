@@ -51,24 +51,24 @@ def open_image(file_name: str) -> Iterator[Image.Image]:
         raise OSError(f"it is damaged: {error!r}") from error
 
 
-def read_rgb(file_name: str) -> Image.Image:
-    """Read an image file as 8-bit RGB, turned as its EXIF orientation says.
+def read_rgb(file_name: str, grey_bits: int = 0) -> Image.Image:
+    """Read an image file as :func:`upright_rgb` converts it.
 
     Raises:
         OSError: see :func:`open_image` and :func:`upright_rgb`.
     """
     with open_image(file_name) as image:
-        return upright_rgb(image)
+        return upright_rgb(image, grey_bits)
 
 
-def read_record(record: dict) -> Image.Image:
+def read_record(record: dict, grey_bits: int = 0) -> Image.Image:
     """Read the image of a dataset's record as :func:`read_rgb` does.
 
     Raises:
         OSError: the file cannot be read, or its size is not the record's: boxes that were drawn on
             an image of another size are wrong.
     """
-    image = read_rgb(record["file_name"])
+    image = read_rgb(record["file_name"], grey_bits)
     width, height = record.get("width", image.width), record.get("height", image.height)
     if image.size != (width, height):
         raise OSError(
@@ -78,19 +78,28 @@ def read_record(record: dict) -> Image.Image:
     return image
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, grey_bits: int = 0) -> Image.Image:
     """Convert an image to 8-bit RGB, turned as its EXIF orientation says.
 
+    Args:
+        grey_bits: 2 ** ``grey_bits`` - 1 is white among grey values of more than 8 bits, see
+            INPUT.GREY_BITS; 0: as many bits as the brightest value has.
+
     Raises:
-        OSError: the range of its grey values does not tell which value is white.
+        OSError: a grey value is above white, or the values do not tell which one is white.
     """
     image.load()
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(_TURNS[orientation])
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    if image.mode == "F" or is_deep_grey(image):
+        image = Image.fromarray(_eight_bits(np.asarray(image), grey_bits))
     # Pixels that are RGB already are not copied.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_deep_grey(image: Image.Image) -> bool:
+    """Whether the pixels of an open image are whole grey values of more than 8 bits."""
+    return image.mode.startswith("I")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -112,15 +121,24 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Convert grey values to 8 bits: whole numbers from 16 bits, fractional ones from 0..255."""
+def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Convert grey values to 8 bits: whole numbers of ``bits`` bits, fractional ones of 0..255."""
     low, high, whole = values.min(), values.max(), values.dtype.kind in "iu"
-    levels = 2**16 if whole else 2**8
-    # The second condition finds 8-bit values stored in 16 bits and fractions of 1: they would all
-    # become black.
-    if not 0 <= low <= high <= levels - 1 or 0 < high <= levels / 256:
+    in_range = 0 <= low <= high <= 2 ** (16 if whole else 8) - 1
+    # Fractions of 1, and values of 8 bits in files of 16, would all become black.
+    is_dark = 0 < high <= (255 if whole else 1) and not (whole and bits)
+    if not in_range or is_dark:
+        hint = ", or set INPUT.GREY_BITS 8 if 255 is white" if in_range and whole else ""
         raise OSError(
             f"its values run from {low:g} to {high:g}, which does not tell what is white; save it "
-            "with 8 bits, or use the whole range of 16 bits"
+            f"with 8 bits{hint}"
         )
-    return (values >> 8 if whole else values).astype(np.uint8)
+    if not whole:
+        return values.astype(np.uint8)
+    needed = max(9, int(high).bit_length())
+    if bits and high >= 2**bits:
+        raise OSError(
+            f"its grey values run to {high}, but with INPUT.GREY_BITS {bits} white is "
+            f"{2**bits - 1}; set it to {needed}, or more if the brightest image has more"
+        )
+    return (values >> ((bits or needed) - 8)).astype(np.uint8)
