@@ -6,12 +6,11 @@ import os
 import re
 from collections.abc import Iterator
 
-import numpy as np
 from fvcore.common.config import CfgNode
 
 from . import coco_format
 from .coco import dataset_files, own_datasets
-from .images import is_deep_grey, open_image
+from .images import brightest, open_image
 
 _SAMPLE = 32  # images of a dataset, at most
 _PART = 2**18  # bytes at either end of an annotation file, where the images' names are looked for
@@ -28,17 +27,17 @@ def count_grey_bits(cfg: CfgNode) -> tuple[int, str]:
         the bits of the brightest value and a text that names its image; 0 and "" if no image
         of the sample has grey values above 255 and up to 65535.
     """
-    own, brightest, source = own_datasets(cfg), 0, ""
+    own, most, source = own_datasets(cfg), 0, ""
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         for file in _sample(*dataset_files(cfg, name)) if name in own else ():
             # Files that cannot be read are told where they are needed.
             with contextlib.suppress(OSError), open_image(file) as image:
-                value = int(np.asarray(image).max()) if is_deep_grey(image) else 0
-                if brightest < value < 2**16:
-                    brightest, source = value, f"{file} of dataset {name!r}, up to {value}"
-            if brightest >= 2**15:
+                value = brightest(image)
+                if most < value < 2**16:
+                    most, source = value, f"{file} of dataset {name!r}, up to {value}"
+            if most >= 2**15:
                 break
-    return (brightest.bit_length(), source) if brightest > 255 else (0, "")
+    return (most.bit_length(), source) if most > 255 else (0, "")
 
 
 def _sample(json_file: str, image_root: str) -> list[str]:

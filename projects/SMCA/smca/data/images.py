@@ -17,6 +17,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# By the orientations that exchange rows and columns: what becomes of a box [x, y, w, h].
+_TURNED_BOX = {
+    5: "[y, x, h, w]",
+    6: "[{height} - y - h, x, h, w]",
+    7: "[{height} - y - h, {width} - x - w, h, w]",
+    8: "[y, {width} - x - w, h, w]",
+}
 
 
 @contextmanager
@@ -71,9 +78,19 @@ def read_record(record: dict, grey_bits: int = 0) -> Image.Image:
     image = read_rgb(record["file_name"], grey_bits)
     width, height = record.get("width", image.width), record.get("height", image.height)
     if image.size != (width, height):
+        remedy = "correct 'width' and 'height' in the annotation file"
+        with open_image(record["file_name"]) as stored:
+            turned = _TURNED_BOX.get(_orientation(stored))
+        if turned and image.size == (height, width):
+            turned = turned.format(width=width, height=height)
+            remedy = (
+                "EXIF turns it: width, height and boxes must be those of the turned image, where "
+                f"a box [x, y, w, h] of the stored one is {turned}; docs/CUSTOM_DATA.md has lines "
+                "that turn all boxes of a file"
+            )
         raise OSError(
             f"{record['file_name']} is {image.width}x{image.height} pixels, its annotation says "
-            f"{width}x{height}; correct 'width' and 'height' in the annotation file"
+            f"{width}x{height}; {remedy}"
         )
     return image
 
@@ -91,29 +108,35 @@ def upright_rgb(image: Image.Image, grey_bits: int = 0) -> Image.Image:
     image.load()
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(_TURNS[orientation])
-    if image.mode == "F" or is_deep_grey(image):
+    if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_eight_bits(np.asarray(image), grey_bits))
     # Pixels that are RGB already are not copied.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def is_deep_grey(image: Image.Image) -> bool:
-    """Whether the pixels of an open image are whole grey values of more than 8 bits."""
-    return image.mode.startswith("I")
+def brightest(image: Image.Image) -> int:
+    """Return the largest of an open image's whole grey values of more than 8 bits; 0 without."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I") else 0
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) that an open image has after it is turned, without decoding it."""
-    # Pillow swaps the sides of a TIFF itself. In a PNG, EXIF that follows the pixels is ignored:
-    # finding it would mean reading the whole file.
-    kept = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
     width, height = image.size
-    # From 5 on, an orientation exchanges rows and columns.
-    return (width, height) if kept or _orientation(image) < 5 else (height, width)
+    # From 5 on, an orientation exchanges rows and columns; of a TIFF Pillow itself does.
+    kept = image.format == "TIFF" or stored_orientation(image) < 5
+    return (width, height) if kept else (height, width)
+
+
+def stored_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, of an open image that is not decoded yet.
+
+    It is 1, upright, if there is none or the EXIF is rubbish. EXIF that follows the pixels of a PNG
+    is ignored: finding it would mean reading the whole file.
+    """
+    return 1 if image.format == "PNG" and "exif" not in image.info else _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 (upright) if there is none or the EXIF is rubbish."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if orientation in _TURNS else 1
