@@ -46,7 +46,7 @@ def write_font(path, characters):
 
 def forget():
     fonts._told.clear()
-    for function in (fonts.legible, fonts.font, fonts._file_for, fonts._codes, fonts._files):
+    for function in (fonts.legible, fonts.font, fonts._codes, fonts._files):
         function.cache_clear()
 
 

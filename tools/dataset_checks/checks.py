@@ -59,6 +59,8 @@ def probe_image(file_name: str, *, verify: bool, grey_bits: int = 0) -> ImageFil
                 return ImageFile(upright_size(image), fingerprint, orientation=orientation)
             digest = hashlib.sha256(Path(file_name).read_bytes()).hexdigest()
             size = upright_rgb(image, grey_bits).size
+            # Of a TIFF it is gone once that is decoded, of some PNGs known only then.
+            orientation = max(orientation, stored_orientation(image))
             return ImageFile(size, digest, None, orientation, brightest(image).bit_length())
     except OSError as error:
         return ImageFile(fault=str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # training draws few pictures, and most names are ASCII
 
 logger = logging.getLogger(__name__)
 
-# Words in the names of files whose fonts are taken last.
-_STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "serif", "condensed")
+# In the names of files whose fonts are taken last.
+_STYLE = re.compile("bold|italic|oblique|light|thin|black|mono|serif|condensed", re.IGNORECASE)
 _told: set[str] = set()  # characters that no font has
 
 
@@ -29,7 +29,9 @@ def legible(texts: tuple[str, ...]) -> list[tuple[str, str | None]]:
     """
     written, lacking = [], set()
     for text in texts:
-        file = None if text.isascii() else _file_for(text)
+        file = None
+        if not text.isascii():
+            file = next((file for file in _files() if _has(file, f"{text} 0123456789.")), "")
         if file == "":
             file = _files()[0]
             lacking |= {character for character in text if not _has(file, character)}
@@ -64,12 +66,6 @@ def font(file: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.Imag
     return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 
-@functools.cache
-def _file_for(text: str) -> str:
-    """Return the first file whose font has all characters of a text and of scores, or ""."""
-    return next((file for file in _files() if _has(file, f"{text} 0123456789.")), "")
-
-
 def _has(file: str, text: str) -> bool:
     codes = [ord(character) for character in text if character.isprintable()]
     return bool(np.isin(codes, _codes(file)).all())
@@ -77,14 +73,14 @@ def _has(file: str, text: str) -> bool:
 
 @functools.cache
 def _codes(file: str) -> np.ndarray:
-    """Return the code points of a font's characters; none if it cannot be drawn with."""
+    """Return the code points that a font has, none if neither library can draw with it."""
     from matplotlib.ft2font import FT2Font
 
     try:
         ImageFont.truetype(file, 13)
-        return np.array(list(FT2Font(file).get_charmap()), dtype=np.int64)
+        return np.array(list(FT2Font(file).get_charmap()))
     except (OSError, RuntimeError):
-        return np.array([], dtype=np.int64)
+        return np.array([])
 
 
 @functools.cache
@@ -93,11 +89,8 @@ def _files() -> list[str]:
 
     Matplotlib's list of fonts is not used: it lacks those installed since it was written.
     """
-    import matplotlib
     from matplotlib import font_manager
 
     found = font_manager.findSystemFonts()
-    found.sort(
-        key=lambda file: (any(word in os.path.basename(file).lower() for word in _STYLES), file)
-    )
-    return [os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), *found]
+    found.sort(key=lambda file: (bool(_STYLE.search(file)), file))
+    return [font_manager.findfont("DejaVu Sans"), *found]
