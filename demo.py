@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(f"skipped {source.name}, which cannot be read: {reason}", file=sys.stderr)
 
     seconds = []
-    frames = sources.read_frames(found, skip)
+    frames = sources.read_frames(found, skip, grey_bits=predictor.cfg.INPUT.GREY_BITS)
     progress = tqdm(total=sources.count_frames(found), unit=" images")
     try:
         with progress, contextlib.closing(sources.FrameWriter()) as writer:

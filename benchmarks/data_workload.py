@@ -38,8 +38,8 @@ def importable() -> list[Mappers]:
     return [*found, Mappers(DETECTRON2, lambda cfg: DetrDatasetMapper(cfg, is_train=True))]
 
 
-def read_plainly(file_name: str) -> Image.Image:
-    """Return the image of an 8-bit file as 8-bit RGB."""
+def read_plainly(file_name: str, grey_bits: int = 0) -> Image.Image:
+    """Return the image of an 8-bit file as 8-bit RGB, in place of ``read_rgb``."""
     with Image.open(file_name) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 

@@ -28,6 +28,7 @@ from smca import get_cfg
 from smca.config import ConfigError, is_own_model, load_cfg, validate
 from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
+from smca.data.grey import count_grey_bits
 from smca.data.images import read_rgb
 from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
@@ -72,11 +73,18 @@ def run(args: argparse.Namespace) -> int:
     validate(cfg)
     if not (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         raise ConfigError("DATASETS.TRAIN and DATASETS.TEST are empty; name the datasets to check")
+    grey_bits, source = cfg.INPUT.GREY_BITS, ""
+    if not grey_bits:
+        grey_bits, source = count_grey_bits(cfg)
+    if source:
+        print(f"INPUT.GREY_BITS: {grey_bits}, as in {source}")
     checked = {
         name: check_dataset(
             name,
             *dataset_files(cfg, name),
             num_queries=cfg.MODEL.SMCA.NUM_QUERIES,
+            max_dets=cfg.TEST.get("MAX_DETS_PER_IMAGE", 100),
+            grey_bits=grey_bits,
             verify=args.verify,
             needs_annotations=name in cfg.DATASETS.TRAIN,
         )
@@ -166,14 +174,17 @@ def write(
 
 
 def draw_samples(dataset: CheckedDataset, count: int) -> list[Image.Image]:
-    """Draw the images with the most objects, and random ones of the others."""
+    """Draw some that EXIF turns, then the images with the most objects, and random others."""
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
+    turned = [r for r in records if r["file_name"] in dataset.turned][: -(-count // 3)]
+    records = [record for record in records if record not in turned]
+    count -= len(turned)
     fullest, others = records[: -(-count // 2)], records[-(-count // 2) :]
-    chosen = fullest + random.Random(0).sample(others, min(count // 2, len(others)))
+    chosen = turned + fullest + random.Random(0).sample(others, min(count // 2, len(others)))
     drawn = []
     for record in chosen:
         try:
-            image = read_rgb(record["file_name"])
+            image = read_rgb(record["file_name"], dataset.grey_bits)
         except OSError:
             continue
         width = image.width

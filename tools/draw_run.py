@@ -21,7 +21,7 @@ from smca.data.coco import load_datasets
 from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 from smca.inference.inspection import inspect_image
-from smca.inference.predictor import Predictor, read_image
+from smca.inference.predictor import Predictor
 from smca.visualization.attention.figure import draw_co_attention
 from smca.visualization.curves import draw_histories
 from smca.visualization.detections import draw_detections, grid
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
     drawn = []
     for record in records:
-        image = read_image(record["file_name"])
+        image = predictor.read(record["file_name"])
         found = predictor(image)
         drawn.append(
             draw_detections(

@@ -14,8 +14,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from PIL import Image
-
 from smca.config import ConfigError
 from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
@@ -93,11 +91,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def image_file(path: str) -> tuple[str, Image.Image]:
+def image_file(path: str) -> str:
     try:
-        return path, read_image(path)
+        read_image(path, 16)  # a model may know which grey value is white
     except OSError as error:
         raise argparse.ArgumentTypeError(error) from error
+    return path
 
 
 def named_model(text: str) -> tuple[str, str, str]:
@@ -125,14 +124,13 @@ def point(text: str) -> tuple[float, float]:
 
 
 def run(args: argparse.Namespace) -> None:
-    path, image = args.image
     columns: list[Column] = []
     chosen: Sequence[Detection] = ()
     for name, config, weights in args.model or [("", args.config_file, args.weights)]:
         predictor = Predictor(config, weights, device=args.device)
         print(predictor.weights, flush=True)
         try:
-            inspection = inspect_image(predictor, image, layer=args.layer)
+            inspection = inspect_image(predictor, args.image, layer=args.layer)
         except ConfigError as error:
             raise ConfigError(f"{config}: {error}") from error
         if columns:
@@ -144,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
             for found in shown
         ]
         columns.append(Column(name, config, predictor.weights.path, objects))
-    print(*write_co_attention(args.output, path, inspection.image, columns), sep="\n")
+    print(*write_co_attention(args.output, args.image, inspection.image, columns), sep="\n")
 
 
 def choose(inspection: Inspection, args: argparse.Namespace) -> Sequence[Detection]:

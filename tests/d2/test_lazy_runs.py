@@ -4,8 +4,10 @@ import argparse
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 pytest.importorskip("detectron2")
@@ -98,6 +100,24 @@ def test_the_program(d2_config, lazy_data, program, tmp_path):
     assert "Average Precision" in printed
     assert results.read_bytes() == written
     assert config.read_bytes() == before
+
+
+def test_grey_values_of_12_bits_fill_in_their_key(shapes, program, tmp_path):
+    json_file, folder = shapes["val"]
+    for file in Path(folder).iterdir():
+        values = np.asarray(Image.open(file).convert("L"), dtype=np.uint16)
+        Image.fromarray(values * 16).save(tmp_path / file.name)
+    data = [
+        f"dataloader.coco_format=[[grey,{json_file},{tmp_path}]]",
+        *("dataloader.train.num_workers=0", f"train.output_dir={tmp_path / 'out'}"),
+        *("dataloader.train.dataset.names=grey", "dataloader.test.dataset.names=grey"),
+    ]
+    lazy = ["--config-file", FOLDER / "quickstart.py"]
+    printed = program(PROGRAM, *lazy, *TINY, *data, "train.max_iter=1").done()
+    assert "INPUT.GREY_BITS: 12, as in" in printed
+    dataloader = LazyConfig.load(str(tmp_path / "out/config.yaml")).dataloader
+    for part in (dataloader.train, dataloader.test):
+        assert instantiate(part.mapper).grey_bits == 12
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,17 @@ def seen(pixels):
     return grey(pixels[..., 0] | 2)
 
 
+def deep(dtype):
+    """Grey values, of which the brightest one tells how many bits are used."""
+
+    def make(pixels):
+        values = (pixels[..., 0] | 2).astype(dtype) * dtype(256) + pixels[..., 1]
+        bits = next(bits for bits in range(9, 17) if values.max() < 2**bits)
+        return Image.fromarray(values), grey(values // 2 ** (bits - 8))
+
+    return make
+
+
 def from_cmyk(inks):
     left = 255.0 - inks
     return left[..., :3] * left[..., 3:] / 255
@@ -60,8 +71,8 @@ MODES = {
     "RGB": lambda p: (Image.fromarray(p[..., :3]), p[..., :3]),
     "RGBA": lambda p: (Image.fromarray(p), p[..., :3]),
     # No value is so low that all may be black.
-    "I;16": lambda p: (Image.fromarray((p[..., 0] | 2) * np.uint16(256) + p[..., 1]), seen(p)),
-    "I": lambda p: (Image.fromarray((p[..., 0] | 2) * np.int32(256) + p[..., 1]), seen(p)),
+    "I;16": deep(np.uint16),
+    "I": deep(np.int32),
     "F": lambda p: (Image.fromarray((p[..., 0] | 2).astype(np.float32)), seen(p)),
     "CMYK": lambda p: (Image.fromarray(p, "CMYK"), from_cmyk(p)),
     "YCbCr": lambda p: (Image.fromarray(p[..., :3], "YCbCr"), from_ycbcr(p[..., :3])),

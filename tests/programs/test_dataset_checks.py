@@ -140,7 +140,7 @@ def resized(folder):
 @pytest.mark.parametrize(
     ("change", "finding", "entries"),
     [
-        (crowd, findings.CROWDS, ["a.png (1)"]),
+        (crowd, findings.MANY_CROWDS, ["a.png (1)"]),
         (stray, findings.STRAY, ["annotations[3] (image_id 77)"]),
         (gap, findings.GAPS, ["3 ids from 1 to 9"]),
         (unused, findings.UNUSED, ["emu (id 3)"]),
@@ -213,9 +213,30 @@ def test_sizes_are_those_of_the_turned_image(folder, verify):
         image.save(folder.path / "a.jpg", exif=exif)
     (folder.path / "a.png").unlink()
     folder.image(file_name="a.jpg")
-    assert folder.check(verify=verify).findings == {findings.RESIZED: ["a.jpg (30x40, not 40x30)"]}
+    turned = {findings.TURNED: ["a.jpg (orientation 6)"]}
+    stored = {findings.STORED: ["a.jpg (30x40, not 40x30)"]}
+    assert folder.check(verify=verify).findings == turned | stored
     folder.image(width=30, height=40)
-    assert not folder.check(verify=verify).findings
+    assert folder.check(verify=verify).findings == turned
+
+
+def test_grey_images_that_use_few_of_their_bits(folder):
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40), dtype=np.uint16)
+    Image.fromarray(values | 2048).save(folder.path / "a.png")
+    assert not folder.check().findings
+    assert folder.check(verify=True).findings == {findings.GREY: ["a.png (12 bits)"]}
+    ((finding, (entry,)),) = folder.check(verify=True, grey_bits=11).findings.items()
+    assert finding == findings.UNREADABLE_FILE and "set it to 12" in entry
+    Image.fromarray(values | 32768).save(folder.path / "a.png")
+    assert not folder.check(verify=True).findings
+
+
+def test_more_objects_of_a_class_than_evaluation_counts(folder):
+    for number in range(8):
+        folder.annotate([number, 2, 9, 9], category_id=1 + number % 2)
+    found = folder.check(max_dets=4).findings
+    assert found[findings.DENSE] == ["a.png (5 of cat)", "a.png (5 of dog)"]
+    assert findings.DENSE not in folder.check(max_dets=5).findings
 
 
 def test_copies_in_a_dataset(folder):
@@ -272,6 +293,9 @@ def test_classes_of_all_datasets_are_the_models(folder, tmp_path):
     train, test = folder.check("train"), val.check("val")
     check_together([train], [test])
     assert not train.findings
-    assert test.findings == {findings.CLASSES: ["'val' has cat, wolf; 'train' has cat, dog"]}
-    check_together([train], [], num_classes=80)
+    assert test.findings == {
+        findings.CLASSES: ["'train' lacks wolf"],
+        findings.FEWER: ["dog of 'train'"],
+    }
+    check_together([train], [test], num_classes=80)
     assert train.findings == {findings.NUM_CLASSES: ["80, not 2 (cat, dog)"]}

@@ -20,8 +20,15 @@ from tqdm import tqdm
 from dataset_checks import findings
 from dataset_checks.findings import SLACK, TINY, Finding
 from smca.data import coco_format
-from smca.data.classes import shown
-from smca.data.images import open_image, read_rgb, upright_size
+from smca.data.classes import lacking, shown
+from smca.data.coco import MANY_CROWDS
+from smca.data.images import (
+    brightest,
+    open_image,
+    stored_orientation,
+    upright_rgb,
+    upright_size,
+)
 from smca.errors import DatasetError
 
 
@@ -29,22 +36,33 @@ class ImageFile(NamedTuple):
     """The size of an image file as it is shown, and what tells its copies; or why it is unreadable.
 
     Copies have the same SHA-256 or, where only the header was read, the same name and length.
+    ``orientation`` is EXIF's; ``bits`` are those that whole grey values of more than 8 use, or 0
+    where only the header was read.
     """
 
     size: tuple[int, int] | None = None  # width, height
     fingerprint: str | tuple[str, int] | None = None
     fault: str | None = None
+    orientation: int = 1
+    bits: int = 0
 
 
-def probe_image(file_name: str, *, verify: bool) -> ImageFile:
-    """Read an image file's header, or with ``verify`` decode the file and compute its SHA-256."""
+def probe_image(file_name: str, *, verify: bool, grey_bits: int = 0) -> ImageFile:
+    """Read an image file's header, or with ``verify`` decode the file and compute its SHA-256.
+
+    ``grey_bits`` is INPUT.GREY_BITS.
+    """
     try:
-        if verify:
-            size = read_rgb(file_name).size
-            return ImageFile(size, hashlib.sha256(Path(file_name).read_bytes()).hexdigest())
-        fingerprint = os.path.basename(file_name), os.path.getsize(file_name)
         with open_image(file_name) as image:
-            return ImageFile(upright_size(image), fingerprint)
+            orientation = stored_orientation(image)
+            if not verify:
+                fingerprint = os.path.basename(file_name), os.path.getsize(file_name)
+                return ImageFile(upright_size(image), fingerprint, orientation=orientation)
+            digest = hashlib.sha256(Path(file_name).read_bytes()).hexdigest()
+            size = upright_rgb(image, grey_bits).size
+            # Of a TIFF it is gone once that is decoded, of some PNGs known only then.
+            orientation = max(orientation, stored_orientation(image))
+            return ImageFile(size, digest, None, orientation, brightest(image).bit_length())
     except OSError as error:
         return ImageFile(fault=str(error))
 
@@ -58,6 +76,8 @@ class CheckedDataset:
         categories: name by COCO id.
         records: see :mod:`smca.data.coco`; entries that are not in COCO's format are left out.
         fingerprints: see :class:`ImageFile`, by file name, of the images that can be read.
+        turned: file names of the images that EXIF turns.
+        grey_bits: INPUT.GREY_BITS, with which the images are read.
         findings: the entries that have each finding.
     """
 
@@ -67,6 +87,8 @@ class CheckedDataset:
     categories: dict[int, str] = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)
     fingerprints: dict[str, str | tuple[str, int]] = field(default_factory=dict)
+    turned: set[str] = field(default_factory=set)
+    grey_bits: int = 0
     findings: dict[Finding, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -87,6 +109,8 @@ def check_dataset(
     image_root: str,
     *,
     num_queries: int,
+    max_dets: int = 100,
+    grey_bits: int = 0,
     verify: bool = False,
     needs_annotations: bool = True,
 ) -> CheckedDataset:
@@ -95,10 +119,12 @@ def check_dataset(
     Args:
         name, json_file, image_root: as in DATASETS.COCO_FORMAT.
         num_queries: of the model.
+        max_dets: detections of a class in an image that evaluation counts.
+        grey_bits: INPUT.GREY_BITS.
         verify: decode every image and compare the files' contents; otherwise read only headers.
         needs_annotations: the dataset is to train on.
     """
-    checked = CheckedDataset(name, json_file, image_root)
+    checked = CheckedDataset(name, json_file, image_root, grey_bits=grey_bits)
     try:
         content = coco_format.read_annotation_file(name, json_file, image_root)
     except DatasetError as error:
@@ -130,8 +156,9 @@ def check_dataset(
             place = f"{checked.short(record['file_name'])}, {checked.class_names[label]}, {bbox}"
             checked.add(finding, f"{where} ({place})")
         seen.add(key)
-    _check_images(checked, num_queries)
+    _check_images(checked, num_queries, max_dets)
     _check_categories(checked)
+    _check_crowds(checked)
     _check_files(checked, verify)
     return checked
 
@@ -150,13 +177,16 @@ def check_together(
     """
     everything = list(dict.fromkeys((*training, *evaluation)))
     readable = [checked for checked in everything if checked.categories]
-    for checked in readable:
-        names, (first, *_) = checked.class_names, readable
-        if num_classes not in (0, len(names)):
+    trained = next((checked for checked in training if checked.categories), None)
+    for checked in readable if trained else ():
+        names, known = checked.class_names, trained.class_names
+        if checked in training and num_classes not in (0, len(names)):
             checked.add(findings.NUM_CLASSES, f"{num_classes}, not {len(names)} ({shown(names)})")
-        if names != first.class_names:
-            others = f"{first.name!r} has {shown(first.class_names)}"
-            checked.add(findings.CLASSES, f"{checked.name!r} has {shown(names)}; {others}")
+        if new := lacking(names, known):
+            checked.add(findings.CLASSES, f"{trained.name!r} lacks {shown(new)}")
+        if absent := lacking(known, names):
+            finding = findings.CLASSES if checked in training else findings.FEWER
+            checked.add(finding, f"{shown(absent)} of {trained.name!r}")
     for test in evaluation:
         for train in training:
             _check_leak(train, test)
@@ -174,16 +204,16 @@ def _box_finding(bbox: list[float], height: int, width: int) -> Finding | None:
     return findings.SMALL if min(w, h) < TINY else None
 
 
-def _check_images(checked: CheckedDataset, num_queries: int) -> None:
+def _check_images(checked: CheckedDataset, num_queries: int, max_dets: int) -> None:
     uses = Counter(record["file_name"] for record in checked.records)
     for record in checked.records:
-        crowds = sum(entry["iscrowd"] for entry in record["annotations"])
-        objects = len(record["annotations"]) - crowds
+        objects = Counter(e["category_id"] for e in record["annotations"] if not e["iscrowd"])
         name = checked.short(record["file_name"])
-        if objects > num_queries:
-            checked.add(findings.MORE, f"{name} ({objects})")
-        if crowds:
-            checked.add(findings.CROWDS, f"{name} ({crowds})")
+        if objects.total() > num_queries:
+            checked.add(findings.MORE, f"{name} ({objects.total()})")
+        for label, count in objects.items():
+            if count > max_dets:
+                checked.add(findings.DENSE, f"{name} ({count} of {checked.class_names[label]})")
         if not record["annotations"]:
             checked.add(findings.EMPTY, name)
         if uses[record["file_name"]] > 1:
@@ -203,15 +233,28 @@ def _check_categories(checked: CheckedDataset) -> None:
             checked.add(findings.UNUSED, f"{name} (id {category})")
 
 
+def _check_crowds(checked: CheckedDataset) -> None:
+    crowds = {r["file_name"]: sum(e["iscrowd"] for e in r["annotations"]) for r in checked.records}
+    total = sum(len(record["annotations"]) for record in checked.records)
+    part = sum(crowds.values()) / max(1, total)
+    finding = findings.CROWDS if part <= MANY_CROWDS else findings.MANY_CROWDS
+    for file_name, count in crowds.items():
+        if count:
+            name = checked.short(file_name)
+            checked.add(findings.ALL_CROWDS if part == 1 else finding, f"{name} ({count})")
+
+
 def _check_files(checked: CheckedDataset, verify: bool) -> None:
     """Read all image files, with ``verify`` in as many processes as there are cores."""
     names = [record["file_name"] for record in checked.records]
-    probe = functools.partial(probe_image, verify=verify)
+    probe = functools.partial(probe_image, verify=verify, grey_bits=checked.grey_bits)
     first: dict[object, str] = {}
+    deep: dict[str, int] = {}
     with ProcessPoolExecutor() if verify else nullcontext() as pool:
         images = pool.map(probe, names, chunksize=16) if pool else map(probe, names)
         images = tqdm(images, checked.name, total=len(names), unit=" images", disable=None)
-        for record, (size, fingerprint, fault) in zip(checked.records, images, strict=True):
+        for record, image in zip(checked.records, images, strict=True):
+            size, fingerprint, fault, orientation, bits = image
             file_name, expected = record["file_name"], (record["width"], record["height"])
             name = checked.short(file_name)
             if not os.path.exists(file_name):
@@ -220,11 +263,19 @@ def _check_files(checked: CheckedDataset, verify: bool) -> None:
                 checked.add(findings.UNREADABLE_FILE, f"{name} ({fault})")
             elif size != expected:
                 sizes = "{}x{}, not {}x{}".format(*size, *expected)
-                checked.add(findings.RESIZED, f"{name} ({sizes})")
+                stored = orientation > 4 and size == expected[::-1]
+                checked.add(findings.STORED if stored else findings.RESIZED, f"{name} ({sizes})")
+            if orientation > 1:
+                checked.turned.add(file_name)
+                checked.add(findings.TURNED, f"{name} (orientation {orientation})")
+            if bits:
+                deep[name] = bits
             if fingerprint is not None:
                 checked.fingerprints[file_name] = fingerprint
                 if verify and first.setdefault(fingerprint, name) != name:
                     checked.add(findings.SAME_CONTENT, f"{name} ({first[fingerprint]})")
+    for name, bits in deep.items() if max(deep.values(), default=16) < 16 else ():
+        checked.add(findings.GREY, f"{name} ({bits} bits)")
 
 
 def _check_leak(train: CheckedDataset, test: CheckedDataset) -> None:

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from functools import partial
 
+from smca.data.coco import MANY_CROWDS as MANY
+
 ERROR, WARNING, INFO = "ERROR", "WARNING", "INFO"
 
 SLACK = 1.0  # pixels that a box may reach outside its image: annotators round
 TINY = 2.0  # pixels
 
+_TURN = "the lines of docs/CUSTOM_DATA.md about EXIF turn all boxes of a file"
 _BBOX = "bbox is [x, y, width, height] in pixels of the image, from its upper left corner"
 
 
@@ -45,7 +48,20 @@ UNREADABLE_FILE = _error(
 )
 RESIZED = _error(
     "images of another size than their entry says",
-    "give width and height as a viewer shows the image (EXIF may turn it), and check its boxes",
+    "give the width and height that the image has, and check its boxes",
+)
+STORED = _error(
+    "images whose entry has the size from before EXIF turns them",
+    f"width, height and boxes must be those of the turned image: {_TURN}",
+)
+TURNED = _info(
+    "images that EXIF turns",
+    "look at them, the first in the picture of --output: some programs annotate an image as it is "
+    f"stored; where boxes are beside their objects, {_TURN}",
+)
+GREY = _info(
+    "grey images in files of 16 bits that use fewer",
+    "nothing to do if INPUT.GREY_BITS is that of your brightest image; 0 finds it in a sample",
 )
 BEYOND = _warning("boxes larger than their image", f"{_BBOX}; was the image resized?")
 PARTLY = _warning("boxes partly outside their image", f"{_BBOX}; training clips them to the image")
@@ -66,6 +82,14 @@ UNNAMED = _warning(
 SAME_CLASS = _warning("class names of several categories", "tell them apart, or merge them")
 UNUSED = _warning("classes without an object", "they can be neither learned nor evaluated here")
 GAPS = _info("category ids with gaps", "nothing to do: they are kept in results")
+ALL_CROWDS = _error(
+    "images with crowds, as all annotations are",
+    "training leaves out crowds: set iscrowd 0 where a box holds one object",
+)
+MANY_CROWDS = _warning(
+    f"images with crowds, as more than {MANY:.0%} of the annotations are",
+    "training leaves out crowds: set iscrowd 0 where a box holds one object",
+)
 CROWDS = _info(
     "images with crowds",
     "nothing to do: training leaves them out, and evaluation counts nothing inside",
@@ -78,13 +102,22 @@ EMPTY = _info(
     "images without annotations",
     "with DATALOADER.FILTER_EMPTY_ANNOTATIONS False they are trained on, as background",
 )
-CLASSES = _error("classes that differ", "give all files the same 'categories'")
+CLASSES = _error(
+    "classes that differ",
+    "give all training files the same 'categories', in any order, and no others to a test set",
+)
+FEWER = _info("classes of the training data that it lacks", "nothing to do: the others are scored")
 NUM_CLASSES = _error(
     "classes that are not MODEL.SMCA.NUM_CLASSES",
     "set it to 0, as many as the data has, or to their number",
 )
 MORE = _warning(
     "images with more objects than MODEL.SMCA.NUM_QUERIES", "raise it: each query finds one object"
+)
+DENSE = _warning(
+    "images with more objects of a class than TEST.MAX_DETS_PER_IMAGE",
+    "raise it and TEST.DETECTIONS_PER_IMAGE: evaluation counts so many of the best detections of a "
+    "class, and AP stays low",
 )
 LEAKED = _error(
     "images to evaluate on that are trained on", "take them out of one: AP would be too high"

@@ -40,6 +40,7 @@ dataloader = dict(
                 ),
             ],
             image_format="RGB",
+            grey_bits=0,
         ),
         # Images an iteration, over all processes.
         total_batch_size=16,
@@ -54,6 +55,7 @@ dataloader = dict(
                 L(Resize)(short_edge_length=800, max_size=1333, sample_style="choice"),
             ],
             image_format="${...train.mapper.image_format}",
+            grey_bits="${...train.mapper.grey_bits}",
         ),
         num_workers="${..train.num_workers}",
     ),

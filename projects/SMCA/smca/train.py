@@ -7,7 +7,6 @@ Examples:
 """
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,6 @@ from collections.abc import Sequence
 from . import hosts
 from .engine.arguments import argument_parser
 from .engine.guard import guarded
-
-# A name that the terminal cannot show is not worth an error.
-if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

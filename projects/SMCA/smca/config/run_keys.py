@@ -46,6 +46,13 @@ RUN_KEYS |= group(
     RANDOM_FLIP=Key(
         "horizontal", "Flip one image in two.", one_of("horizontal", "vertical", "none")
     ),
+    GREY_BITS=Own(
+        0,
+        "How many bits of whole grey values in files of 16 bits or more are used: with 12, as of "
+        "many X-ray, thermal and microscope cameras, 4095 is white. 0: as many as the brightest "
+        "value in a sample of DATASETS.COCO_FORMAT needs, or else in the image; 9 at least.",
+        one_of(0, *range(8, 17)),
+    ),
 )
 RUN_KEYS |= group(
     "INPUT.CROP",

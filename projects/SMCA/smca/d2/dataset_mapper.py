@@ -34,16 +34,19 @@ class DetrDatasetMapper:
         *,
         augmentations: list[T.Augmentation],
         image_format: str = "RGB",
+        grey_bits: int = 0,
     ):
         """
         Args:
             is_train: also map the annotations.
             augmentations: run one after the other.
             image_format: order of the channels, "RGB" or "BGR".
+            grey_bits: see :func:`~smca.data.images.upright_rgb`.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.grey_bits = grey_bits
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -51,6 +54,7 @@ class DetrDatasetMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "grey_bits": cfg.INPUT.GREY_BITS,
         }
 
     def __call__(self, record: dict) -> dict:
@@ -65,7 +69,7 @@ class DetrDatasetMapper:
         Raises:
             OSError: see :func:`~smca.data.images.read_record`.
         """
-        image = np.array(read_record(record))
+        image = np.array(read_record(record, self.grey_bits))
         height, width = image.shape[:2]
         sample = {key: value for key, value in record.items() if key != "annotations"}
         sample |= {"height": height, "width": width}

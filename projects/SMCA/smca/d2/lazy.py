@@ -49,6 +49,7 @@ PLACES = {
     "MODEL.RESNETS.NORM": "model.backbone.norm",
     "MODEL.SMCA.NUM_CLASSES": "model.heads.num_logits",
     "INPUT.FORMAT": "dataloader.train.mapper.image_format",
+    "INPUT.GREY_BITS": "dataloader.train.mapper.grey_bits",
     "DATASETS.COCO_FORMAT": "dataloader.coco_format",
     "DATASETS.TRAIN": "dataloader.train.dataset.names",
     "DATASETS.TEST": "dataloader.test.dataset.names",
@@ -217,8 +218,10 @@ def run(args: argparse.Namespace) -> int:
 @_lazy_names()
 def _main(cfg: CfgNode, args: argparse.Namespace) -> None:
     lazy = read(args.config_file, args.opts)
-    # The start has chosen a device that exists and counted the classes of the data.
+    # The start has chosen a device that exists and looked at the data.
     lazy.train.device = cfg.MODEL.DEVICE
     if OmegaConf.select(lazy, "model.heads.num_logits") == 0:
         lazy.model.heads.num_logits = cfg.MODEL.SMCA.NUM_CLASSES + _no_object_logits(lazy)
+    if OmegaConf.select(lazy, "dataloader.train.mapper.grey_bits") == 0:
+        lazy.dataloader.train.mapper.grey_bits = cfg.INPUT.GREY_BITS
     train_or_evaluate(cfg, args, trainer=LazyTrainer.of(lazy), config=lazy)

@@ -37,6 +37,8 @@ COCO_CLASSES = {
     for number, name in enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
     if name not in ("__background__", "N/A")
 }
+# The part of annotations that are crowds above which a mistake is likelier; of COCO's it is 0.012.
+MANY_CROWDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -210,16 +212,31 @@ def usable_records(
         filter_empty: also leave out images without annotations other than crowds.
 
     Raises:
-        DatasetError: nothing is left to train on.
+        DatasetError: nothing is left to train on, or nothing but crowds.
     """
-    kept = [record for name, records in datasets for record in drop_bad_boxes(records, name)]
+    kept: list[dict] = []
+    crowds: list[int] = []
+    for name, records in datasets:
+        usable = drop_bad_boxes(records, name)
+        own = [entry["iscrowd"] for record in usable for entry in record["annotations"]]
+        if any(own):
+            level = logging.WARNING if sum(own) > MANY_CROWDS * len(own) else logging.INFO
+            told = "%s: %d of %d annotations are crowds (iscrowd 1), which training leaves out"
+            logger.log(level, told, name, sum(own), len(own))
+        kept += usable
+        crowds += own
+    names = ", ".join(name for name, _ in datasets) or "empty"
+    if crowds and all(crowds):
+        raise DatasetError(
+            f"DATASETS.TRAIN ({names}): all {len(crowds)} annotations are crowds (iscrowd 1), "
+            "which training leaves out; set iscrowd 0 where a box holds one object"
+        )
     if filter_empty:
         number = len(kept)
         kept = [r for r in kept if any(not entry["iscrowd"] for entry in r["annotations"])]
         if len(kept) < number:
             logger.info("left out %d images without annotations", number - len(kept))
     if not kept:
-        names = ", ".join(name for name, _ in datasets) or "empty"
         raise DatasetError(
             f"DATASETS.TRAIN ({names}) has no image to train on; name a dataset with boxes, or set "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS False"

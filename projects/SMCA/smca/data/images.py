@@ -17,6 +17,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# By the orientations that exchange rows and columns: what becomes of a box [x, y, w, h].
+_TURNED_BOX = {
+    5: "[y, x, h, w]",
+    6: "[{height} - y - h, x, h, w]",
+    7: "[{height} - y - h, {width} - x - w, h, w]",
+    8: "[y, {width} - x - w, h, w]",
+}
 
 
 @contextmanager
@@ -51,60 +58,85 @@ def open_image(file_name: str) -> Iterator[Image.Image]:
         raise OSError(f"it is damaged: {error!r}") from error
 
 
-def read_rgb(file_name: str) -> Image.Image:
-    """Read an image file as 8-bit RGB, turned as its EXIF orientation says.
+def read_rgb(file_name: str, grey_bits: int = 0) -> Image.Image:
+    """Read an image file as :func:`upright_rgb` converts it.
 
     Raises:
         OSError: see :func:`open_image` and :func:`upright_rgb`.
     """
     with open_image(file_name) as image:
-        return upright_rgb(image)
+        return upright_rgb(image, grey_bits)
 
 
-def read_record(record: dict) -> Image.Image:
+def read_record(record: dict, grey_bits: int = 0) -> Image.Image:
     """Read the image of a dataset's record as :func:`read_rgb` does.
 
     Raises:
         OSError: the file cannot be read, or its size is not the record's: boxes that were drawn on
             an image of another size are wrong.
     """
-    image = read_rgb(record["file_name"])
+    image = read_rgb(record["file_name"], grey_bits)
     width, height = record.get("width", image.width), record.get("height", image.height)
     if image.size != (width, height):
+        remedy = "correct 'width' and 'height' in the annotation file"
+        with open_image(record["file_name"]) as stored:
+            turned = _TURNED_BOX.get(_orientation(stored))
+        if turned and image.size == (height, width):
+            turned = turned.format(width=width, height=height)
+            remedy = (
+                "EXIF turns it: width, height and boxes must be those of the turned image, where "
+                f"a box [x, y, w, h] of the stored one is {turned}; docs/CUSTOM_DATA.md has lines "
+                "that turn all boxes of a file"
+            )
         raise OSError(
             f"{record['file_name']} is {image.width}x{image.height} pixels, its annotation says "
-            f"{width}x{height}; correct 'width' and 'height' in the annotation file"
+            f"{width}x{height}; {remedy}"
         )
     return image
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, grey_bits: int = 0) -> Image.Image:
     """Convert an image to 8-bit RGB, turned as its EXIF orientation says.
 
+    Args:
+        grey_bits: 2 ** ``grey_bits`` - 1 is white among grey values of more than 8 bits, see
+            INPUT.GREY_BITS; 0: as many bits as the brightest value has.
+
     Raises:
-        OSError: the range of its grey values does not tell which value is white.
+        OSError: a grey value is above white, or the values do not tell which one is white.
     """
     image.load()
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(_TURNS[orientation])
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        image = Image.fromarray(_eight_bits(np.asarray(image), grey_bits))
     # Pixels that are RGB already are not copied.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def brightest(image: Image.Image) -> int:
+    """Return the largest of an open image's whole grey values of more than 8 bits; 0 without."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) that an open image has after it is turned, without decoding it."""
-    # Pillow swaps the sides of a TIFF itself. In a PNG, EXIF that follows the pixels is ignored:
-    # finding it would mean reading the whole file.
-    kept = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
     width, height = image.size
-    # From 5 on, an orientation exchanges rows and columns.
-    return (width, height) if kept or _orientation(image) < 5 else (height, width)
+    # From 5 on, an orientation exchanges rows and columns; of a TIFF Pillow itself does.
+    kept = image.format == "TIFF" or stored_orientation(image) < 5
+    return (width, height) if kept else (height, width)
+
+
+def stored_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, of an open image that is not decoded yet.
+
+    It is 1, upright, if there is none or the EXIF is rubbish. EXIF that follows the pixels of a PNG
+    is ignored: finding it would mean reading the whole file.
+    """
+    return 1 if image.format == "PNG" and "exif" not in image.info else _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 (upright) if there is none or the EXIF is rubbish."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if orientation in _TURNS else 1
@@ -112,15 +144,24 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Convert grey values to 8 bits: whole numbers from 16 bits, fractional ones from 0..255."""
+def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Convert grey values to 8 bits: whole numbers of ``bits`` bits, fractional ones of 0..255."""
     low, high, whole = values.min(), values.max(), values.dtype.kind in "iu"
-    levels = 2**16 if whole else 2**8
-    # The second condition finds 8-bit values stored in 16 bits and fractions of 1: they would all
-    # become black.
-    if not 0 <= low <= high <= levels - 1 or 0 < high <= levels / 256:
+    in_range = 0 <= low <= high <= 2 ** (16 if whole else 8) - 1
+    # Fractions of 1, and values of 8 bits in files of 16, would all become black.
+    is_dark = 0 < high <= (255 if whole else 1) and not (whole and bits)
+    if not in_range or is_dark:
+        hint = ", or set INPUT.GREY_BITS 8 if 255 is white" if in_range and whole else ""
         raise OSError(
             f"its values run from {low:g} to {high:g}, which does not tell what is white; save it "
-            "with 8 bits, or use the whole range of 16 bits"
+            f"with 8 bits{hint}"
         )
-    return (values >> 8 if whole else values).astype(np.uint8)
+    if not whole:
+        return values.astype(np.uint8)
+    needed = max(9, int(high).bit_length())
+    if bits and high >= 2**bits:
+        raise OSError(
+            f"its grey values run to {high}, but with INPUT.GREY_BITS {bits} white is "
+            f"{2**bits - 1}; set it to {needed}, or more if the brightest image has more"
+        )
+    return (values >> ((bits or needed) - 8)).astype(np.uint8)

@@ -104,20 +104,27 @@ class DetrMapper:
     Its list ``augmentations`` may be changed until a loader has the mapper.
     """
 
-    def __init__(self, *, augmentations: Iterable[Callable], image_format: str = "RGB"):
+    def __init__(
+        self, *, augmentations: Iterable[Callable], image_format: str = "RGB", grey_bits: int = 0
+    ):
         """
         Args:
             augmentations: torchvision's v2 transforms, run one after the other on a dict of
                 ``image`` (PIL, RGB) and, for a record, ``boxes`` (BoundingBoxes) and ``labels``.
             image_format: order of the channels, "RGB" or "BGR".
+            grey_bits: see :func:`~smca.data.images.upright_rgb`.
         """
         self.augmentations = list(augmentations)
         self.image_format = image_format
+        self.grey_bits = grey_bits
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> DetrMapper:
         augmentations = build_augmentations(cfg, is_train)
-        return cls(augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
+        inputs = cfg.INPUT
+        return cls(
+            augmentations=augmentations, image_format=inputs.FORMAT, grey_bits=inputs.GREY_BITS
+        )
 
     def __call__(self, record: dict) -> Sample:
         """Return the sample of a record, without crowds, its boxes clipped to the image.
@@ -125,7 +132,7 @@ class DetrMapper:
         Raises:
             OSError: see :func:`~smca.data.images.read_record`.
         """
-        image = read_record(record)
+        image = read_record(record, self.grey_bits)
         height, width = image.height, image.width
         annotations = [entry for entry in record.get("annotations", ()) if not entry["iscrowd"]]
         labels = torch.tensor([entry["category_id"] for entry in annotations], dtype=torch.int64)

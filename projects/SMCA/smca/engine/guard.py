@@ -1,6 +1,7 @@
 """Errors that a user can mend, told in one line."""
 
 import errno
+import io
 import json
 import logging
 import multiprocessing
@@ -74,6 +75,9 @@ def guarded(program: Callable[..., int | None], *args: object) -> int:
 
     Every program goes through here, so that this line is the last thing it prints.
     """
+    # A name that the terminal cannot show is not worth an error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow warns of every oddity in an image file; files that it cannot read are errors.
     warnings.filterwarnings("ignore", module="PIL")
     # A log line that a full disk or a closed terminal refuses is not worth a traceback.

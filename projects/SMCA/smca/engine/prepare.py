@@ -15,6 +15,7 @@ from ..checkpoints.files import require_file
 from ..checkpoints.loading import num_logits
 from ..config import is_own_model, validate
 from ..data.coco import count_classes, own_datasets
+from ..data.grey import count_grey_bits
 from ..data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
 from ..errors import ConfigError
 from ..training.solver import scale_to_workers
@@ -25,8 +26,8 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     """Return a config that a run can start with, frozen.
 
     Check its values, scale it to the number of workers, choose a device that exists, fetch the
-    weights, draw the dataset of shapes if it is used and missing, count the classes of the data,
-    and make OUTPUT_DIR.
+    weights, draw the dataset of shapes if it is used and missing, count the classes and the grey
+    values' bits of the data, and make OUTPUT_DIR.
 
     Args:
         cfg: the merged configuration, which is changed. If MODEL.DEVICE has a GPU's number, that
@@ -68,6 +69,10 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
         if cfg.MODEL.SMCA.NUM_CLASSES == 0:
             cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
         say(f"MODEL.SMCA.NUM_CLASSES: {cfg.MODEL.SMCA.NUM_CLASSES}, as in {source}")
+    if cfg.INPUT.GREY_BITS == 0:
+        cfg.INPUT.GREY_BITS, source = count_grey_bits(cfg)
+        if source:
+            say(f"INPUT.GREY_BITS: {cfg.INPUT.GREY_BITS}, as in {source}")
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):

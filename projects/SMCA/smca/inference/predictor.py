@@ -140,7 +140,7 @@ class Predictor:
             TypeError, ValueError: not an image, or an array of another shape or type.
             FloatingPointError: the model's weights are not finite.
         """
-        originals = [read_image(image) for image in _as_list(images)]
+        originals = [self.read(image) for image in _as_list(images)]
         if not originals:
             return []
         mapped = [self._mapper.map_image(image) for image in originals]
@@ -160,9 +160,13 @@ class Predictor:
             (B, 3, H, W), resized, normalised and padded, on ``device``; the (h, w) of each image in
             it without the padding; and the images as they were given, (h, w, 3) uint8 RGB.
         """
-        originals = [read_image(image) for image in _as_list(images)]
+        originals = [self.read(image) for image in _as_list(images)]
         batch, sizes = self._host.pad([self._mapper.map_image(image) for image in originals])
         return batch, sizes, [np.array(image) for image in originals]
+
+    def read(self, image: ImageLike) -> Image.Image:
+        """Return an image as 8-bit RGB, turned as its EXIF orientation says."""
+        return read_image(image, self.cfg.INPUT.GREY_BITS)
 
     def _result(self, found: Detections, threshold: float) -> Result:
         require_finite(found.scores)
@@ -172,11 +176,11 @@ class Predictor:
         return Result(found.boxes[kept], found.scores[kept], labels, names)
 
 
-def read_image(image: ImageLike) -> Image.Image:
-    """Return an image as 8-bit RGB, turned as its EXIF orientation says; see :class:`Predictor`."""
+def read_image(image: ImageLike, grey_bits: int = 0) -> Image.Image:
+    """Return an image as :func:`~smca.data.images.upright_rgb` does; see :class:`Predictor`."""
     if isinstance(image, (str, os.PathLike)):
         try:
-            return read_rgb(os.fspath(image))
+            return read_rgb(os.fspath(image), grey_bits)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -184,7 +188,7 @@ def read_image(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         if not (image.width and image.height):
             raise ValueError(f"an image of {image.width}x{image.height} pixels is no image")
-        return upright_rgb(image)
+        return upright_rgb(image, grey_bits)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"{type(image).__name__} is no image: give a path, a PIL image or a NumPy array "

@@ -113,20 +113,21 @@ def count_frames(sources: Sequence[Source]) -> int | None:
 
 
 def read_frames(
-    sources: Sequence[Source], unreadable: Callable[[Source, str], None]
+    sources: Sequence[Source], unreadable: Callable[[Source, str], None], *, grey_bits: int = 0
 ) -> Iterator[Frame]:
     """Read the images of all sources, one after the other.
 
     Args:
         sources: the sources; a camera never ends.
         unreadable: called with each source that cannot be read, and the reason.
+        grey_bits: of images, see :func:`~smca.data.images.upright_rgb`.
     """
     for source in sources:
         try:
             if source.is_video:
                 yield from _video_frames(source)
             else:
-                yield Frame(source, np.array(read_rgb(source.name)))
+                yield Frame(source, np.array(read_rgb(source.name, grey_bits)))
         except OSError as error:
             unreadable(source, str(error))
 

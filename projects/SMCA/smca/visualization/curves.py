@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..analysis.runs import History, common_axis, in_words
+from .fonts import make_legible
 
 _SMOOTH = ("Total loss", "Waiting for data (% of the time)", "Norm of the gradients")
 
@@ -68,7 +69,7 @@ def draw_histories(
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
-    return figure
+    return make_legible(figure)
 
 
 def finish_axes(axes: Axes, xlabel: str) -> None:

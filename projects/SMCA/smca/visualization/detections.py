@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..structures import Detections
+from .fonts import font, legible
 
 NUM_SHOWN = 4  # images of a batch in a training picture
 _LONGEST = 640  # pixels of an image's longer side in a training picture, at most
@@ -66,7 +67,7 @@ def draw_detections(
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     unit = max(1, round(max(picture.size) / 600))  # line widths and text grow with the picture
-    font = ImageFont.load_default(13 * unit)
+    names = None if class_names is None else legible(tuple(class_names))
 
     for box in np.asarray(gt_boxes, dtype=float).reshape(-1, 4) * factor:
         _dashed_rectangle(draw, box, width=unit, dash=5 * unit)
@@ -81,10 +82,11 @@ def draw_detections(
         draw.rectangle((x1, y1, x2, y2), outline=class_color(labels[i]), width=3 * unit)
     taken: list[np.ndarray] = []
     for i in reversed(shown):
-        text = class_names[labels[i]] if class_names is not None else str(labels[i])
+        text, file = (str(labels[i]), None) if names is None else names[labels[i]]
         if scores is not None:
             text += f" {certainty[i]:.2f}"
-        taken.append(_tag(draw, boxes[i], text, class_color(labels[i]), font, taken))
+        style = font(file, 13 * unit)
+        taken.append(_tag(draw, boxes[i], text, class_color(labels[i]), style, taken))
     return picture
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from ..fonts import make_legible
 from .views import AttentionView, Detection, Panel
 
 _RED = "#ff2030"
@@ -59,7 +60,7 @@ def draw_co_attention(
             else:
                 title = f"{name}: {_caption(panel[0])}" if name else "mean of the heads"
                 _draw_model(grid, number, column, title, *panel)
-    return grid.figure
+    return make_legible(grid.figure)
 
 
 def gaussian_ellipse(center: np.ndarray, covariance: np.ndarray) -> np.ndarray:
