@@ -18,7 +18,7 @@ from smca import get_cfg
 from smca.analysis.runs import History, read_metrics
 from smca.config import ConfigError, load_cfg
 from smca.data.coco import load_datasets
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_import
 from smca.engine.guard import guarded
 from smca.inference.inspection import inspect_image
 from smca.inference.predictor import Predictor, read_image
@@ -28,7 +28,7 @@ from smca.visualization.detections import draw_detections, grid
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, help="the run's config.yaml")
     parser.add_argument("--weights", help="checkpoint (default: the run's last one)")
     parser.add_argument("--output", help="folder (default: OUTPUT_DIR/pictures)")

@@ -50,6 +50,7 @@ def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -
     Raises:
         ConfigError: the file or a file of its ``_BASE_`` cannot be used; the message says why.
     """
+    path = os.path.expanduser(path)
     if os.path.realpath(path) in inside:
         raise ConfigError(f"{path} leads back to itself by _BASE_")
     content = _read_yaml(path)

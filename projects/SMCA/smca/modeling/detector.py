@@ -197,7 +197,9 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     batch = mean.new_zeros(len(images), 3, height, width)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        place = slot[:, :h, :w].copy_(image.to(mean.device, non_blocking=True))
+        # Apple's devices may copy what is not there yet.
+        image = image.to(mean.device, non_blocking=mean.device.type == "cuda")
+        place = slot[:, :h, :w].copy_(image)
         place.sub_(mean).div_(std)
     return batch, sizes
 
