@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torchvision.ops import box_convert
 
-from smca import get_cfg
 from smca.analysis.runs import History, read_metrics
-from smca.config import ConfigError, load_cfg
+from smca.config import ConfigError
 from smca.data.coco import load_datasets
 from smca.engine.arguments import Parser, add_import
 from smca.engine.guard import guarded
@@ -43,13 +42,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = load_cfg(get_cfg(), args.config_file)
-    output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     predictor = Predictor(args.config_file, args.weights)
+    cfg = predictor.cfg
+    output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     print(predictor.weights, flush=True)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the dataset whose images are drawn")
-    (dataset, *_) = load_datasets(predictor.cfg, cfg.DATASETS.TEST)
+    (dataset, *_) = load_datasets(cfg, cfg.DATASETS.TEST)
     # Take every n-th of the images sorted by their number of objects, the fullest first.
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     records = records[:: max(1, len(records) // args.images)][: args.images]

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args, output, form)
     # Compiled code cannot be captured.
     opts = [*args.opts, "MODEL.SMCA.COMPILE", False]
-    cfg = load_cfg(get_cfg(), args.config_file, opts)
+    cfg = load_cfg(get_cfg(), args.config_file, opts, to_train=False)
     if not is_own_model(cfg):
         raise ExportError(
             f"{args.config_file} is Detectron2's own {cfg.MODEL.META_ARCHITECTURE}; "

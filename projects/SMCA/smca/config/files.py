@@ -69,6 +69,8 @@ def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -
 def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise ConfigError(f"config file {os.fspath(path)!r} does not exist")
+    if os.fspath(path).endswith(".py"):
+        raise ConfigError(f"{path} is a LazyConfig; tools/lazyconfig_train_net.py trains it")
     try:
         with open(path, "rb") as file:
             content = yaml.load(file, _Loader)

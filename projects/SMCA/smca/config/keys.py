@@ -132,7 +132,10 @@ def load_cfg(
             if to_train or not only_trains(key):
                 raise
     if len(opts) % 2:
-        raise ConfigError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
+        raise ConfigError(
+            f"options come as KEY VALUE pairs, such as MODEL.WEIGHTS model.pth DATASETS.TRAIN a,b; "
+            f"{opts[-1]!r} has no value, or no key"
+        )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key.startswith("--"):
             raise ConfigError(f"{key} stands after KEY VALUE pairs; flags come before them")

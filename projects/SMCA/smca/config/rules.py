@@ -51,6 +51,11 @@ def one_of(*choices: object) -> Rule:
     return Rule(f"one of {words}" if len(choices) > 1 else words, lambda value: value in choices)
 
 
+ONLY_THEIRS = Rule(
+    "False, because only Detectron2's own trainers and tools read it", lambda value: value is False
+)
+
+
 def at_least(least: int) -> Rule:
     return Rule(f"at least {least}", lambda value: value >= least)
 
@@ -94,7 +99,7 @@ FRACTION = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 ODD = Rule("odd and at least 1", lambda value: value >= 1 and value % 2 == 1)
 SEED = Rule("less than 2 ** 63", lambda value: value < 2**63)
-DEVICE = Rule("a device that torch has here, such as 'cuda', 'mps' or 'cpu'", _is_usable)
+DEVICE = Rule("a device that torch has here: 'cuda', 'cpu', or 'mps' on a Mac", _is_usable)
 # A path may begin with ~ as long as that stands for a folder.
 PATH = Rule(
     "a path, where ~ is followed by / or a user's name (./~ is a folder named ~)",

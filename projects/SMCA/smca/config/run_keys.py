@@ -7,6 +7,7 @@ from .rules import (
     FRACTION,
     NAMES,
     NOT_NEGATIVE,
+    ONLY_THEIRS,
     OPTIONAL,
     PATH,
     POSITIVE,
@@ -148,9 +149,9 @@ RUN_KEYS |= group(
     DEVICE=Key(
         "cuda", "'cuda' (the CPU where there is no GPU), 'cuda:1', 'mps' (Apple) or 'cpu'.", DEVICE
     ),
-    MASK_ON=Key(False, "Masks: only in Detectron2's own trainers.", one_of(False)),
-    KEYPOINT_ON=Key(False, "Keypoints: only there.", one_of(False)),
-    LOAD_PROPOSALS=Key(False, "Proposals from files: only there.", one_of(False)),
+    MASK_ON=Key(False, "Predict masks, too.", ONLY_THEIRS),
+    KEYPOINT_ON=Key(False, "Predict keypoints, too.", ONLY_THEIRS),
+    LOAD_PROPOSALS=Key(False, "Take proposals from files.", ONLY_THEIRS),
 )
 RUN_KEYS |= group(
     "MODEL.EMA",
@@ -165,9 +166,9 @@ RUN_KEYS |= group(
 )
 RUN_KEYS |= group(
     "TEST.AUG",
-    ENABLED=Key(False, "Augmentation of test images: only in Detectron2's tools.", one_of(False)),
+    ENABLED=Key(False, "Detect in test images of several sizes and flips.", ONLY_THEIRS),
 )
 RUN_KEYS |= group(
     "TEST.PRECISE_BN",
-    ENABLED=Key(False, "Exact statistics of batch norms: only there.", one_of(False)),
+    ENABLED=Key(False, "Measure batch norms' statistics before evaluations.", ONLY_THEIRS),
 )

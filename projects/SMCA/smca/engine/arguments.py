@@ -22,10 +22,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         words = [expand_home(word) for word in (sys.argv[1:] if args is None else args)]
-        takes_options = any(action.dest == "opts" for action in self._actions)
-        flags, opts = self._apart(words) if takes_options else (words, [])
+        flags, opts = self._apart(words) if self._takes_options else (words, [])
         namespace, unknown = super().parse_known_args(flags, namespace)
-        if takes_options:
+        if opts:
             namespace.opts = opts + namespace.opts
         return namespace, unknown
 
@@ -49,6 +48,17 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{key} has no value; config options are KEY VALUE pairs")
             opts += [key, value]
         return flags, opts
+
+    def error(self, message):
+        name = message.partition("unrecognized arguments: --")[2].upper().replace("-", "_")
+        if name and self._takes_options:
+            near = next((key for key in KEYS if key.endswith(name)), "SOLVER.IMS_PER_BATCH")
+            message += f"; --help lists the flags, and config keys are set as KEY VALUE: {near} ..."
+        super().error(message)
+
+    @property
+    def _takes_options(self) -> bool:
+        return any(action.dest == "opts" for action in self._actions)
 
 
 def expand_home(word: str) -> str:
