@@ -48,6 +48,7 @@ def build(engine, config_file):
         ("MODEL.LOAD_PROPOSALS", True),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, True]),
         ("FLOAT32_PRECISION", "half"),
+        ("SOLVER.NESTEROV", True),
     ],
 )
 def test_keys_that_no_trainer_reads_are_refused(build, key, value):

@@ -197,8 +197,8 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     batch = mean.new_zeros(len(images), 3, height, width)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        # Apple's devices may copy what is not there yet.
-        image = image.to(mean.device, non_blocking=mean.device.type == "cuda")
+        # On a Mac's GPU the tensor may be gone before it is copied.
+        image = image.to(mean.device, non_blocking=mean.device.type != "mps")
         place = slot[:, :h, :w].copy_(image)
         place.sub_(mean).div_(std)
     return batch, sizes

@@ -64,9 +64,9 @@ class Targets:
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a tensor from the host to ``device`` without waiting for the device."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
