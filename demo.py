@@ -14,8 +14,6 @@ class plus 1.
 import argparse
 import contextlib
 import json
-import os
-import re
 import statistics
 import sys
 import time
@@ -27,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smca import Predictor
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_opts
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine
 from smca.inference import sources
@@ -39,10 +37,10 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="KEY VALUE pairs at the end change the config: INPUT.MIN_SIZE_TEST 600",
+        epilog="KEY VALUE pairs change the config: INPUT.MIN_SIZE_TEST 600",
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML file, or its name in configs/")
@@ -54,7 +52,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="images, videos, patterns, and folders with images directly inside",
     )
-    add("--webcam", type=int, metavar="INDEX", help="look through a camera until Ctrl-C")
+    add("--video-input", action="append", metavar="FILE", help="the same as --input")
+    add(
+        "--webcam",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="INDEX",
+        help="look through a camera, the first without INDEX, until Ctrl-C",
+    )
     add(
         "--output",
         default="output/demo",
@@ -63,7 +69,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--save-json", metavar="FILE", help="write the detections in COCO's format, too")
     add("--overwrite", action="store_true", help="replace pictures and results that exist")
-    add("--threshold", type=float, default=0.3, help="least score (default: %(default)s)")
+    add(
+        *("--threshold", "--confidence-threshold"),
+        type=float,
+        default=0.3,
+        help="least score (default: %(default)s)",
+    )
     add("--batch", type=int, default=1, help="images in a batch (default: %(default)s)")
     add("--device", help="cuda, cuda:1, cpu ... (default: MODEL.DEVICE, or cpu without a GPU)")
     add(
@@ -72,8 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="host that runs the model; auto takes Detectron2 if it is installed",
     )
-    add_import(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values")
+    add_opts(parser)
     args = parser.parse_args(argv)
     if args.batch < 1:
         parser.error(f"--batch is {args.batch}; it must be at least 1")
@@ -81,11 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--threshold is {args.threshold:g}; scores are from 0 to 1")
     if args.webcam is not None and args.webcam < 0:
         parser.error(f"--webcam is {args.webcam}; cameras have numbers from 0")
-    # argparse takes KEY VALUE pairs after --input for further inputs.
-    for index, text in enumerate(args.input):
-        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", text) and not os.path.exists(text):
-            args.input, args.opts = args.input[:index], args.input[index:] + args.opts
-            break
+    args.input += args.video_input or []
     return args
 
 

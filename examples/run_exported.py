@@ -10,6 +10,7 @@ Example:
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -21,9 +22,10 @@ Model = Callable[[np.ndarray], list[np.ndarray]]
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a file that ends in .onnx, .pt2 or .ts")
-    parser.add_argument("picture", help="an image file")
-    parser.add_argument("--output", help="image file to draw the detections to")
+    path = os.path.expanduser
+    parser.add_argument("model", type=path, help="a file that ends in .onnx, .pt2 or .ts")
+    parser.add_argument("picture", type=path, help="an image file")
+    parser.add_argument("--output", type=path, help="image file to draw the detections to")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score (default: 0.3)")
     return parser.parse_args()
 

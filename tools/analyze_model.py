@@ -17,7 +17,7 @@ from smca.analysis.counting import ModelCounts, count_model
 from smca.analysis.host import NATIVE, Host
 from smca.analysis.memory import peak_memory, prepare_pass
 from smca.config import is_own_model
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_opts
 from smca.engine.guard import guarded
 from smca.hosts import choose_engine, load
 
@@ -25,9 +25,9 @@ COLUMNS = ("part", "trainable", "parameters", "multiply-adds", "activations")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0],
-        epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
+        epilog="KEY VALUE pairs change the config: MODEL.SMCA.NUM_QUERIES 100",
     )
     parser.add_argument(
         "--config-file", metavar="FILE", required=True, help="a YAML file of configs/"
@@ -49,10 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="host that builds the model, as in train_net.py",
     )
-    add_import(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
-    )
+    add_opts(parser)
     args = parser.parse_args(argv)
     if min(*args.size, args.batch) < 1:
         parser.error("--size and --batch are at least 1")

@@ -30,7 +30,7 @@ from smca.data.coco import dataset_files
 from smca.data.coco_format import box_fault
 from smca.data.grey import count_grey_bits
 from smca.data.images import read_rgb
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_opts
 from smca.engine.guard import guarded
 from smca.visualization.detections import draw_detections, grid
 
@@ -39,10 +39,10 @@ LONGEST = 800  # side of an image in the grid, in pixels
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="KEY VALUE pairs after the flags change the config: MODEL.SMCA.NUM_QUERIES 100",
+        epilog="KEY VALUE pairs change the config: MODEL.SMCA.NUM_QUERIES 100",
     )
     parser.add_argument("--json", action="append", metavar="FILE", help="annotation file")
     parser.add_argument("--images", action="append", metavar="FOLDER", help="folder of its images")
@@ -54,10 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FOLDER", help="for report.json and drawn samples")
     parser.add_argument("--samples", type=int, default=12, help="images drawn of a dataset")
     parser.add_argument("--overwrite", action="store_true", help="replace what --output has")
-    add_import(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
-    )
+    add_opts(parser)
     args = parser.parse_args(argv)
     if bool(args.config_file) == bool(args.json):
         parser.error("give --json and --images, or --config-file")

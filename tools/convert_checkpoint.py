@@ -30,15 +30,13 @@ from smca.checkpoints import pop_weights, read_checkpoint, write_checkpoint
 from smca.checkpoints.loading import num_logits
 from smca.config import flatten, load_cfg
 from smca.data.coco import COCO_CLASSES
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_import
 from smca.engine.guard import guarded
 from smca.errors import CheckpointError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--from",
         dest="kind",

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from torchvision.ops import box_convert
 
-from smca import get_cfg
 from smca.analysis.runs import History, read_metrics
-from smca.config import ConfigError, load_cfg
+from smca.config import ConfigError
 from smca.data.coco import load_datasets
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_import
 from smca.engine.guard import guarded
 from smca.inference.inspection import inspect_image
 from smca.inference.predictor import Predictor
@@ -28,7 +27,7 @@ from smca.visualization.detections import draw_detections, grid
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, help="the run's config.yaml")
     parser.add_argument("--weights", help="checkpoint (default: the run's last one)")
     parser.add_argument("--output", help="folder (default: OUTPUT_DIR/pictures)")
@@ -43,13 +42,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = load_cfg(get_cfg(), args.config_file)
-    output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     predictor = Predictor(args.config_file, args.weights)
+    cfg = predictor.cfg
+    output = Path(args.output or os.path.join(cfg.OUTPUT_DIR, "pictures"))
     print(predictor.weights, flush=True)
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name the dataset whose images are drawn")
-    (dataset, *_) = load_datasets(predictor.cfg, cfg.DATASETS.TEST)
+    (dataset, *_) = load_datasets(cfg, cfg.DATASETS.TEST)
     # Take every n-th of the images sorted by their number of objects, the fullest first.
     records = sorted(dataset.records, key=lambda record: -len(record["annotations"]))
     records = records[:: max(1, len(records) // args.images)][: args.images]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from smca import get_cfg
 from smca.config import is_own_model, load_cfg
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_opts
 from smca.engine.guard import guarded
 from smca.errors import ExportError
 from smca.inference.export import FORMATS, PixelDetector, export, metadata
@@ -25,9 +25,7 @@ from smca.inference.predictor import Predictor
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
     parser.add_argument(
         "--weights", metavar="FILE", help="checkpoint (default: the run's own, or MODEL.WEIGHTS)"
@@ -46,10 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--opset", type=int, help="ONNX opset (default: the exporter's own)")
     parser.add_argument("--no-check", action="store_true", help="do not run the written file")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    add_import(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values"
-    )
+    add_opts(parser)
     return parser.parse_args(argv)
 
 
@@ -65,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args, output, form)
     # Compiled code cannot be captured.
     opts = [*args.opts, "MODEL.SMCA.COMPILE", False]
-    cfg = load_cfg(get_cfg(), args.config_file, opts)
+    cfg = load_cfg(get_cfg(), args.config_file, opts, to_train=False)
     if not is_own_model(cfg):
         raise ExportError(
             f"{args.config_file} is Detectron2's own {cfg.MODEL.META_ARCHITECTURE}; "

@@ -5,16 +5,19 @@ Example:
     python tools/lazyconfig_train_net.py --config-file configs/lazy/smca_R50_50ep.py --num-gpus 8
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 
-from smca.engine.arguments import add_import
+from smca.engine.arguments import add_import, expand_home
 from smca.engine.guard import guarded
 
 # Detectron2 and fvcore decorate with torch.jit, which today's torch announces to remove. Here, and
 # not in main, for the processes that are spawned too: they begin by importing this module.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+
+_CHANGE = re.compile(r"[+~]*[a-z_][\w.\[\]]*=")  # path.key=value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torchrun may have started this process; and each run meets at a port of its own.
     parser.set_defaults(num_gpus=None, num_machines=None, machine_rank=None, dist_url="auto")
     add_import(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    words = [expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    # argparse would take a flag behind a change for another change.
+    words = sorted(filter("--opts".__ne__, words), key=lambda word: bool(_CHANGE.match(word)))
+    return guarded(lambda: run(parser.parse_args(words)))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ in `configs/` states what it changes. An unknown key, a value of another type an
 allowed are refused with the key's name before training begins. Where an `ENABLED` is False, the
 keys beside it are not read and may have any value of their type.
 
+One name or number stands for a list of one, and `a,b` for two names. `~` in a path is the home
+folder. A config that only predicts (`smca.Predictor`, `demo.py`, the export and the pictures) may
+have unknown keys and any values in `SOLVER`, `DATALOADER` and the other keys that only training and
+evaluation read.
+
 Keys that are Detectron2's have its names and defaults, and both hosts read them. With
 `--engine detectron2` [its other keys](https://detectron2.readthedocs.io/en/latest/modules/config.html#yaml-config-references)
 work too; the native host passes over them in a file that Detectron2 wrote.

@@ -14,12 +14,13 @@ from dataset_checks.summary import format_summary, summarise
 from smca.data.coco import load_coco
 from smca.data.shapes import QUICKSTART, write_shapes_dataset
 from smca.data.shapes.drawing import MIN_SIDE, SHAPES
+from smca.engine.arguments import Parser
 from smca.engine.guard import guarded
 from smca.errors import ConfigError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -22,6 +22,7 @@ import numpy as np
 from smca.analysis.markdown import markdown_table
 from smca.analysis.runs import History, common_axis, in_words, read_metrics
 from smca.config import ConfigError, read_config_file
+from smca.engine.arguments import Parser
 from smca.engine.guard import guarded
 from smca.evaluation.evaluate import AP_NAMES
 from smca.visualization.curves import draw_histories
@@ -31,9 +32,7 @@ PUBLISHED = Path(__file__).with_name("authors_ap_by_epoch.json")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = list(published_runs())
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="OUTPUT_DIR of a run")
     parser.add_argument(
         "--output", metavar="FILE", required=True, help="picture: .png, .pdf or .svg"

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from smca.config import ConfigError
-from smca.engine.arguments import add_import
+from smca.engine.arguments import Parser, add_import
 from smca.engine.guard import guarded
 from smca.inference.inspection import Inspection, inspect_image
 from smca.inference.predictor import Predictor, read_image
@@ -24,7 +24,7 @@ from smca.visualization.attention.views import Detection
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0],
         epilog="Configs are paths of YAML files or names of the model zoo, as smca_R50_50ep.",
     )

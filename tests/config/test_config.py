@@ -48,7 +48,8 @@ def test_every_key_has_a_reader():
     elsewhere = {"VERSION", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}
     # Read as what must be so, in `validate`.
     elsewhere |= {"INPUT.CROP.TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"}
-    elsewhere |= {"DATALOADER.SAMPLER_TRAIN"}
+    elsewhere |= {"DATALOADER.SAMPLER_TRAIN", "MODEL.MASK_ON", "MODEL.KEYPOINT_ON"}
+    elsewhere |= {"MODEL.LOAD_PROPOSALS"}
     idle = [
         key
         for key in flatten(smca.get_cfg())

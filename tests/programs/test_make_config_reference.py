@@ -88,7 +88,7 @@ def test_whose_a_key_is(rows):
         ("SOLVER.AMP.ENABLED", "True or False", "mixed precision"),
         ("SOLVER.OPTIMIZER", "one of 'AdamW', 'SGD'", "SGD is for"),
         ("SOLVER.BASE_LR_END", "number, finite and at least 0", "WarmupCosineLR"),
-        ("OUTPUT_DIR", "text", "run"),
+        ("OUTPUT_DIR", "a path", "run"),
     ],
 )
 def test_some_rows(rows, key, may_be, meaning):

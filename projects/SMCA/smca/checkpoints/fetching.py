@@ -53,7 +53,7 @@ def fetch(weights: str | os.PathLike) -> str:
     Raises:
         CheckpointError: the file cannot be fetched; the message says where to put it.
     """
-    weights = os.fspath(weights)
+    weights = os.path.expanduser(os.fspath(weights))
     url = weights.replace(_PREFIX, _DETECTRON2, 1) if weights.startswith(_PREFIX) else weights
     if not url.lower().startswith(("https://", "http://")):
         return weights

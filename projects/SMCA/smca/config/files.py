@@ -50,6 +50,7 @@ def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -
     Raises:
         ConfigError: the file or a file of its ``_BASE_`` cannot be used; the message says why.
     """
+    path = os.path.expanduser(path)
     if os.path.realpath(path) in inside:
         raise ConfigError(f"{path} leads back to itself by _BASE_")
     content = _read_yaml(path)
@@ -68,6 +69,8 @@ def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -
 def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise ConfigError(f"config file {os.fspath(path)!r} does not exist")
+    if os.fspath(path).endswith(".py"):
+        raise ConfigError(f"{path} is a LazyConfig; tools/lazyconfig_train_net.py trains it")
     try:
         with open(path, "rb") as file:
             content = yaml.load(file, _Loader)

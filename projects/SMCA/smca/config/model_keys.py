@@ -8,6 +8,7 @@ from .rules import (
     NAMES,
     NOT_NEGATIVE,
     ODD,
+    PATH,
     POSITIVE_OR_INFINITE,
     THREE_NUMBERS,
     THREE_POSITIVE,
@@ -39,6 +40,7 @@ MODEL_KEYS |= group(
         "Starting weights: a checkpoint of this project, a torchvision ResNet (.pth, or .pkl "
         "of Detectron2's model zoo) or the timm model. A path, or an address (https://, "
         "detectron2://) that is fetched once.",
+        PATH,
     ),
     PIXEL_MEAN=Key(
         [103.53, 116.28, 123.675],
@@ -73,6 +75,9 @@ MODEL_KEYS |= group(
     ),
     RES5_DILATION=Key(1, "2 keeps res5 at stride 16 (DC5).", one_of(1, 2)),
     RES2_OUT_CHANNELS=Key(256, "Channels of res2, doubled in each later stage.", at_least(1)),
+    DEFORM_ON_PER_STAGE=Key(
+        [False] * 4, "Deformable convolutions: only in Detectron2's build_resnet_backbone."
+    ),
     STEM_OUT_CHANNELS=Key(64, "Channels of the stem.", at_least(1)),
     STEM_TYPE=Own(
         "basic", "'basic' (7x7 convolution and max-pooling) or 'conv' (two 3x3 convolutions)."

@@ -1,6 +1,7 @@
 """A row of the table of config keys, and the rules that say which values a key may have."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,11 @@ def one_of(*choices: object) -> Rule:
     return Rule(f"one of {words}" if len(choices) > 1 else words, lambda value: value in choices)
 
 
+ONLY_THEIRS = Rule(
+    "False, because only Detectron2's own trainers and tools read it", lambda value: value is False
+)
+
+
 def at_least(least: int) -> Rule:
     return Rule(f"at least {least}", lambda value: value >= least)
 
@@ -76,22 +82,34 @@ def _is_usable(device: str) -> bool:
     try:
         if torch.device(device).type != "cuda":  # the CPU stands in for a missing GPU
             torch.zeros((), device=device)
-    except RuntimeError:
+    except (RuntimeError, AssertionError):  # the latter where torch is built without the device
         return False
     return True
 
 
 FINITE = Rule("finite", math.isfinite)
 NOT_NEGATIVE = Rule("finite and at least 0", lambda value: 0 <= value < math.inf)
+OPTIONAL = Rule(
+    "None, or finite and at least 0",
+    lambda value: value is None or (type(value) in (int, float) and 0 <= value < math.inf),
+)
 POSITIVE = Rule("finite and positive", lambda value: 0 < value < math.inf)
 POSITIVE_OR_INFINITE = Rule("positive", lambda value: value > 0)
 FRACTION = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 ODD = Rule("odd and at least 1", lambda value: value >= 1 and value % 2 == 1)
 SEED = Rule("less than 2 ** 63", lambda value: value < 2**63)
-DEVICE = Rule("a device such as 'cuda' or 'cpu'", _is_usable)
+DEVICE = Rule("a device that torch has here: 'cuda', 'cpu', or 'mps' on a Mac", _is_usable)
+# A path may begin with ~ as long as that stands for a folder.
+PATH = Rule(
+    "a path, where ~ is followed by / or a user's name (./~ is a folder named ~)",
+    lambda value: not os.path.expanduser(value).startswith("~"),
+)
 
-NAMES = Rule("names", lambda value: all(isinstance(name, str) for name in value))
+NAMES = Rule(
+    "a list of names",
+    lambda value: not isinstance(value, str) and all(isinstance(name, str) for name in value),
+)
 BLOCKS = Rule(
     "a list of 'intra' and 'multi'", lambda value: all(kind in ("intra", "multi") for kind in value)
 )

@@ -7,6 +7,9 @@ from .rules import (
     FRACTION,
     NAMES,
     NOT_NEGATIVE,
+    ONLY_THEIRS,
+    OPTIONAL,
+    PATH,
     POSITIVE,
     POSITIVE_OR_INFINITE,
     SEED,
@@ -24,9 +27,15 @@ RUN_KEYS: dict[str, Key] = {}
 RUN_KEYS |= group(
     "",
     VERSION=Key(2, "Version of the config's format."),
-    OUTPUT_DIR=Key("./output", "Folder where a run writes all its files."),
+    OUTPUT_DIR=Key("./output", "Folder where a run writes all its files.", PATH),
     SEED=Key(-1, "Seed of all that is random. Negative: drawn, and kept in the checkpoint.", SEED),
     CUDNN_BENCHMARK=Key(False, "Let cuDNN try which convolution is the fastest."),
+    FLOAT32_PRECISION=Key(
+        "",
+        "Precision of float32 products on GPUs, as torch.set_float32_matmul_precision has it; '': "
+        "torch's own.",
+        one_of("", "highest", "high", "medium"),
+    ),
     VIS_PERIOD=Key(
         0, "Iterations between pictures of detections in TensorBoard; 0: none.", at_least(0)
     ),
@@ -109,8 +118,13 @@ RUN_KEYS |= group(
         False, "Squeeze the schedule into the iterations after the warm-up; else it starts at 0."
     ),
     MOMENTUM=Key(0.9, "Momentum of SGD.", NOT_NEGATIVE),
+    NESTEROV=Key(False, "SGD has Nesterov's momentum."),
     WEIGHT_DECAY=Key(0.0001, "Weight decay of all but normalisation layers.", NOT_NEGATIVE),
     WEIGHT_DECAY_NORM=Key(0.0, "Weight decay of normalisation layers.", NOT_NEGATIVE),
+    WEIGHT_DECAY_BIAS=Key(
+        None, "Weight decay of biases; None: as the weights beside them.", OPTIONAL
+    ),
+    BIAS_LR_FACTOR=Key(1.0, "Factor of the biases' learning rate.", NOT_NEGATIVE),
     CHECKPOINT_PERIOD=Key(5000, "Iterations from one checkpoint to the next.", at_least(1)),
     BACKBONE_MULTIPLIER=Own(
         0.1, "Learning rate of the backbone, as a fraction of BASE_LR.", NOT_NEGATIVE
@@ -139,7 +153,12 @@ RUN_KEYS |= group(
 )
 RUN_KEYS |= group(
     "MODEL",
-    DEVICE=Key("cuda", "'cuda' (the CPU where there is no GPU), 'cuda:1' or 'cpu'.", DEVICE),
+    DEVICE=Key(
+        "cuda", "'cuda' (the CPU where there is no GPU), 'cuda:1', 'mps' (Apple) or 'cpu'.", DEVICE
+    ),
+    MASK_ON=Key(False, "Predict masks, too.", ONLY_THEIRS),
+    KEYPOINT_ON=Key(False, "Predict keypoints, too.", ONLY_THEIRS),
+    LOAD_PROPOSALS=Key(False, "Take proposals from files.", ONLY_THEIRS),
 )
 RUN_KEYS |= group(
     "MODEL.EMA",
@@ -157,4 +176,12 @@ RUN_KEYS |= group(
         at_least(10),
     ),
     PER_CLASS_AP=Own(True, "Report the AP of each class besides that over all classes."),
+)
+RUN_KEYS |= group(
+    "TEST.AUG",
+    ENABLED=Key(False, "Detect in test images of several sizes and flips.", ONLY_THEIRS),
+)
+RUN_KEYS |= group(
+    "TEST.PRECISE_BN",
+    ENABLED=Key(False, "Measure batch norms' statistics before evaluations.", ONLY_THEIRS),
 )

@@ -1,15 +1,16 @@
 """Refuse values that cannot work, with the key's name, before anything is built or read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from fvcore.common.config import CfgNode as CN
 
 from ..errors import ConfigError
 from .files import flatten
+from .keys import only_trains
 from .model_keys import MODEL_KEYS
-from .rules import Key
+from .rules import DEVICE, Key
 from .run_keys import RUN_KEYS
 
 logger = logging.getLogger(__name__)
@@ -45,18 +46,27 @@ def validate_model(cfg: CN) -> None:
         )
 
 
-def validate(cfg: CN) -> None:
+def validate(cfg: CN, *, to_train: bool = True, but: Collection[str] = ()) -> None:
     """Raise a ConfigError if a value allows no run; it names what is allowed.
 
     MODEL.SMCA.NUM_CLASSES may still be 0. Detectron2 checks its own models itself.
+
+    Args:
+        to_train: if False, the run predicts, and keys that :func:`only_trains` may have any value.
+        but: keys that are not checked, because a program of the user's own reads them.
     """
     if is_own_model(cfg):
         _check_model(cfg)
-    _check_each(RUN_KEYS, cfg)
+    read = [key for key in RUN_KEYS if key not in but and (to_train or not only_trains(key))]
+    _check_each({key: RUN_KEYS[key] for key in read}, cfg)
+    if not to_train:
+        return
     solver, sizes = cfg.SOLVER, cfg.INPUT.MIN_SIZE_TRAIN
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
         allowed = f"less than SOLVER.MAX_ITER ({solver.MAX_ITER}) with SOLVER.RESCALE_INTERVAL"
         raise _fault(cfg, "SOLVER.WARMUP_ITERS", allowed)
+    if solver.NESTEROV and solver.OPTIMIZER != "SGD" and "SOLVER.OPTIMIZER" not in but:
+        raise _fault(cfg, "SOLVER.NESTEROV", "False with SOLVER.OPTIMIZER 'AdamW'")
     is_range = isinstance(sizes, (list, tuple)) and len(sizes) == 2 and sizes[0] <= sizes[1]
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not is_range:
         allowed = "two sizes, least and greatest, with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
@@ -103,6 +113,10 @@ def choose_device(cfg: CN, device: str | torch.device | None = None) -> torch.de
         chosen = torch.device(device or cfg.MODEL.DEVICE)
     except RuntimeError as error:
         raise ConfigError(f"device {device or cfg.MODEL.DEVICE!r}: {error}") from error
+    if chosen.type != "cuda" and not DEVICE.allows(str(chosen)):
+        raise ConfigError(
+            f"device {str(chosen)!r}: torch {torch.__version__} has none here; take 'cpu'"
+        )
     if chosen.type != "cuda" or torch.cuda.is_available():
         return chosen
     if device is not None:

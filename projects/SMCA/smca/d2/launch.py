@@ -17,7 +17,6 @@ from detectron2.utils.logger import setup_logger
 from ..config import load_cfg
 from ..engine.guard import explain
 from ..engine.launch import launch, torchrun_worker
-from ..errors import ConfigError
 from .checkpointer import SMCACheckpointer
 from .datasets import register_datasets
 from .predictor import Detectron2Host, require_registered
@@ -30,9 +29,6 @@ def run(args: argparse.Namespace) -> int:
     """Run what :func:`smca.engine.arguments.argument_parser` has parsed; return the exit code."""
     cfg = load_cfg(Detectron2Host.read(args.config_file), opts=args.opts)
     require_registered(cfg)
-    for key in ("AUG", "PRECISE_BN"):
-        if cfg.TEST[key].ENABLED:
-            raise ConfigError(f"TEST.{key}.ENABLED is True; it must be False, SMCA does not use it")
     return launch(main, cfg, args, start=detectron2.engine.launch)
 
 

@@ -128,6 +128,9 @@ def read(config_file: str, overrides: list[str]) -> DictConfig:
                 f"{change!r} cannot be set, changes are path.key=value: {reason}"
             ) from error
     OmegaConf.set_struct(lazy, None)
+    for name in ("output_dir", "init_checkpoint"):
+        if isinstance(path := OmegaConf.select(lazy.train, name), str):
+            lazy.train[name] = os.path.expanduser(path)
     return lazy
 
 

@@ -32,13 +32,13 @@ class Detectron2Host:
         self.detector = build_model(cfg).eval()
 
     @staticmethod
-    def read(config: str | CfgNode) -> CfgNode:
+    def read(config: str | CfgNode, *, to_train: bool = True) -> CfgNode:
         if isinstance(config, CfgNode):
             return config.clone()
         cfg = get_cfg()
         add_smca_config(cfg)
         if isinstance(config, str):
-            return load_cfg(cfg, config)
+            return load_cfg(cfg, config, to_train=to_train)
         # The project's own config lacks what only Detectron2 reads.
         cfg.merge_from_other_cfg(CfgNode(config))
         return cfg

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import getattr_static
 
 import torch
 from detectron2.config import CfgNode
@@ -17,6 +18,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..config import validate
 from ..data.classes import num_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.sampler import TrainingSampler
@@ -37,6 +39,17 @@ from .meta_arch import SMCA
 # Values of each scalar that are kept, of which the printer estimates the remaining time. Detectron2
 # keeps a million: the losses of six layers would take a gigabyte in 300,000 iterations.
 KEPT = 1000
+# Methods that a subclass may override, and the keys whose values only they limit.
+_READ = {
+    "build_hooks": ("TEST.PRECISE_BN.ENABLED",),
+    "build_lr_scheduler": ("SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_METHOD"),
+    "build_optimizer": ("SOLVER.OPTIMIZER", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"),
+    "build_train_loader": (
+        *("INPUT.CROP.TYPE", "INPUT.CROP.SIZE", "INPUT.RANDOM_FLIP"),
+        *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"),
+    ),
+    "test": ("TEST.AUG.ENABLED",),
+}
 
 
 class Trainer(DefaultTrainer):
@@ -54,13 +67,18 @@ class Trainer(DefaultTrainer):
     override.
 
     The datasets of the config have to be registered. Those that cannot be used are refused before
-    training starts.
+    training starts, and so is a config that ``train_net.py`` refuses.
     """
 
     def __init__(self, cfg: CfgNode):
         super(DefaultTrainer, self).__init__()
+        # A method that a subclass overrides reads its keys as it likes.
+        mine = partial(getattr_static, Trainer)
+        theirs = [name for name in _READ if getattr_static(type(self), name) is not mine(name)]
+        validate(cfg, but=[key for name in theirs for key in _READ[name]])
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
         cfg.SEED = shared_seed(cfg.SEED)
         cfg.freeze()
         self.cfg = cfg

@@ -154,6 +154,8 @@ def _run(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> N
     # The garbage collector writes to every object that it visits. Loader processes share the
     # pages of the 100 MB of imported modules until then.
     gc.freeze()
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     main(cfg, args)
     if dist.is_initialized():  # after an error this would wait for the other workers
         dist.destroy_process_group()

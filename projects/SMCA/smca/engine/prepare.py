@@ -48,6 +48,7 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     validate(cfg)
     cfg = scale_to_workers(cfg, world_size)
     cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     batch = cfg.SOLVER.IMS_PER_BATCH
     if batch % world_size:
         raise ConfigError(
@@ -56,6 +57,11 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     if cfg.MODEL.DEVICE.startswith("cuda") and not take_gpu(cfg.MODEL.DEVICE, world_size):
         say("MODEL.DEVICE: there is no GPU, the CPU is used")
         cfg.MODEL.DEVICE = "cpu"
+    if world_size > 1 and cfg.MODEL.DEVICE not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; it must be 'cuda' or 'cpu' for {world_size} "
+            "processes"
+        )
     path = _have_weights(cfg, args, say) if args is not None else None
     builtin = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - own_datasets(cfg).keys()
     if folder := missing_shapes(builtin):

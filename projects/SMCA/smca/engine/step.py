@@ -85,7 +85,8 @@ class TrainingStep:
             losses = compute_losses()
         stacked = torch.stack(list(losses.values()))
         # The copy waits for the forward pass alone; meanwhile the backward pass is queued.
-        values = mean_over_workers(stacked).to("cpu", non_blocking=True)
+        values = mean_over_workers(stacked)
+        values = values.to("cpu", non_blocking=self.device.type != "mps")
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied:
             copied.record(torch.cuda.current_stream(self.device))

@@ -41,9 +41,11 @@ class Inference:
         self.softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
 
     @staticmethod
-    def read(config: str | CfgNode) -> CfgNode:
-        """The config of a file, or a copy of a config."""
-        return config.clone() if isinstance(config, CfgNode) else load_cfg(get_cfg(), config)
+    def read(config: str | CfgNode, *, to_train: bool = True) -> CfgNode:
+        """The config of a file, see :func:`~smca.config.load_cfg`, or a copy of a config."""
+        if isinstance(config, CfgNode):
+            return config.clone()
+        return load_cfg(get_cfg(), config, to_train=to_train)
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         """The detector's input for images (3, h, w) in 0..255; see :func:`pad_images`."""

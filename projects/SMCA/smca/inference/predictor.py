@@ -77,7 +77,8 @@ class Predictor:
     ):
         """
         Args:
-            config: path of a YAML file, a name of :mod:`smca.model_zoo`, or a config.
+            config: path of a YAML file, a name of :mod:`smca.model_zoo`, or a config. Keys that
+                nothing but training reads may be unknown here, and may have any value.
             weights: path or address of a checkpoint of the whole model; None: see
                 :func:`~smca.checkpoints.choosing.trained_weights`.
             opts: ``KEY, value, ...`` changes of the config.
@@ -95,11 +96,11 @@ class Predictor:
         if engine == "detectron2":
             host = hosts.load("detectron2", "predictor").Detectron2Host
         file = "" if isinstance(config, CfgNode) else _path(os.fspath(config))
-        cfg = host.read(file or config)
+        cfg = host.read(file or config, to_train=False)
         cfg.defrost()
         load_cfg(cfg, opts=opts)
         self.weights = trained_weights(
-            cfg, config_file=file, opts=opts, named=os.fspath(weights or "")
+            cfg, config_file=file, opts=opts, named=os.path.expanduser(weights or "")
         )
         content = read_checkpoint(local_file(self.weights.path, host.path_manager))
         state = pop_weights(content)
@@ -108,7 +109,7 @@ class Predictor:
             cfg.MODEL.SMCA.NUM_CLASSES = num_logits(state) - softmax
         self.device = choose_device(cfg, device)
         cfg.MODEL.DEVICE = str(self.device)
-        validate(cfg)
+        validate(cfg, to_train=False)
         cfg.freeze()
         self.cfg = cfg
         self._host = host(cfg)
@@ -208,6 +209,7 @@ def _as_list(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
 
 
 def _path(config: str) -> str:
+    config = os.path.expanduser(config)
     if os.path.isfile(config):
         return config
     try:

@@ -83,7 +83,9 @@ def gather(inputs: Sequence[str], output: str, camera: int | None = None) -> lis
     if camera is not None:
         sources.append(Source(camera, Path(output, f"camera{camera}.mp4")))
     if not sources:
-        raise ConfigError("there is nothing to look at: name images, videos or folders of images")
+        raise ConfigError(
+            "there is nothing to look at: name images, videos or folders after --input"
+        )
     if any(source.is_video for source in sources):
         opencv()
     return sources

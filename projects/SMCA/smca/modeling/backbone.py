@@ -117,6 +117,12 @@ class ResNet(Backbone):
                 raise ConfigError(
                     f"MODEL.RESNETS.{key} is {resnets[key]!r}; it must be one of {choices}"
                 )
+        if any(resnets.DEFORM_ON_PER_STAGE):
+            raise ConfigError(
+                f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {resnets.DEFORM_ON_PER_STAGE!r}; only "
+                "Detectron2's own ResNet has deformable convolutions: --engine detectron2 "
+                "MODEL.BACKBONE.NAME build_resnet_backbone"
+            )
         features = cfg.MODEL.SMCA.IN_FEATURES
         stages = ("res2", "res3", "res4", "res5")
         if not set(features) <= set(stages):

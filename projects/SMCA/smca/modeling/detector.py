@@ -205,7 +205,9 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     batch = mean.new_zeros(len(images), 3, height, width)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        place = slot[:, :h, :w].copy_(image.to(mean.device, non_blocking=True))
+        # On a Mac's GPU the tensor may be gone before it is copied.
+        image = image.to(mean.device, non_blocking=mean.device.type != "mps")
+        place = slot[:, :h, :w].copy_(image)
         place.sub_(mean).div_(std)
     return batch, sizes
 

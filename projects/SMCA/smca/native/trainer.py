@@ -1,6 +1,7 @@
 """Train on PyPI packages alone, with Detectron2's keys, files and counting."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints import SafeCheckpointing
 from ..checkpoints.checkpointer import FINAL
+from ..config import validate
 from ..data import loader
 from ..data.classes import check_test_classes
 from ..data.coco import CocoDataset, load_training_datasets, usable_records
@@ -38,7 +40,15 @@ class Trainer:
     """
 
     def __init__(self, cfg: CfgNode):
-        self.cfg = cfg
+        """
+        Raises:
+            ConfigError: a config that ``train_net.py`` refuses.
+        """
+        validate(cfg)
+        self.cfg = cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+        cfg.freeze()
         self.max_iter = cfg.SOLVER.MAX_ITER
         seed = shared_seed(cfg.SEED)
         torch.manual_seed(seed)

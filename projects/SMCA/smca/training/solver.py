@@ -40,12 +40,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module_name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
             rate = solver.BASE_LR * multipliers[role_of(module_name.split("."))]
             is_norm = isinstance(module, _NORMS)
             decay = solver.WEIGHT_DECAY_NORM if is_norm else solver.WEIGHT_DECAY
+            if name == "bias":
+                rate *= solver.BIAS_LR_FACTOR
+                decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
             groups.setdefault((rate, decay), []).append(parameter)
     described = [
         {"params": parameters, "lr": rate, "weight_decay": decay}
@@ -55,7 +58,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "SGD":
         # The fused kernel's momentum is uninitialised memory if AMP skips the first step, which it
         # does when the scaled gradients overflow.
-        optimizer = torch.optim.SGD(described, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+        optimizer = torch.optim.SGD(
+            described,
+            lr=solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV and solver.MOMENTUM > 0,  # else it is plain SGD
+        )
     else:
         # The fused kernel passes once over each parameter.
         fused = next(model.parameters()).device.type in _FUSED
