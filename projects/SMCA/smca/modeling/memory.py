@@ -23,7 +23,8 @@ def numbers_on(
     Symbols of a graph being captured, such as the sides of images, stay symbols.
     """
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=device.type != "mps")
+        at_once = torch.device(device).type != "mps"  # which may copy what is gone by then
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=at_once)
     if isinstance(numbers, Sequence):
         return torch.stack([numbers_on(device, number, dtype) for number in numbers])
     return torch.full((), numbers, dtype=dtype, device=device)
