@@ -13,6 +13,7 @@ from .coco import dataset_files, own_datasets
 from .images import brightest, open_image
 
 _SAMPLE = 32  # images of a dataset, at most
+_FIRST = 4  # images of the sample; if none is grey of more than 8 bits, the others are not read
 _PART = 2**18  # bytes at either end of an annotation file, where the images' names are looked for
 _NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")')
 
@@ -20,8 +21,8 @@ _NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")')
 def count_grey_bits(cfg: CfgNode) -> tuple[int, str]:
     """Count the bits that grey values use in the images of DATASETS.COCO_FORMAT that ``cfg`` names.
 
-    Headers are read first, and annotation files not as a whole: this takes milliseconds, unless the
-    images are grey and have more than 8 bits.
+    Annotation files are not read as a whole, and of most datasets a few headers: this takes
+    milliseconds, unless the images are grey and have more than 8 bits.
 
     Returns:
         the bits of the brightest value and a text that names its image; 0 and "" if no image
@@ -29,15 +30,23 @@ def count_grey_bits(cfg: CfgNode) -> tuple[int, str]:
     """
     own, most, source = own_datasets(cfg), 0, ""
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        for file in _sample(*dataset_files(cfg, name)) if name in own else ():
-            # Files that cannot be read are told where they are needed.
-            with contextlib.suppress(OSError), open_image(file) as image:
-                value = brightest(image)
-                if most < value < 2**16:
-                    most, source = value, f"{file} of dataset {name!r}, up to {value}"
+        files = _sample(*dataset_files(cfg, name)) if name in own else []
+        if not any(map(_brightest, files[:: -(-len(files) // _FIRST) or 1])):
+            continue
+        for file in files:
+            value = _brightest(file)
+            if most < value < 2**16:
+                most, source = value, f"{file} of dataset {name!r}, up to {value}"
             if most >= 2**15:
                 break
     return (most.bit_length(), source) if most > 255 else (0, "")
+
+
+def _brightest(file: str) -> int:
+    # Files that cannot be read are told where they are needed.
+    with contextlib.suppress(OSError), open_image(file) as image:
+        return brightest(image)
+    return 0
 
 
 def _sample(json_file: str, image_root: str) -> list[str]:
