@@ -35,6 +35,9 @@ def test_another_backbone_is_refused(tmp_path, config):
     detector = build_detector(config("smca_R50_50ep", *options))
     with pytest.raises(CheckpointError, match=r"MODEL\.RESNETS\.DEPTH.*res2\.2"):
         load(detector, tmp_path / "R-34.pkl")
+    wider = build_detector(config("smca_R50_50ep", *options[:2]))
+    with pytest.raises(CheckpointError, match="holds a backbone alone"):
+        load(wider, tmp_path / "R-34.pkl", strict=True)
 
 
 def test_a_checkpoint_comes_back(tmp_path, detector, tiny_config):

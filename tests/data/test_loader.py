@@ -134,7 +134,6 @@ def test_a_run_says_so_in_one_line(
         for name, (file, folder) in shapes.items()
     ]
     length = ("SOLVER.MAX_ITER", 1 if part == "val" else 100, "SOLVER.STEPS", ())
-    length += ("INPUT.GREY_BITS", 8)  # else the run itself would read images first
     file = config_file("DATASETS.COCO_FORMAT", own, "DATALOADER.NUM_WORKERS", 1, *length)
     process = start_program("--engine", engine, "--config-file", file)
     os.kill(image.reader(process.pid), number)

@@ -84,6 +84,7 @@ def test_all_that_is_wrong_is_printed(check, shapes, tmp_path):
         ([], "give --json and --images, or --config-file"),
         (["--json", "a.json"], "each --json needs an --images"),
         (["--config-file", "none.yaml"], "ConfigError: config file 'none.yaml' does not exist"),
+        (["--config-file", "smca_R50_50ep"], "did you mean /"),
     ],
 )
 def test_what_cannot_work_is_said(check, flags, message):

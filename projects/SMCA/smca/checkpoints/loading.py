@@ -113,7 +113,6 @@ def load_state(
         raise CheckpointError(
             f"{source} holds none of the model's tensors, but {some(unknown)}{remedy}"
         )
-    fitting = _fitting({n: t for n, t in state.items() if n in own}, own, source, strict)
     backbone_alone = all(name.startswith(backbone) for name in state)
     if missing and strict:
         fault = f"lacks {some(missing)}"
@@ -123,6 +122,7 @@ def load_state(
                 "trained checkpoint, such as a run's OUTPUT_DIR/model_final.pth"
             )
         raise CheckpointError(f"{source} {fault}")
+    fitting = _fitting({n: t for n, t in state.items() if n in own}, own, source, strict)
     if backbone_alone:
         lacking = [name for name in missing if name.startswith(backbone)]
         # Stages that the model does not use are not built. A timm model may lie one level deeper.

@@ -68,7 +68,9 @@ def read_config_file(path: str | os.PathLike, *, inside: tuple[str, ...] = ()) -
 
 def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if not os.path.isfile(path):
-        raise ConfigError(f"config file {os.fspath(path)!r} does not exist")
+        known = [name for name in config_names() if Path(name).name == Path(path).stem]
+        hint = f"; did you mean {config_file(known[0])}?" if known else ""
+        raise ConfigError(f"config file {os.fspath(path)!r} does not exist{hint}")
     if os.fspath(path).endswith(".py"):
         raise ConfigError(f"{path} is a LazyConfig; tools/lazyconfig_train_net.py trains it")
     try:
