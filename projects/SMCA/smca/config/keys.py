@@ -158,7 +158,8 @@ def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str
         raise ConfigError(f"unknown config key {key} in {source}; {hint}")
     default = defaults[key]
     if value in (None, "None") and default is not None:
-        raise ConfigError(f"{key} in {source} has no value; leave it out, or set {default!r}")
+        empty = "()" if isinstance(default, (list, tuple)) else repr(default)
+        raise ConfigError(f"{key} in {source} has no value; leave it out, or set {empty}")
     try:
         value = _fit(value, default)
         if key in KEYS and KEYS[key].rule is PATH and isinstance(value, str):
