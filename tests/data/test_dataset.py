@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset_checks.checks import probe_image
+from dataset_checks.image_files import probe_image
 from smca.data.dataset import (
     EvaluationDataset,
     PackedRecords,

@@ -8,7 +8,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from dataset_checks.checks import probe_image
+from dataset_checks.image_files import probe_image
 from smca.data.images import read_rgb
 from smca.inference.predictor import read_image
 

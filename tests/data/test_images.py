@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import smca
-from dataset_checks.checks import probe_image
+from dataset_checks.image_files import probe_image
 from smca.data.dataset import EvaluationDataset
 from smca.data.images import read_rgb
 from smca.data.mapper import DetrMapper
