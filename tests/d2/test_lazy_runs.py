@@ -130,6 +130,10 @@ def test_grey_values_of_12_bits_fill_in_their_key(shapes, program, tmp_path):
         (["train.max_iter=0"], "train.max_iter is 0; it must be at least 1"),
         (["train.max_iter=many"], "train.max_iter"),
         (["dataloader.train.dataset.names=nothing"], "unknown dataset 'nothing'"),
+        (
+            ["dataloader.evaluator.max_dets_per_image=300"],
+            r"max_dets_per_image is 300; it must be at most model\.max_detections \(100\)",
+        ),
     ],
 )
 def test_changes_that_cannot_work(changes, message, tmp_path):

@@ -134,7 +134,9 @@ def evaluated(dataset, folder):
     result = scored(found, dataset, folder / "results")
     assert all(math.isnan(ap) or 0 <= ap <= 100.0001 for ap in result.values())
     classes = [key for key in result if key.startswith("AP-")]
-    assert len(classes) == (len(dataset.class_names) if len(dataset.class_names) > 1 else 0)
+    scored_with = any(record["annotations"] for record in dataset.records)
+    assert bool(result) == scored_with
+    assert len(classes) == len(dataset.class_names) * (scored_with and len(dataset.class_names) > 1)
     written = json.loads((folder / "results/coco_instances_results.json").read_text())
     assert {row["category_id"] for row in written} <= set(dataset.category_ids)
     assert {row["image_id"] for row in written} <= {r["image_id"] for r in dataset.records}
@@ -184,6 +186,7 @@ def test_damaged_bytes_are_read_as_they_stand_or_refused(folder, data):
 @example(at(["annotations", 0, "area"], -5))
 @example(at(["annotations", 1, "iscrowd"], True))
 @example(at(["categories", 0, "name"], "cross"))
+@example(at(["annotations"], []))
 def test_an_evaluation_scores_every_file_that_loads(folder, content):
     dataset = load(folder, encoded(content))
     if dataset is not None:

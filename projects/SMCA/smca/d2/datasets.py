@@ -159,12 +159,12 @@ def coco_content(name: str) -> dict:
     Raises:
         DatasetError: the dataset has no class names, or its records cannot be used.
     """
+    records, loader = DatasetCatalog.get(name), DatasetCatalog[name]
     if not class_names(name):
         raise DatasetError(
             f"dataset {name!r} has no class names; give them to MetadataCatalog.get({name!r}) as "
             "thing_classes"
         )
-    loader, records = DatasetCatalog[name], DatasetCatalog.get(name)
     # With all of their annotations, whose polygons say what the area is.
     complete = [
         {**whole, "annotations": record.get("annotations", ())}
