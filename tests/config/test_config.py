@@ -155,6 +155,11 @@ def test_a_range_of_sizes_goes_from_the_least_to_the_most(config):
         validate(config("smca_R50_50ep", *in_range, (800, 400)))
 
 
+def test_deviations_of_pixels_from_0_to_1_are_refused(config):
+    with pytest.raises(ConfigError, match=r"MODEL\.PIXEL_STD is \[0\.229.*pixels from 0 to 255"):
+        validate(config("smca_R50_50ep", "MODEL.PIXEL_STD", [0.229, 0.224, 0.225]))
+
+
 def test_a_limit_of_the_evaluation_needs_as_many_detections(config):
     limit, kept = "TEST.MAX_DETS_PER_IMAGE", "TEST.DETECTIONS_PER_IMAGE"
     for values in ((100, 6), (50, 20), (300, 300), (300, 500)):
@@ -171,7 +176,7 @@ def test_classes_are_counted_where_a_run_starts_and_nowhere_else(config, tmp_pat
     with pytest.raises(ConfigError, match=r"MODEL\.SMCA\.NUM_CLASSES is 0.* at least 1 to build"):
         validate_model(cfg)
     assert prepare(cfg).MODEL.SMCA.NUM_CLASSES == 80
-    told = "MODEL.SMCA.NUM_CLASSES: 80, as in dataset 'coco_2017_train'\n"
+    told = "MODEL.SMCA.NUM_CLASSES: 80, as in dataset 'coco_2017_train': person, "
     assert capsys.readouterr().err.count(told) == 1
     validate_model(cfg)
     cfg = config("smca_R50_50ep", "MODEL.SMCA.NUM_CLASSES", -1)

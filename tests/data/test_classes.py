@@ -29,8 +29,10 @@ def test_positions_are_those_of_the_same_names(names, among):
 def test_labels_of_a_dataset_with_other_classes(caplog):
     known = ("cat", "dog", "bird")
     assert dataset_labels("val", ("dog", "bird", "cat"), known).tolist() == [2, 0, 1]
-    assert dataset_labels("val", ("a", "b", "c"), 3).tolist() == [0, 1, 2]
     assert not caplog.messages
+    assert dataset_labels("val", ("a", "b", "c"), 3).tolist() == [0, 1, 2]
+    assert "names are not known: those of val are taken, in their order" in caplog.text
+    caplog.clear()
     assert dataset_labels("val", ("cow", "dog"), known).tolist() == [-1, 1, -1]
     left_out, missed = caplog.messages
     assert left_out.startswith("val lacks these classes of the model") and "cat, bird" in left_out

@@ -188,3 +188,18 @@ def test_a_run_does_not_resume_with_other_classes(
     ended = program("train_net.py", *run, config, "--resume")
     assert ended.returncode == 2
     assert "knows the classes circle, rectangle, triangle, the data has triangle" in ended.last
+
+
+def test_a_checkpoint_without_names_has_those_of_its_training_data(
+    evaluate, with_classes, checkpoint
+):
+    """Where that is known; otherwise a warning says whose order is taken."""
+    train = with_classes("train", dict(zip(NAMES, (1, 2, 3), strict=True)))
+    val = with_classes("val", dict(zip(NAMES, (30, 7, 20), strict=True)))
+    _, expected = evaluate(val)
+    write_checkpoint({"model": torch.load(checkpoint)["model"]}, checkpoint)
+    known = ["DATASETS.COCO_FORMAT", [train, val], "DATASETS.TRAIN", ("train",)]
+    assert evaluate(val, *known)[1] == expected
+    printed, found = evaluate(val)
+    assert "class names are not known: those of val are taken, in their order" in printed
+    assert len(found) == len(expected) and found != expected

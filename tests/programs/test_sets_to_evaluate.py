@@ -69,6 +69,13 @@ def test_a_set_without_annotations_stands_before_one_with_them(run, test_set, tm
     assert (out / "model_best.pth").exists()
 
 
+def test_a_set_of_crowds_says_why_it_has_no_score(run, shapes, test_set):
+    boxes = json.loads(Path(shapes["val"][0]).read_text())["annotations"]
+    entry = test_set(annotations=[{**box, "iscrowd": 1} for box in boxes])
+    output = run("DATASETS.TEST", ("test",), extra=[entry]).done()
+    assert "test: all annotations are crowds (iscrowd 1), which count as no objects" in output
+
+
 def test_training_needs_annotations(run, test_set):
     entry = test_set("annotations")
     for train in (("test",), ("train", "test")):

@@ -108,6 +108,8 @@ def load_state(
         remedy = ""
         if "query_embed.weight" in state and any(n.startswith(RELEASED) for n in state):
             remedy = "; tools/convert_checkpoint.py reads files that others released"
+        elif _has(state, _FPN_RESNET):
+            remedy = "; it is another detector, start from a backbone as the files of configs/ do"
         elif backbone == TIMM:
             remedy = "; docs/MODEL.md says how to save the weights of MODEL.TIMM.NAME"
         raise CheckpointError(

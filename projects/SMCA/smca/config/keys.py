@@ -154,7 +154,11 @@ def _set(cfg: CN, key: str, value: Any, defaults: Mapping[str, Any], source: str
         if keys := [name for name in defaults if name.startswith(f"{key}.")]:
             raise ConfigError(f"{key} in {source} is a group of keys; set a key, such as {keys[0]}")
         near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.8)
-        hint = f"did you mean {near[0]}?" if near else "a key of your own needs --import"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else "a key of your own needs --import (in Python, import its module first)"
+        )
         raise ConfigError(f"unknown config key {key} in {source}; {hint}")
     default = defaults[key]
     if value in (None, "None") and default is not None:

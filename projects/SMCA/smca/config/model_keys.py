@@ -3,6 +3,7 @@
 from .rules import (
     BELOW_ONE,
     BLOCKS,
+    DEVIATIONS,
     FINITE,
     FRACTION,
     NAMES,
@@ -11,7 +12,6 @@ from .rules import (
     PATH,
     POSITIVE_OR_INFINITE,
     THREE_NUMBERS,
-    THREE_POSITIVE,
     Key,
     Own,
     at_least,
@@ -47,7 +47,7 @@ MODEL_KEYS |= group(
         "Mean of each channel, in the order of INPUT.FORMAT, for pixels from 0 to 255.",
         THREE_NUMBERS,
     ),
-    PIXEL_STD=Key([1.0, 1.0, 1.0], "Standard deviation of each channel.", THREE_POSITIVE),
+    PIXEL_STD=Key([1.0, 1.0, 1.0], "Standard deviation of each channel.", DEVIATIONS),
 )
 MODEL_KEYS |= group(
     "MODEL.BACKBONE",

@@ -117,8 +117,9 @@ COCO_FORMAT = Rule(
     "a list of [name, annotation file, image folder]", lambda value: all(map(_is_dataset, value))
 )
 THREE_NUMBERS = Rule("three numbers", lambda value: len(value) == 3 and _are_numbers(value))
-THREE_POSITIVE = Rule(
-    "three positive numbers", lambda value: THREE_NUMBERS.allows(value) and min(value) > 0
+DEVIATIONS = Rule(
+    "three positive numbers for pixels from 0 to 255: 255 times those for pixels from 0 to 1",
+    lambda value: THREE_NUMBERS.allows(value) and min(value) > 0 and max(value) >= 1,
 )
 SIZES = Rule("sizes in pixels", _are_sizes)
 SIDES = Rule(

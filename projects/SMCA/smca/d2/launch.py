@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_cfg
+from ..data.coco import trained_names
 from ..engine.guard import explain
 from ..engine.launch import launch, torchrun_worker
 from .checkpointer import SMCACheckpointer
@@ -66,6 +67,7 @@ def main(
     if args.eval_only:
         model = trainer.build_model(cfg)
         SMCACheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+        model.class_names = getattr(model, "class_names", None) or trained_names(cfg)
         trainer.test(cfg, model)
         logger.info("results of %s", cfg.MODEL.WEIGHTS)
         return

@@ -114,12 +114,16 @@ def dataset_labels(dataset: str, names: Sequence[str], known: Sequence[str] | in
                 "whose names its checkpoint does not have; give the file all 'categories' of the "
                 "model, in the order of their ids"
             )
+        logger.warning(
+            "the model's class names are not known: those of %s are taken, in their order", dataset
+        )
         known = names
     labels = positions(known, names)
     if (labels < 0).all():
         raise DatasetError(
             f"dataset {dataset!r} has the classes {shown(names)}, the model knows {shown(known)}: "
-            "none is the same; give the 'categories' of the file the names that the model knows"
+            "none is the same; give the 'categories' of the file the names that the model knows "
+            "(those of DATASETS.TRAIN where its checkpoint has none)"
         )
     if absent := lacking(known, names):
         logger.warning(

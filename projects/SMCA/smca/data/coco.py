@@ -5,6 +5,7 @@ A record is Detectron2's standard dict: ``file_name`` (absolute), ``image_id``, 
 ``category_id`` (contiguous) and ``iscrowd``. A record of a test set has no ``annotations``.
 """
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -17,7 +18,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ..errors import DatasetError
 from . import coco_format
-from .classes import check_count, shown, training_labels
+from .classes import check_count, num_classes, shown, training_labels
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +197,32 @@ def count_classes(cfg: CfgNode) -> tuple[int, str]:
             "DATASETS.TEST are empty; name a dataset, or give the number"
         )
     name = names[0]
-    if name.startswith("coco_") and name in _BUILTIN and name not in own_datasets(cfg):
-        return len(COCO_CLASSES), f"dataset {name!r}"
-    classes = coco_format.read_class_names(name, dataset_files(cfg, name)[0])
+    classes = dataset_classes(cfg, name)
     return len(classes), f"dataset {name!r}: {shown(classes)}"
+
+
+def trained_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the class names of DATASETS.TRAIN, which a model has whose checkpoint has none.
+
+    They are empty if there is no such file, or if it has another number of classes.
+    """
+    names: Sequence[str] = ()
+    for name in cfg.DATASETS.TRAIN[:1]:
+        with contextlib.suppress(DatasetError):
+            names = dataset_classes(cfg, name)
+    return tuple(names) if len(names) == num_classes(cfg) else ()
+
+
+def dataset_classes(cfg: CfgNode, name: str) -> Sequence[str]:
+    """Return the class names of a dataset by its name; COCO's own file is not read.
+
+    Raises:
+        DatasetError: see :func:`dataset_files` and
+            :func:`~smca.data.coco_format.read_class_names`.
+    """
+    if name.startswith("coco_") and name in _BUILTIN and name not in own_datasets(cfg):
+        return list(COCO_CLASSES.values())
+    return coco_format.read_class_names(name, dataset_files(cfg, name)[0])
 
 
 def usable_records(

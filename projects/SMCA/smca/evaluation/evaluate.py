@@ -153,7 +153,14 @@ def evaluate(
         logger.info("%s: there is nothing to score with, it has no annotations", name)
         return {}
     single = ((each["image_id"], each["category_id"]) for each in objects if not each["iscrowd"])
-    if (most := max(Counter(single).values(), default=0)) > max_dets_per_image:
+    most = max(Counter(single).values(), default=0)
+    if most == 0:
+        logger.warning(
+            "%s: all annotations are crowds (iscrowd 1), which count as no objects: AP is nan; set "
+            "iscrowd 0 where a box holds one object",
+            name,
+        )
+    if most > max_dets_per_image:
         logger.warning(
             "%s: an image has %d objects of one class, of which only %d can count as found: raise "
             "TEST.MAX_DETS_PER_IMAGE to %d, and TEST.DETECTIONS_PER_IMAGE at least as far",

@@ -23,8 +23,7 @@ from ..checkpoints.fetching import local_file
 from ..checkpoints.loading import num_logits
 from ..config import choose_device, config_file, is_own_model, load_cfg, validate
 from ..data.classes import num_classes
-from ..data.coco import COCO_CLASSES, dataset_files, own_datasets
-from ..data.coco_format import read_class_names
+from ..data.coco import dataset_classes, trained_names
 from ..data.images import read_rgb, upright_rgb
 from ..data.mapper import DetrMapper
 from ..errors import ConfigError, DatasetError
@@ -222,13 +221,11 @@ def _class_names(cfg: CfgNode, saved: Sequence[str] | None) -> tuple[str, ...]:
     count = num_classes(cfg)
     if saved and len(saved) == count:
         return tuple(saved)
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        is_coco = name.startswith("coco_2017_") and name not in own_datasets(cfg)
+    if names := trained_names(cfg):
+        return names
+    for name in cfg.DATASETS.TEST:
         with contextlib.suppress(DatasetError):
-            if is_coco:
-                names = list(COCO_CLASSES.values())
-            else:
-                names = read_class_names(name, dataset_files(cfg, name)[0])
+            names = tuple(dataset_classes(cfg, name))
             if len(names) == count:
-                return tuple(names)
+                return names
     return tuple(map(str, range(count)))

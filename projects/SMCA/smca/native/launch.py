@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 
 from ..checkpoints import load
 from ..config import get_cfg, load_cfg, require_own_model
+from ..data.coco import trained_names
 from ..distributed import rank
 from ..engine.launch import launch
 from ..engine.report import results_tables
@@ -34,6 +35,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only:
         detector = build_detector(cfg).to(cfg.MODEL.DEVICE)
         load(detector, cfg.MODEL.WEIGHTS, strict=True)
+        detector.class_names = detector.class_names or trained_names(cfg)
         if results := Evaluator(cfg, detector)():
             logger.info("results of %s\n\n%s", cfg.MODEL.WEIGHTS, results_tables(results))
         return
