@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             name,
             *dataset_files(cfg, name),
             num_queries=cfg.MODEL.SMCA.NUM_QUERIES,
-            max_dets=cfg.TEST.get("MAX_DETS_PER_IMAGE", 100),
+            max_dets=cfg.TEST.MAX_DETS_PER_IMAGE,
             grey_bits=grey_bits,
             verify=args.verify,
             needs_annotations=name in cfg.DATASETS.TRAIN,

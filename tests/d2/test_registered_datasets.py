@@ -147,6 +147,15 @@ def test_a_class_out_of_range_is_named_before_training(train, part, classes):
         train(change, classes=classes)
 
 
+def test_a_test_set_has_as_many_classes_as_the_model(d2_config, shapes):
+    """Also where the training data have no names to compare."""
+    train, val = (standard_dicts(*shapes[part], lambda *_: None) for part in ("train", "val"))
+    with registered(classes=None, nameless=train), registered(classes="abcd", four=val):
+        cfg = d2_config("DATASETS.TRAIN", ("nameless",), "DATASETS.TEST", ("four",))
+        with pytest.raises(DatasetError, match="NUM_CLASSES is 3, but dataset 'four' has 4"):
+            Trainer(cfg)
+
+
 def lacks(key):
     return lambda record, number: [entry.pop(key) for entry in record["annotations"]]
 

@@ -293,9 +293,7 @@ def test_classes_of_all_datasets_are_the_models(folder, tmp_path):
     train, test = folder.check("train"), val.check("val")
     check_together([train], [test])
     assert not train.findings
-    assert test.findings == {
-        findings.CLASSES: ["'train' lacks wolf"],
-        findings.FEWER: ["dog of 'train'"],
-    }
+    classes, fewer = test.findings.pop(findings.CLASSES), test.findings.pop(findings.FEWER)
+    assert (classes, fewer, test.findings) == (["'train' lacks wolf"], ["dog of 'train'"], {})
     check_together([train], [test], num_classes=80)
     assert train.findings == {findings.NUM_CLASSES: ["80, not 2 (cat, dog)"]}

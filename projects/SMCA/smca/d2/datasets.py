@@ -106,8 +106,12 @@ def check_datasets(cfg: CfgNode) -> Sequence[str] | None:
     trained = class_names(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
     if trained:
         check_count(cfg, cfg.DATASETS.TRAIN[0], trained)
-        for name in cfg.DATASETS.TEST:
-            check_test_classes(name, class_names(name) or (), trained)
+    for name in cfg.DATASETS.TEST:
+        names = class_names(name)
+        if names and trained:
+            check_test_classes(name, names, trained)
+        elif names:
+            check_count(cfg, name, names)
     return trained
 
 

@@ -21,8 +21,8 @@ _NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")')
 def count_grey_bits(cfg: CfgNode) -> tuple[int, str]:
     """Count the bits that grey values use in the images of DATASETS.COCO_FORMAT that ``cfg`` names.
 
-    Annotation files are not read as a whole, and of most datasets a few headers: this takes
-    milliseconds, unless the images are grey and have more than 8 bits.
+    Annotation files are not read as a whole, and of most datasets only a few headers; images are
+    decoded only if they are grey and have more than 8 bits.
 
     Returns:
         the bits of the brightest value and a text that names its image; 0 and "" if no image

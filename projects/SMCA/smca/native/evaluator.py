@@ -24,22 +24,21 @@ class Evaluator(Inference):
     """
 
     def __init__(self, cfg: CfgNode, detector: Detector):
-        """
-        Raises:
-            DatasetError: a dataset cannot be read, or has no class of the detector.
-        """
         super().__init__(cfg, detector)
         self.cfg = cfg
         self.datasets = load_datasets(cfg, cfg.DATASETS.TEST, needs_annotations=False)
-        known = detector.class_names or cfg.MODEL.SMCA.NUM_CLASSES
-        self._labels = [dataset_labels(d.name, d.class_names, known) for d in self.datasets]
 
     def __call__(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return the AP on each dataset that has annotations, ``{dataset: {"bbox": {...}}}``;
         empty on all workers but the first.
+
+        Raises:
+            DatasetError: a dataset has no class of the detector.
         """
         results = {}
-        for dataset, labels in zip(self.datasets, self._labels, strict=True):
+        known = self.detector.class_names or self.cfg.MODEL.SMCA.NUM_CLASSES
+        for dataset in self.datasets:
+            labels = dataset_labels(dataset.name, dataset.class_names, known)
             parts = gather(tabulate(self._detections(dataset)))
             if not parts:
                 continue
