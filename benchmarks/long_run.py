@@ -8,7 +8,9 @@ last line of metrics.json gives a sample's iteration. A row of the table covers 
 resident: the trainer's memory in MiB, the median of the samples.
 total: the memory of trainer and loaders in MiB without mapped files such as libraries, counting
   shared memory once; the median of the samples.
-files, threads, processes: the numbers for trainer and loaders, the least of the samples.
+files: their number for trainer and loaders, the least of the samples: batches on their way have
+  files too.
+threads, processes: the numbers for trainer and loaders, the median of the samples.
 shared: files of shared memory, which hold the tensors of batches in transit; the median and the
   most of the samples.
 The targets compare the first row, after --warm-up iterations, with the last: memory grows by less
@@ -132,8 +134,8 @@ def windows(samples: Sequence[Sample], *, warm_up: int, window: int, count: int)
                 "after": begin,
                 "samples": len(inside),
                 **{name: statistics.median(held[name]) / 2**20 for name in MEMORY},
-                **{name: min(held[name]) for name in COUNTS},
-                "shared": statistics.median(held["shared"]),
+                "files": min(held["files"]),
+                **{name: statistics.median_low(held[name]) for name in (*COUNTS[1:], "shared")},
                 "most shared": max(held["shared"]),
             }
         )

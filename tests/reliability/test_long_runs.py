@@ -74,14 +74,14 @@ def test_a_thousand_iterations_hold_what_three_hundred_did(
     )
     output = tmp_path / "long_run.json"
     flags = ("--config-file", file, "--engines", engine, "--output", output)
-    often = ("--interval", 0.25, "--window", 100, "--opts", "SOLVER.MAX_ITER", 1000)
+    often = ("--interval", 0.1, "--window", 100, "--opts", "SOLVER.MAX_ITER", 1000)
     start_program(*flags, *often, script=ROOT / "benchmarks/long_run.py").done()
     first, *_, last = json.loads(output.read_text())["rows"]
     # The faster the machine, the more of the last lines are written between two looks.
     assert first["after"] == 300 and 800 <= last["after"] <= 900
     assert last["resident"] < 1.008 * first["resident"]
     assert last["total"] < 1.008 * first["total"]
-    assert all(last[name] == first[name] for name in ("threads", "processes"))
+    assert last["threads"] == first["threads"]
     assert last["files"] <= first["files"] and last["shared"] <= first["most shared"]
     # The trainer and its loaders. Those of an evaluation may live between two looks.
     assert last["processes"] == 3
