@@ -33,6 +33,8 @@ class Sample(NamedTuple):
 class Predictions:
     """The detector's output for a batch: B images, N queries, K logits a query.
 
+    In training each of an image's G groups of queries counts as an image of its own: B * G.
+
     Attributes:
         logits: (layers, B, N, K), of all decoder layers, in evaluation of the last one only.
         boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.

@@ -92,6 +92,12 @@ MODEL_KEYS |= group(
     "MODEL.SMCA",
     NUM_CLASSES=Own(80, "Number of object classes; 0: as many as the data has.", at_least(0)),
     NUM_QUERIES=Own(300, "Number of object queries.", at_least(1)),
+    QUERY_GROUPS=Own(
+        1,
+        "Sets of so many queries that training has, each matched to all objects (docs/BEYOND.md); "
+        "inference uses the first.",
+        at_least(1),
+    ),
     HIDDEN_DIM=Own(256, "Channels of tokens and queries, a multiple of 4 and NHEADS.", at_least(4)),
     NHEADS=Own(8, "Number of attention heads.", at_least(1)),
     DIM_FEEDFORWARD=Own(1024, "Width of the FFNs; 2048 in the single-scale model.", at_least(1)),

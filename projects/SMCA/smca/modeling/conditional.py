@@ -121,11 +121,12 @@ class ConditionalDecoder(QueryDecoder):
         attention_dropout: float = 0.1,
         spatial_query: str = "CSQ",
         learned_reference: bool = False,
+        query_groups: int = 1,
     ):
         """
         Args:
-            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout: see
-                :class:`~smca.modeling.decoder.DETRDecoder`.
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout,
+                query_groups: see :class:`~smca.modeling.decoder.DETRDecoder`.
             spatial_query: the kind of the spatial queries, see
                 :meth:`ConditionalCoAttention.spatial_query`.
             learned_reference: reference points are parameters, instead of predicted from the
@@ -145,9 +146,13 @@ class ConditionalDecoder(QueryDecoder):
             )
             for number, kind in enumerate(kinds)
         ]
-        super().__init__(num_queries=num_queries, dim=dim, layers=layers)
+        super().__init__(
+            num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups
+        )
         self.reference: nn.Module = (
-            nn.Embedding(num_queries, 2) if learned_reference else MLP(dim, dim, 2, 2, make=linear)
+            nn.Embedding(query_groups * num_queries, 2)
+            if learned_reference
+            else MLP(dim, dim, 2, 2, make=linear)
         )
         transforms = not {"CSQ", "CSQ-I", "CSQ-T"}.isdisjoint(kinds)
         self.transform = MLP(dim, dim, dim, 2, make=linear) if transforms else nn.Identity()
@@ -164,7 +169,7 @@ class ConditionalDecoder(QueryDecoder):
     def initial_reference(self, position: Tensor) -> Tensor:
         """The reference points."""
         if isinstance(self.reference, nn.Embedding):
-            return self.reference.weight.expand(position.shape[0], -1, -1)
+            return self.in_use(self.reference).expand(position.shape[0], -1, -1)
         return self.reference(position)
 
     def places(self, reference: Tensor, memory: Memory) -> tuple[Tensor, nn.Module]:

@@ -3,7 +3,8 @@
 Co-attention is the paper's word for cross-attention: queries attend to the image.
 
 Shapes: B images, N queries, L keys, C channels, H heads, d = C / H. Throughout, ``target``
-(B, N, C) is the content of the queries and ``position`` (B, N, C) their embedding.
+(B, N, C) is the content of the queries and ``position`` (B, N, C) their embedding. In training N
+counts the queries of all groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,11 @@ from .layers import FFN, ResidualBlock, apply_per_scale, compute_dtype, full_pre
 from .memory import Memory
 from .parts import Decoder
 from .registry import SMCA_DECODER_REGISTRY
+
+
+def by_group(queries: Tensor, groups: int) -> Tensor:
+    """Make groups of queries rows of the batch: (..., B, G * N, C) -> (..., B * G, N, C)."""
+    return queries if groups == 1 else queries.unflatten(-2, (groups, -1)).flatten(-4, -3)
 
 
 class QuerySelfAttention(Attention):
@@ -91,10 +97,23 @@ class DecoderLayer(ResidualBlock):
         """Make the guide of the co-attention from the layer's input and the decoder's places."""
         return places
 
-    def forward(self, target: Tensor, position: Tensor, memory: Memory, places: Any) -> Tensor:
-        """Return the new content (B, N, C); ``places`` are the same for all layers."""
+    def forward(
+        self, target: Tensor, position: Tensor, memory: Memory, places: Any, groups: int = 1
+    ) -> Tensor:
+        """Return the new content (B, N, C).
+
+        Args:
+            places: the same for all layers.
+            groups: queries attend to those of their own group, of so many.
+        """
         guide = self.guide(target, position, places)
-        target = self.residual(target, lambda x: self.self_attention(x, position), self.norm1)
+        # As rows of the batch, groups are apart without a mask.
+        among = by_group(position, groups)
+        target = self.residual(
+            target,
+            lambda x: self.self_attention(by_group(x, groups), among).view_as(x),
+            self.norm1,
+        )
         target = self.residual(
             target, lambda x: self.co_attention(x, position, memory, guide), self.norm2
         )
@@ -110,9 +129,12 @@ class QueryDecoder(Decoder):
 
     has_attention_maps = True
 
-    def __init__(self, *, num_queries: int, dim: int, layers: Sequence[DecoderLayer]):
+    def __init__(
+        self, *, num_queries: int, dim: int, layers: Sequence[DecoderLayer], query_groups: int = 1
+    ):
         super().__init__()
-        self.query_embed = nn.Embedding(num_queries, dim)
+        self.query_groups = query_groups
+        self.query_embed = nn.Embedding(query_groups * num_queries, dim)
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(dim)
 
@@ -122,6 +144,7 @@ class QueryDecoder(Decoder):
         return {
             "num_layers": smca.DECODER.NUM_LAYERS,
             "num_queries": smca.NUM_QUERIES,
+            "query_groups": smca.QUERY_GROUPS,
             "dim": smca.HIDDEN_DIM,
             "num_heads": smca.NHEADS,
             "ffn_dim": smca.DIM_FEEDFORWARD,
@@ -141,7 +164,7 @@ class QueryDecoder(Decoder):
         self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed."""
-        position = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
+        position = self.in_use(self.query_embed).expand(memory.tokens.shape[0], -1, -1)
         target = torch.zeros_like(position)
         memory = memory.for_decoder()
         with full_precision(position.device):  # places need it
@@ -149,10 +172,12 @@ class QueryDecoder(Decoder):
         places = self.places(reference, memory)
         hidden = []
         for layer in self.layers:
-            target = layer(target, position, memory, places)
+            target = layer(target, position, memory, places, self.groups_in_use)
             hidden.append(target)
-        outputs = hidden if self.training else hidden[-1:]
-        return self.norm(torch.stack(outputs)), reference
+        outputs = self.norm(torch.stack(hidden if self.training else hidden[-1:]))
+        if reference is not None:
+            reference = by_group(reference, self.groups_in_use)
+        return by_group(outputs, self.groups_in_use), reference
 
 
 @SMCA_DECODER_REGISTRY.register()
@@ -169,6 +194,7 @@ class DETRDecoder(QueryDecoder):
         ffn_dim: int,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
+        query_groups: int = 1,
     ):
         """
         Args:
@@ -177,6 +203,7 @@ class DETRDecoder(QueryDecoder):
             ffn_dim: hidden width of the FFN.
             dropout: after attention, inside and after the FFN.
             attention_dropout: on attention weights.
+            query_groups: G, the groups of ``num_queries`` each that it trains.
         """
         heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
         layers = [
@@ -189,4 +216,6 @@ class DETRDecoder(QueryDecoder):
             )
             for _ in range(num_layers)
         ]
-        super().__init__(num_queries=num_queries, dim=dim, layers=layers)
+        super().__init__(
+            num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups
+        )

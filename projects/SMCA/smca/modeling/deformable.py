@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..structures import Size
-from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention
+from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention, by_group
 from .encoder import EncoderBlock
 from .layers import FFN, full_precision, linear
 from .memory import Memory
@@ -222,20 +222,24 @@ class DeformableDecoder(Decoder):
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
         refine: bool = False,
+        query_groups: int = 1,
     ):
         """
         Args:
-            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout: see
-                :class:`~smca.modeling.decoder.DETRDecoder`; the last is for self-attention.
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout,
+                query_groups: see :class:`~smca.modeling.decoder.DETRDecoder`; attention_dropout is
+                for self-attention.
             num_scales: S.
             num_points: places that each head reads of each scale.
             refine: see ``refines``.
         """
         super().__init__()
         self.refines = refine
+        self.query_groups = query_groups
         num_sets = num_layers if refine else 1
         self.head_options = {"zero_boxes": True, "size_bias": -2.0, "num_sets": num_sets}
-        self.query_embed = nn.Embedding(num_queries, 2 * dim)  # positions, then targets
+        # Positions, then targets.
+        self.query_embed = nn.Embedding(query_groups * num_queries, 2 * dim)
         self.sampling_reference = linear(dim, 2)
         self.layers = nn.ModuleList(
             DecoderLayer(
@@ -274,7 +278,7 @@ class DeformableDecoder(Decoder):
 
         With refinement layers start from boxes, the first from points filled up with zeros.
         """
-        embeddings = self.query_embed.weight.expand(memory.tokens.shape[0], -1, -1)
+        embeddings = self.in_use(self.query_embed).expand(memory.tokens.shape[0], -1, -1)
         position, target = embeddings.chunk(2, -1)
         with full_precision(position.device):  # places need it
             reference = self.sampling_reference(position)
@@ -286,9 +290,12 @@ class DeformableDecoder(Decoder):
                 assert box_offsets is not None
                 # Gradients stay within a layer: the next one starts from a given box.
                 reference = (references[-1] + box_offsets(target, number - 1)).detach()
-            target = layer(target, position, memory, (reference.sigmoid(), map_sizes))
+            guide = (reference.sigmoid(), map_sizes)
+            target = layer(target, position, memory, guide, self.groups_in_use)
             references.append(F.pad(reference, (0, 4 - reference.shape[-1])))
             hidden.append(target)
         if not self.training:
             hidden, references = hidden[-1:], references[-1:]
-        return torch.stack(hidden), torch.stack(references) if self.refines else reference
+        starts = torch.stack(references) if self.refines else reference
+        outputs = torch.stack(hidden)
+        return by_group(outputs, self.groups_in_use), by_group(starts, self.groups_in_use)

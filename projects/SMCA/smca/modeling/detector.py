@@ -130,6 +130,11 @@ def detector_parts(
     decoder: Decoder = build_from_registry(
         SMCA_DECODER_REGISTRY, cfg, "MODEL.SMCA.DECODER.NAME", smca.DECODER.NAME
     )
+    if decoder.query_groups != smca.QUERY_GROUPS:
+        raise ConfigError(
+            f"MODEL.SMCA.QUERY_GROUPS is {smca.QUERY_GROUPS}; it must be {decoder.query_groups} "
+            f"with MODEL.SMCA.DECODER.NAME {smca.DECODER.NAME}, which does not read it"
+        )
     if encoder.halves and any(2 * a != b for a, b in pairwise(used)):
         raise ConfigError(
             f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; each must be twice "

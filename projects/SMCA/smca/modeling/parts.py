@@ -68,12 +68,24 @@ class Decoder(Part):
     Attributes:
         head_options: arguments that its :class:`~smca.modeling.heads.DetectionHeads` need besides
             their sizes.
+        query_groups: G, the groups of N queries that it trains (MODEL.SMCA.QUERY_GROUPS).
         has_attention_maps: each of its ``layers`` has a ``co_attention`` with a method
             ``weights``, which returns the weights of all keys, for pictures.
     """
 
     head_options: Mapping[str, Any] = {}
+    query_groups: int = 1
     has_attention_maps: bool = False
+
+    @property
+    def groups_in_use(self) -> int:
+        """The number of groups that :meth:`forward` runs: all in training, else the first."""
+        return self.query_groups if self.training else 1
+
+    def in_use(self, embedding: nn.Embedding) -> Tensor:
+        """The rows of an embedding of all groups' queries that :meth:`forward` runs with."""
+        rows = len(embedding.weight) // self.query_groups * self.groups_in_use
+        return embedding.weight[:rows]
 
     def forward(
         self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
@@ -87,6 +99,7 @@ class Decoder(Part):
         Returns:
             the outputs of the layers (layers, B, N, C), in evaluation of the last one only; and
             where boxes start, as logits: points x, y (B, N, 2) for all layers, boxes cxcywh
-            (layers, B, N, 4) of each layer, or None.
+            (layers, B, N, 4) of each layer, or None. In training each group of queries counts as
+            an image of its own: B * G instead of B, the groups of an image side by side.
         """
         raise NotImplementedError

@@ -74,11 +74,12 @@ class SMCADecoder(QueryDecoder):
         beta: float = 8.0,
         center_layers: int = 3,
         scale_selection: bool = True,
+        query_groups: int = 1,
     ):
         """
         Args:
-            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout: see
-                :class:`~smca.modeling.decoder.DETRDecoder`.
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout,
+                query_groups: see :class:`~smca.modeling.decoder.DETRDecoder`.
             num_scales: S.
             share_key_value: one key and value projection for all scales, or one a scale.
             per_head, scale_kind, beta, scale_selection: see :class:`SpatialPrior`.
@@ -107,7 +108,9 @@ class SMCADecoder(QueryDecoder):
             )
             for number in range(num_layers)
         ]
-        super().__init__(num_queries=num_queries, dim=dim, layers=layers)
+        super().__init__(
+            num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups
+        )
         self.center = MLP(dim, dim, 2, center_layers, make=linear)
         self.oriented = scale_kind == "oriented"
 

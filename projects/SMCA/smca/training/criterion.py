@@ -55,6 +55,8 @@ class SetCriterion:
     def __call__(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Compute the weighted losses, ready to be summed.
 
+        Predictions of G groups of queries have G rows an image (Group DETR, arXiv 2207.13085).
+
         Returns:
             ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
             ``_0``, ``_1``, ... of the layers before it.
@@ -62,10 +64,13 @@ class SetCriterion:
         if not self.auxiliary:
             logits, boxes = predictions.logits[-1:], predictions.boxes[-1:]
             predictions = replace(predictions, logits=logits, boxes=boxes)
+        groups = predictions.logits.shape[1] // len(targets.counts)
+        targets = targets.repeat(groups)
         matches = self.matcher(predictions, targets)
-        # The number of objects, averaged over the workers; at least 1 for all of them together.
+        # The number of objects, averaged over the workers; at least 1 a group for all of them
+        # together: the loss is the mean of the groups'.
         count = torch.full((), float(sum(targets.counts)), device=predictions.logits.device)
-        num_boxes = mean_over_workers(count).clamp(min=1 / world_size())
+        num_boxes = mean_over_workers(count).clamp(min=groups / world_size())
         class_loss = self._class_loss(predictions.logits, targets, matches, num_boxes)
         l1, giou = self._box_losses(predictions.boxes, targets, matches, num_boxes)
         losses = {

@@ -62,6 +62,16 @@ class Targets:
             counts=tuple(len(image) for image in labels),
         )
 
+    def repeat(self, times: int) -> Targets:
+        """The objects of each image ``times`` times, side by side: for groups of queries."""
+        if times == 1:
+            return self
+        return Targets(
+            labels=self.labels.repeat_interleave(times, dim=0),
+            boxes=self.boxes.repeat_interleave(times, dim=0),
+            counts=tuple(count for count in self.counts for _ in range(times)),
+        )
+
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a tensor to ``device``, from the host without waiting for the device."""
