@@ -37,6 +37,7 @@ hypothesis.settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "same"))
 
 # A detector small enough to train for a few iterations in a test.
 TINY = [
+    *("MODEL.SMCA.QUERY_GROUPS", 1),
     *("MODEL.RESNETS.DEPTH", 10, "MODEL.RESNETS.STEM_TYPE", "basic", "MODEL.RESNETS.NORM", "BN"),
     *("MODEL.SMCA.IN_FEATURES", ["res4", "res5"], "MODEL.SMCA.NUM_SCALES", 3),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),

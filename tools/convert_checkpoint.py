@@ -102,7 +102,7 @@ def write_average(args: argparse.Namespace) -> None:
         raise CheckpointError(
             f"{args.input} has no averaged weights: a run keeps them with MODEL.EMA.ENABLED True"
         )
-    kept = {key: content[key] for key in ("class_names",) if key in content}
+    kept = {key: content[key] for key in ("class_names", "query_groups") if key in content}
     model = pop_weights(content)
     write({"model": model, **kept}, args.output)
     print(f"{args.output}: {len(model)} averaged tensors of {args.input}")

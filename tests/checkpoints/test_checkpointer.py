@@ -109,6 +109,8 @@ def test_a_folder_with_another_runs_checkpoints(tmp_path, caplog):
 
 def test_a_resumed_run_keeps_its_number_of_queries(tmp_path, detector, tiny_config):
     SafeCheckpointing(detector, str(tmp_path)).save_periodic(0)
-    fewer = build_detector(tiny_config("MODEL.SMCA.NUM_QUERIES", 4))
-    with pytest.raises(CheckpointError, match=r"decoder\.query_embed\.weight has shape \(10, 32\)"):
-        SafeCheckpointing(fewer, str(tmp_path)).resume_or_load("", resume=True)
+    message = r"check MODEL\.SMCA\.NUM_QUERIES and QUERY_GROUPS: .*query_embed\.weight .*\(10, 32\)"
+    for key, number in (("NUM_QUERIES", 4), ("QUERY_GROUPS", 2)):
+        other = build_detector(tiny_config(f"MODEL.SMCA.{key}", number))
+        with pytest.raises(CheckpointError, match=message):
+            SafeCheckpointing(other, str(tmp_path)).resume_or_load("", resume=True)

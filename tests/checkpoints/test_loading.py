@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from weights_server import write_zoo_resnet
 
-from smca.checkpoints import load, read_checkpoint, write_checkpoint
+from smca.checkpoints import SafeCheckpointing, load, read_checkpoint, write_checkpoint
 from smca.errors import CheckpointError
 from smca.modeling import build_detector
 
@@ -125,6 +125,38 @@ def test_other_numbers_of_queries_keep_the_first(tmp_path, detector, tiny_config
         assert line.endswith(f"has 10 queries, MODEL.SMCA.NUM_QUERIES is {number}: {taken}")
     with pytest.raises(CheckpointError, match=r"has 10 queries, .*NUM_QUERIES to 10 or less"):
         load(found, tmp_path / "ten.pth", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("groups", "queries", "said"),
+    [
+        (1, 10, "QUERY_GROUPS is 1, NUM_QUERIES 10: the first are taken"),
+        (5, 10, "QUERY_GROUPS is 5, NUM_QUERIES 10: all are taken, further ones start anew"),
+        (3, 4, "NUM_QUERIES is 4: the first are taken"),
+        (2, 15, "QUERY_GROUPS is 2, NUM_QUERIES 15: the first are taken, further ones start anew"),
+    ],
+)
+def test_other_numbers_of_groups_keep_the_first_of_each(
+    tmp_path, tiny_config, caplog, groups, queries, said
+):
+    saved = build_detector(tiny_config("MODEL.SMCA.QUERY_GROUPS", 3))
+    SafeCheckpointing(saved, str(tmp_path)).save("three")
+    torch.manual_seed(1)
+    sizes = ("MODEL.SMCA.QUERY_GROUPS", groups, "MODEL.SMCA.NUM_QUERIES", queries)
+    found = build_detector(tiny_config(*sizes))
+    drawn = found.decoder.query_embed.weight.detach().clone().unflatten(0, (groups, queries))
+    caplog.clear()
+    load(found, tmp_path / "three.pth")
+    drawn[:3, :10] = saved.decoder.query_embed.weight.unflatten(0, (3, 10))[:groups, :queries]
+    assert_close(found.decoder.query_embed.weight, drawn.flatten(0, 1), rtol=0, atol=0)
+    (line,) = caplog.messages
+    had = "10 queries" if groups == 3 else "3 groups of 10 queries"
+    assert line.endswith(f"three.pth has {had}, MODEL.SMCA.{said}")
+    # Weights alone do not say how many groups they have.
+    torch.save(saved.state_dict(), tmp_path / "weights.pth")
+    same = build_detector(tiny_config("MODEL.SMCA.QUERY_GROUPS", 3))
+    load(same, tmp_path / "weights.pth")
+    assert_close(same.state_dict(), saved.state_dict(), rtol=0, atol=0)
 
 
 def test_a_single_scale_from_before_its_embedding_is_the_same_model(tmp_path, tiny_config, caplog):

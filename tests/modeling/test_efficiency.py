@@ -79,6 +79,23 @@ def test_memory_grows_linearly_with_keys_and_queries(tiny_config):
     assert largest[3] <= 8 * largest[0]
 
 
+def test_memory_grows_linearly_with_groups_of_queries(tiny_config):
+    options = (*FUSED, *MODELS["single scale"], "MODEL.SMCA.NUM_QUERIES", 100)
+    found = [
+        kept_and_largest(
+            build_detector(
+                tiny_config(*options, "MODEL.SMCA.QUERY_GROUPS", groups)
+            ).decoder.train(),
+            20,
+        )
+        for groups in (1, 2, 3, 5, 9)
+    ]
+    kept, largest = zip(*found, strict=True)
+    growth = [larger - smaller for smaller, larger in zip(kept[:-1], kept[1:], strict=True)]
+    assert growth[1:] == pytest.approx([growth[0], 2 * growth[0], 4 * growth[0]], rel=0.02)
+    assert largest[-1] <= 9 * largest[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model", ["single scale", "multi scale"])
 def test_logits_of_half_precision_are_those_of_float32(config, model, dtype):
@@ -98,7 +115,7 @@ def test_logits_of_half_precision_are_those_of_float32(config, model, dtype):
 @pytest.mark.slow
 def test_a_compiled_detector_is_the_same_and_compiles_once_for_all_sizes(tiny_config):
     torch._dynamo.reset()
-    options = (*FUSED, "MODEL.SMCA.DROPOUT", 0.0)
+    options = (*FUSED, "MODEL.SMCA.DROPOUT", 0.0, "MODEL.SMCA.QUERY_GROUPS", 2)
     detector = build_detector(tiny_config(*options))
     cfg = tiny_config(*options, "MODEL.SMCA.COMPILE", True)
     compiled = build_detector(cfg)

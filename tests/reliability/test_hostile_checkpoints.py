@@ -100,6 +100,12 @@ def test_class_names_that_are_no_list_of_names_are_refused(tmp_path, names):
     refused(tmp_path / "a.pth", "class_names")
 
 
+@pytest.mark.parametrize("groups", ["5", 0, -1, 2.5, [5]])
+def test_query_groups_that_are_no_number_are_refused(tmp_path, groups):
+    torch.save({**WEIGHT, "query_groups": groups}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "query_groups")
+
+
 @pytest.fixture
 def run(tmp_path, tiny_config):
     """The checkpointer of a run whose folder has two checkpoints."""

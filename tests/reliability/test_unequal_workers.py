@@ -117,6 +117,7 @@ def test_a_worker_that_never_has_boxes(config_file, tmp_path):
     files = []
     for classification in ("focal", "softmax"):
         changes = ("MODEL.SMCA.LOSS.CLASSIFICATION", classification, "MODEL.SMCA.DROPOUT", 0.0)
+        changes += ("MODEL.SMCA.QUERY_GROUPS", 2 if classification == "focal" else 1)
         file = Path(config_file(*EXACT, *changes))
         files.append(file.rename(tmp_path / classification))
     command = [sys.executable, str(tmp_path / "script.py"), *map(str, files)]

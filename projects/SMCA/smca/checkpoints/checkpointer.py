@@ -130,6 +130,8 @@ class SafeCheckpointing(Checkpointer):
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         if names := getattr(self.model, "class_names", None):
             content["class_names"] = list(names)
+        if (groups := getattr(getattr(self.model, "decoder", None), "query_groups", 1)) > 1:
+            content["query_groups"] = groups
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(content | extra, path)
@@ -173,7 +175,7 @@ class SafeCheckpointing(Checkpointer):
             source=self._loaded,
             strict=self._strict or self._resuming,
             same_queries=self._resuming,
-            class_names=checkpoint.get("class_names"),
+            content=checkpoint,
         )
 
 

@@ -90,6 +90,11 @@ def read_tensors(path: str | os.PathLike) -> dict:
         raise CheckpointError(
             f"{path} has class_names {reprlib.repr(names)}; they must be a list of names"
         )
+    groups = content.get("query_groups", 1)
+    if not isinstance(groups, int) or groups < 1:
+        raise CheckpointError(
+            f"{path} has query_groups {reprlib.repr(groups)}; they must be a number from 1"
+        )
     parts = {key: content[key] for key in ("model", "ema") if key in content}
     return content | {key: _tensors(part, key, path) for key, part in parts.items()}
 

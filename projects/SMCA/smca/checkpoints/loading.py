@@ -3,6 +3,8 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from ..data.classes import shown
 from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
-from .names import RELEASED, TIMM, detectron2_names, timm_names
+from .names import QUERIES, RELEASED, TIMM, detectron2_names, timm_names
 from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fit_queries, with_level
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,8 @@ def load(detector: nn.Module, path: str | os.PathLike, *, strict: bool = False) 
         CheckpointError: the file does not fit; the message names the tensors.
     """
     content = read_tensors(fetch(path))
-    state, names = pop_weights(content), content.get("class_names")
-    load_state(detector, state, source=os.fspath(path), strict=strict, class_names=names)
+    state = pop_weights(content)
+    load_state(detector, state, source=os.fspath(path), strict=strict, content=content)
     return content
 
 
@@ -62,7 +64,7 @@ def load_state(
     *,
     source: str,
     strict: bool,
-    class_names: Sequence[str] | None = None,
+    content: Mapping[str, Any] = MappingProxyType({}),
     same_queries: bool = False,
 ) -> list[str]:
     """Load tensors as :func:`load` does.
@@ -72,14 +74,16 @@ def load_state(
 
     Args:
         source: names the tensors' origin in messages.
-        class_names: of the file, by contiguous index.
-        same_queries: refuse another number of queries, for which an optimizer has no state.
+        content: the rest of the file: its ``class_names`` by contiguous index, and the number of
+            its ``query_groups``.
+        same_queries: refuse other numbers of queries or of groups, for which an optimizer has no
+            state.
 
     Returns:
         the names of the model's tensors that are not in ``state``.
     """
     own = model.state_dict()
-    mine = getattr(model, "class_names", None)
+    mine, class_names = getattr(model, "class_names", None), content.get("class_names")
     backbone, keys = "backbone.", "MODEL.RESNETS.DEPTH and NORM"
     if _has(own, TIMM):
         backbone, keys = TIMM, "MODEL.TIMM.NAME"
@@ -99,7 +103,8 @@ def load_state(
             )
         state = by_class(state, class_names, own, mine, source)
     if not same_queries:
-        state = fit_queries(state, own, source, strict)
+        groups = getattr(getattr(model, "decoder", None), "query_groups", 1)
+        state = fit_queries(state, own, source, strict, (content.get("query_groups"), groups))
     state = with_level(state, own, source)
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
@@ -163,6 +168,8 @@ def _fitting(
     if misfits and (strict or not only_classes):
         keys = [key for head, key in CLASS_HEADS.items() if _has(misfits, head)]
         remedy = ", ".join(keys) if only_classes else "the config file"
+        if misfits.keys() <= set(QUERIES):
+            remedy = "MODEL.SMCA.NUM_QUERIES and QUERY_GROUPS"
         if keys == [CLASS_HEADS[CLASS_HEAD]] and strict:
             remedy += " (to evaluate, 0 takes the file's number)"
         raise CheckpointError(f"{source} does not fit the model, check {remedy}: {listed}")

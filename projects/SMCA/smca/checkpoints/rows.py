@@ -61,23 +61,45 @@ def by_class(
 
 
 def fit_queries(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    source: str,
+    strict: bool,
+    groups: tuple[int | None, int],
 ) -> Mapping[str, Tensor]:
-    """``state`` with as many queries as the model has: its first ones, and further ones anew."""
+    """``state`` with as many queries as the model has: its first ones, and further ones anew.
+
+    A group of queries is never a copy of another, as the two could stay alike.
+
+    Args:
+        groups: numbers of groups in ``state``, None where its file does not say, and in the model.
+    """
     both = [name for name in QUERIES if name in state and name in own]
     names = [name for name in both if state[name].shape[1:] == own[name].shape[1:]]
-    if not names or (had := len(state[names[0]])) == (wanted := len(own[names[0]])):
+    had, wanted = groups
+    if not names or (had is None and len(state[names[0]]) == len(own[names[0]])):
         return state
-    if strict and wanted > had:
+    had = had or 1
+    old, new = len(state[names[0]]) // had, len(own[names[0]]) // wanted
+    if (had, old) == (wanted, new):
+        return state
+    if strict and new > old:
         raise CheckpointError(
-            f"{source} has {had} queries, and further ones find nothing before they are trained; "
-            f"set MODEL.SMCA.NUM_QUERIES to {had} or less"
+            f"{source} has {old} queries, and further ones find nothing before they are trained; "
+            f"set MODEL.SMCA.NUM_QUERIES to {old} or less"
         )
-    taken = "all are taken, further ones start anew" if wanted > had else "the first are taken"
-    logger.warning(
-        "%s has %d queries, MODEL.SMCA.NUM_QUERIES is %d: %s", source, had, wanted, taken
-    )
-    fitted = {n: torch.cat((state[n][:wanted], own[n][had:].to(state[n]))) for n in names}
+    taken = "all are taken" if had <= wanted and old <= new else "the first are taken"
+    anew = ", further ones start anew" if had < wanted or old < new else ""
+    theirs, mine = f"{old} queries", f"MODEL.SMCA.NUM_QUERIES is {new}"
+    if had != wanted:
+        theirs = f"{had} groups of {theirs}"
+        mine = f"MODEL.SMCA.QUERY_GROUPS is {wanted}, NUM_QUERIES {new}"
+    logger.warning("%s has %s, %s: %s%s", source, theirs, mine, taken, anew)
+    fitted = {name: own[name].to(state[name], copy=True) for name in names}
+    for name, rows in fitted.items():
+        for group in range(min(had, wanted)):
+            found = state[name][group * old : (group + 1) * old][:new]
+            rows[group * new :][: len(found)] = found
     return {**state, **fitted}
 
 

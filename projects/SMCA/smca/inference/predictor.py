@@ -113,9 +113,8 @@ class Predictor:
         self.cfg = cfg
         self._host = host(cfg)
         self.detector = self._host.detector
-        saved = content.get("class_names")
-        load_state(self.detector, state, source=self.weights.path, strict=True, class_names=saved)
-        self.class_names = _class_names(cfg, saved)
+        load_state(self.detector, state, source=self.weights.path, strict=True, content=content)
+        self.class_names = _class_names(cfg, content.get("class_names"))
         self._mapper = DetrMapper.from_config(cfg, is_train=False)
 
     @torch.no_grad()

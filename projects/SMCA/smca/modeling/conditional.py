@@ -146,9 +146,7 @@ class ConditionalDecoder(QueryDecoder):
             )
             for number, kind in enumerate(kinds)
         ]
-        super().__init__(
-            num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups
-        )
+        super().__init__(num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups)
         self.reference: nn.Module = (
             nn.Embedding(query_groups * num_queries, 2)
             if learned_reference

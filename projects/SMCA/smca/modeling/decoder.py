@@ -216,6 +216,4 @@ class DETRDecoder(QueryDecoder):
             )
             for _ in range(num_layers)
         ]
-        super().__init__(
-            num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups
-        )
+        super().__init__(num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups)

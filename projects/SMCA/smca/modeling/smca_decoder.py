@@ -108,9 +108,7 @@ class SMCADecoder(QueryDecoder):
             )
             for number in range(num_layers)
         ]
-        super().__init__(
-            num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups
-        )
+        super().__init__(num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups)
         self.center = MLP(dim, dim, 2, center_layers, make=linear)
         self.oriented = scale_kind == "oriented"
 
