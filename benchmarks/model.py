@@ -2,13 +2,14 @@
 """Time inference and training steps of whole detectors, with fused and with other attention.
 
 A training step includes forward pass, matcher, loss, backward pass, clipping and update. The
-variants of attention run interleaved in one process, as does the same model with DETR's decoder in
-inference. Peak memory is measured in a separate process for each variant and excludes the idle
-model; in training it covers two steps and so includes gradients and optimizer states. Shares of
-time are measured for the first variant. --attention-dropout sets the attention dropout. It defaults
-to the config's on CUDA, and to 0 on a CPU, whose fused kernels have no dropout. "unfused, dropout"
-always trains with the recipe's dropout, like the public implementations. KEY VALUE pairs after
---opts change all configs.
+variants of attention run interleaved in one process, as do the same model with DETR's decoder, in
+inference, and SMCA's single-scale and full models with groups of queries (--groups), with the first
+variant of attention. Peak memory is measured in a separate process for each of them and excludes
+the idle model; in training it covers two steps and so includes gradients and optimizer states.
+Shares of time are measured for the first variant. --attention-dropout sets the attention dropout.
+It defaults to the config's on CUDA, and to 0 on a CPU, whose fused kernels have no dropout.
+"unfused, dropout" always trains with the recipe's dropout, like the public implementations. KEY
+VALUE pairs after --opts change all configs.
 
 Example:
     python benchmarks/model.py --configs smca_single_scale_R50_50ep smca_R50_50ep --rounds 5
@@ -17,7 +18,7 @@ Example:
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -60,11 +61,15 @@ FAMILIES = (
     "baselines/detr_focal_R50_50ep",
     "baselines/conditional_detr_R50_50ep",
 )
+# A config and a variant of attention for each name of a row.
+Runs = Mapping[str, tuple[CfgNode, str]]
 WORKS = {"inference": Workload.infer, "training": Workload.train}
 # The largest time and memory of a training step, relative to unfused attention with dropout.
 TARGETS = {"single scale": (0.88, 0.7), "multi scale": (0.45, 0.3)}
-# The largest time of an inference, relative to DETR's decoder.
-TARGET_DETR = 1.03
+# The largest time of a training step with five groups of queries, relative to one group.
+TARGETS_GROUPS = {"single scale": 1.3, "multi scale": 1.4}
+# The largest time of an inference, relative to DETR's decoder, and of five groups relative to one.
+TARGET_DETR = TARGET_GROUPS_INFERENCE = 1.03
 # The largest share of matcher and losses in a training step on a CPU.
 TARGET_CRITERION = 0.03
 
@@ -77,6 +82,13 @@ def kind(cfg: CfgNode) -> str | None:
     if smca.NUM_SCALES == 1:
         return "single scale"
     return "multi scale" if "multi" in smca.ENCODER.BLOCKS else None
+
+
+def changed(cfg: CfgNode, key: str, value: object) -> CfgNode:
+    """Return a copy of a config with another value."""
+    copy = cfg.clone()
+    copy.merge_from_list([key, value])
+    return copy
 
 
 def attending(variant: str, function: Callable[[], object]) -> Callable[[], object]:
@@ -100,38 +112,52 @@ def prepare(cfg: CfgNode, setting: Setting, variant: str, work: str) -> Callable
 
 
 def peaks_of_memory(
-    cfg: CfgNode, setting: Setting, work: str, args: argparse.Namespace
+    runs: Runs, setting: Setting, work: str, args: argparse.Namespace
 ) -> dict[str, int | None]:
-    """Return each variant's peak memory in bytes, without the variants that exceed the memory.
+    """Return each run's peak memory in bytes, without the runs that exceed the memory.
 
     With --no-memory all values are None.
     """
     # Nothing drops attention weights in inference.
-    variants = [v for v in args.variants if work == "training" or v != UNFUSED_RECIPE]
+    names = [name for name in runs if work == "training" or name != UNFUSED_RECIPE]
     if not args.memory:
-        return dict.fromkeys(variants)
-    found = {v: peak_memory(prepare, cfg, setting, v, work) for v in variants}
-    return {variant: peak for variant, peak in found.items() if peak is not None}
+        return dict.fromkeys(names)
+    found = {
+        name: peak_memory(prepare, cfg, setting, variant, work)
+        for name, (cfg, variant) in runs.items()
+        if name in names
+    }
+    return {name: peak for name, peak in found.items() if peak is not None}
 
 
 def speeds(
     name: str, workload: Workload, args: argparse.Namespace, peaks: Peaks | None
 ) -> list[Row]:
-    """Return a row for each kind of work and variant of attention."""
+    """Return a row for each kind of work and variant of attention, or number of groups."""
     cfg, setting = workload.cfg, workload.setting
     rows = []
     demanded = demands(workload) if peaks else {}
+    first = args.variants[0]
+    grouped = {
+        f"{first}, {number} groups": (changed(cfg, "MODEL.SMCA.QUERY_GROUPS", number), first)
+        for number in args.groups
+        if kind(cfg) and cfg.MODEL.SMCA.QUERY_GROUPS == 1
+    }
+    runs = {variant: (cfg, variant) for variant in args.variants} | grouped
     warm_up = 3 if workload.device.type == "cuda" else 1
     for work, function in WORKS.items():
-        memory = peaks_of_memory(cfg, setting, work, args)
-        functions = {v: attending(v, partial(function, workload)) for v in memory}
+        memory = peaks_of_memory(runs, setting, work, args)
+        functions = {}
+        for run in memory:
+            its, variant = runs[run]
+            loaded = workload if its is cfg else Workload(its, setting)
+            functions[run] = attending(variant, partial(function, loaded))
         if work == "inference" and cfg.MODEL.SMCA.DECODER.NAME != "DETRDecoder":
-            detr = cfg.clone()
-            detr.merge_from_list(["MODEL.SMCA.DECODER.NAME", "DETRDecoder"])
+            detr = changed(cfg, "MODEL.SMCA.DECODER.NAME", "DETRDecoder")
             functions["DETR"] = Workload(detr, setting).infer
         times = interleave(functions, device=workload.device, rounds=args.rounds, warm_up=warm_up)
         for variant, seconds in times.items():
-            timing, peak = summary(seconds), memory.get(variant)
+            timing, peak, one = summary(seconds), memory.get(variant), memory.get(first)
             row = {
                 "config": name,
                 "work": work,
@@ -141,9 +167,11 @@ def speeds(
                 "of_unfused": ratio(times, variant, "unfused"),
                 "of_recipe": ratio(times, variant, UNFUSED_RECIPE),
                 "of_DETR": ratio(times, variant, "DETR"),
+                "of_one_group": ratio(times, variant, first) if variant in grouped else None,
                 "peak_mib": quotient(peak, 2**20),
                 "peak_of_unfused": quotient(peak, memory.get("unfused")),
                 "peak_of_recipe": quotient(peak, memory.get(UNFUSED_RECIPE)),
+                "peak_of_one_group": quotient(peak if variant in grouped else None, one),
             }
             if peaks:
                 row |= peaks.reached(*demanded[work], timing.median)
@@ -190,9 +218,13 @@ def targets(cfg: CfgNode, rows: list[Row], device: torch.device) -> list[Perform
     found = []
     limits = TARGETS.get(kind(cfg))
     for row in rows:
-        if row["attention"] != "fused":
-            continue
         measured = {}
+        if row["attention"] == "fused, 5 groups":
+            training = row["work"] == "training"
+            limit = TARGETS_GROUPS[kind(cfg)] if training else TARGET_GROUPS_INFERENCE
+            measured["time of five groups, of one"] = row["of_one_group"], limit
+        elif row["attention"] != "fused":
+            continue
         if "matcher" in row and device.type == "cpu":
             share = row["matcher"] + row["loss"]
             measured["matcher and loss, of the time"] = share, TARGET_CRITERION
@@ -220,6 +252,9 @@ def parse() -> argparse.Namespace:
         choices=ATTENDS,
         default=["fused", "unfused", UNFUSED_RECIPE],
         help="variants of attention",
+    )
+    parser.add_argument(
+        "--groups", nargs="*", type=int, default=[5], help="numbers of groups of queries"
     )
     parser.add_argument(
         "--roofline",

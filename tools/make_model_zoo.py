@@ -110,7 +110,7 @@ def model_zoo(models: dict[str, Model]) -> str:
 
 
 def rows_table(rows: list[dict], models: dict[str, Model]) -> str:
-    columns = [column for column in AP if any(row.get(column) for row in rows)]
+    columns = [column for column in (*AP, "relative") if any(row.get(column) for row in rows)]
     header = ["model", "config", "epochs", "params ours", "published"]
     header += ["GFLOPs ours", "published", *(f"published {column}" for column in columns)]
     lines = []

@@ -18,6 +18,7 @@ model.neck.dim = 128
 model.encoder.blocks = ["intra"]
 model.decoder.num_layers = 3
 model.decoder.num_queries = 25
+model.decoder.query_groups = 5
 model.decoder.ffn_dim = 256
 model.decoder.dropout = 0.0
 model.decoder.attention_dropout = 0.0
