@@ -23,6 +23,7 @@ from .check import Check
 MAIN = "smca_R50_50ep"
 OTHERS = {
     "SMCA, single scale": "smca_single_scale_R50_50ep",
+    "SMCA, 11 groups": "plus/group_smca_R50_50ep",
     "DETR": "baselines/detr_focal_R50_50ep",
     "Conditional DETR": "baselines/conditional_detr_R50_50ep",
     "SMCA, depthwise": "smca_depthwise_R50_50ep",
