@@ -218,20 +218,20 @@ def targets(cfg: CfgNode, rows: list[Row], device: torch.device) -> list[Perform
     found = []
     limits = TARGETS.get(kind(cfg))
     for row in rows:
+        training = row["work"] == "training"
         measured = {}
         if row["attention"] == "fused, 5 groups":
-            training = row["work"] == "training"
             limit = TARGETS_GROUPS[kind(cfg)] if training else TARGET_GROUPS_INFERENCE
             measured["time of five groups, of one"] = row["of_one_group"], limit
         elif row["attention"] != "fused":
             continue
-        if "matcher" in row and device.type == "cpu":
+        elif "matcher" in row and device.type == "cpu":
             share = row["matcher"] + row["loss"]
             measured["matcher and loss, of the time"] = share, TARGET_CRITERION
-        if "seconds" in row and limits and row["work"] == "training":
+        elif "seconds" in row and limits and training:
             measured["time, of the recipe's unfused"] = row["of_recipe"], limits[0]
             measured["memory, of the recipe's unfused"] = row["peak_of_recipe"], limits[1]
-        if "seconds" in row and kind(cfg) == "single scale" and row["work"] == "inference":
+        elif "seconds" in row and kind(cfg) == "single scale":
             measured["time, of DETR"] = row["of_DETR"], TARGET_DETR
         for quantity, (value, limit) in measured.items():
             if value is not None:

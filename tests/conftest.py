@@ -88,6 +88,7 @@ def shapes(tmp_path_factory):
 def config_file(tiny_config, shapes, tmp_path):
     """``config_file("KEY", value, ...)``: the path of a YAML file that trains for 6 iterations."""
     changes = [
+        *("MODEL.SMCA.QUERY_GROUPS", 2),  # what one model has, programs do with several
         *("DATASETS.COCO_FORMAT", [[name, *files] for name, files in shapes.items()]),
         *("DATASETS.TRAIN", ("train",), "DATASETS.TEST", ("val",), "DATALOADER.NUM_WORKERS", 0),
         *("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (4,), "SOLVER.IMS_PER_BATCH", 4),

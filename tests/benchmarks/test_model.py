@@ -22,7 +22,8 @@ def workload(tiny_config):
 @pytest.fixture
 def run(config_file, measured):
     """``run("--flag", ...)`` runs the program here on a tiny detector and returns its record."""
-    common = ("--configs", config_file(), "--device", "cpu", "--rounds", 2, "--size", 64, 96)
+    one = config_file("MODEL.SMCA.QUERY_GROUPS", 1)
+    common = ("--configs", one, "--device", "cpu", "--rounds", 2, "--size", 64, 96)
     return lambda *flags: measured(program, *common, *flags)[1]
 
 
@@ -141,7 +142,15 @@ def test_the_program_measures_memory(start_program, config_file, tmp_path):
     flags = ("--rounds", 1, "--threads", 1, "--device", "cpu", "--output", output)
     script = ROOT / "benchmarks/model.py"
     printed = start_program(
-        "--configs", config_file(), "--size", 256, 320, *flags, "--batch", 4, script=script
+        "--configs",
+        config_file("MODEL.SMCA.QUERY_GROUPS", 1),
+        "--size",
+        256,
+        320,
+        *flags,
+        "--batch",
+        4,
+        script=script,
     ).done()
     assert "memory, of the recipe's unfused" in printed and str(output) in printed
     rows = json.loads(output.read_text())["rows"]
