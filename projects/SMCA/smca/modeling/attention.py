@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .layers import full_precision, linear, per_scale
 
-# CUDA's fused kernels want the channels of a head in multiples of this; a CPU's take any number.
+# CUDA's fused kernels want the channels of a head in multiples of this; a CPU's are faster so.
 _CHANNEL_MULTIPLE = 8
 # The bias of a padded key is minus the square of this: far beyond any logit. Float16 holds it.
 PADDING = 6e4
@@ -62,7 +62,7 @@ def _with_biases(query: Tensor, key: Tensor, biases: Sequence[LogitBias]) -> tup
         queries.append(bias.query.to(query.dtype).expand(*query.shape[:-1], -1))
         keys.append(bias.key.to(key.dtype).expand(*key.shape[:-1], -1))
     fill = -sum(part.shape[-1] for part in queries) % _CHANNEL_MULTIPLE
-    if fill and query.device.type != "cpu":
+    if fill:
         queries.append(query.new_zeros(1).expand(*query.shape[:-1], fill))
         keys.append(key.new_zeros(1).expand(*key.shape[:-1], fill))
     if len(queries) == 1:

@@ -54,7 +54,9 @@ class FFN(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__(
-            linear(dim, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout), linear(hidden, dim)
+            # Before the ReLU dropout does the same in place, without a tensor of its own.
+            *(linear(dim, hidden), nn.Dropout(dropout, inplace=True), nn.ReLU(inplace=True)),
+            linear(hidden, dim),
         )
 
 
