@@ -30,7 +30,7 @@ from workload import Setting, Workload
 
 from smca.analysis.memory import peak_memory
 from smca.engine.guard import guarded
-from smca.modeling import heads, neck, norms, resnet_blocks
+from smca.modeling import attention, heads, neck, norms, resnet_blocks
 from smca.modeling.parts import Decoder
 from smca.training import SetCriterion, solver
 
@@ -168,6 +168,9 @@ ABLATIONS = {
     ),
     "fused optimizer": Ablation(
         taken=True, works=("training",), patch=lambda: mock.patch.object(solver, "_FUSED", ())
+    ),
+    "channels filled up for the kernel": Ablation(
+        taken=True, patch=lambda: mock.patch.object(attention, "_CHANNEL_MULTIPLE", 1)
     ),
     "no attention dropout": Ablation(
         taken=True, works=("training",), opts=("MODEL.SMCA.ATTENTION_DROPOUT", 0.1)
