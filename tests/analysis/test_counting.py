@@ -32,8 +32,8 @@ def test_modulated_attention_by_hand(config):
     products = 2 * QUERIES * tokens * C
     part = counts.parts["decoder.layers.1.co_attention"]
     assert part.multiply_adds == 3 * (projections + products)
-    # 8 channels a head are computed as 13: with 5 of the Gaussian, values with 5 zeros.
-    assert counts.carried == 2 * 3 * HEADS * QUERIES * tokens * (5 + 5)
+    # 8 channels a head are computed as 16: with 5 of the Gaussian and 3 zeros, values with 8 zeros.
+    assert counts.carried == 2 * 3 * HEADS * QUERIES * tokens * (8 + 8)
     intra, multi = (counts.parts[f"encoder.blocks.{i}.attention"] for i in (0, 1))
     assert intra.multiply_adds == 3 * (4 * tokens * C * C + 2 * sum(n * n for n in LENGTHS) * C)
     assert multi.multiply_adds == 3 * (4 * tokens * C * C + 2 * tokens * tokens * C)

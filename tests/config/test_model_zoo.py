@@ -42,7 +42,7 @@ def test_a_model_of_detectron2_says_what_it_needs():
 
 
 def test_a_model_with_weights(tmp_path):
-    opts = ["MODEL.SMCA.NUM_QUERIES", 7]
+    opts = ["MODEL.SMCA.NUM_QUERIES", 7, "MODEL.SMCA.QUERY_GROUPS", 1]
     torch.manual_seed(0)
     detector = model_zoo.get("quickstart", opts=opts)
     assert not detector.training

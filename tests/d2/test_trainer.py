@@ -110,7 +110,7 @@ def test_pictures_change_nothing_and_norms_are_read_for_lines_alone(d2_config, t
 def test_layout_of_a_checkpoint(d2_config, tmp_path):
     train(d2_config("SOLVER.MAX_ITER", 2))
     content = final_state(tmp_path / "out")
-    assert set(content) == {"model", "trainer", "iteration", "class_names"}
+    assert set(content) == {"model", "trainer", "iteration", "class_names", "query_groups"}
     trainer = content["trainer"]
     assert set(trainer) == {"iteration", "hooks", "_trainer", "seed", "clock"}
     assert trainer["clock"]["iterations"] == 2 and trainer["clock"]["seconds"] > 0

@@ -92,7 +92,7 @@ def fit_queries(
     anew = ", further ones start anew" if had < wanted or old < new else ""
     theirs, mine = f"{old} queries", f"MODEL.SMCA.NUM_QUERIES is {new}"
     if had != wanted:
-        theirs = f"{had} groups of {theirs}"
+        theirs = f"{had} groups of {theirs}" if had > 1 else theirs
         mine = f"MODEL.SMCA.QUERY_GROUPS is {wanted}, NUM_QUERIES {new}"
     logger.warning("%s has %s, %s: %s%s", source, theirs, mine, taken, anew)
     fitted = {name: own[name].to(state[name], copy=True) for name in names}
