@@ -226,9 +226,8 @@ class DeformableDecoder(Decoder):
     ):
         """
         Args:
-            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout,
-                query_groups: see :class:`~smca.modeling.decoder.DETRDecoder`; attention_dropout is
-                for self-attention.
+            num_layers, num_queries, dim, num_heads, ffn_dim, dropout, attention_dropout (of
+                self-attention), query_groups: see :class:`~smca.modeling.decoder.DETRDecoder`.
             num_scales: S.
             num_points: places that each head reads of each scale.
             refine: see ``refines``.
@@ -238,8 +237,7 @@ class DeformableDecoder(Decoder):
         self.query_groups = query_groups
         num_sets = num_layers if refine else 1
         self.head_options = {"zero_boxes": True, "size_bias": -2.0, "num_sets": num_sets}
-        # Positions, then targets.
-        self.query_embed = nn.Embedding(query_groups * num_queries, 2 * dim)
+        self.query_embed = nn.Embedding(query_groups * num_queries, 2 * dim)  # position, target
         self.sampling_reference = linear(dim, 2)
         self.layers = nn.ModuleList(
             DecoderLayer(
