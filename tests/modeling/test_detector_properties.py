@@ -50,6 +50,7 @@ def configurations(draw):
         "MODEL.SMCA.DIM_FEEDFORWARD": draw(st.integers(1, 9)),
         "MODEL.SMCA.NUM_CLASSES": draw(st.integers(1, 7)),
         "MODEL.SMCA.NUM_QUERIES": draw(st.integers(1, 7)),
+        "MODEL.SMCA.QUERY_GROUPS": draw(st.integers(1, 3)),
         "MODEL.SMCA.IN_FEATURES": features,
         "MODEL.SMCA.NUM_SCALES": len(features) + draw(st.integers(0, 2)),
         "MODEL.SMCA.ATTENTION_DROPOUT": one_of(0.0, 0.1),
@@ -131,7 +132,7 @@ def test_it_trains_and_detects_or_names_a_key(options, sizes, counts, seed):
         return
     smca = cfg.MODEL.SMCA
     softmax = smca.LOSS.CLASSIFICATION == "softmax"
-    shape = (smca.DECODER.NUM_LAYERS, len(sizes), smca.NUM_QUERIES)
+    shape = (smca.DECODER.NUM_LAYERS, len(sizes) * smca.QUERY_GROUPS, smca.NUM_QUERIES)
     assert predictions.logits.shape == (*shape, smca.NUM_CLASSES + softmax)
     assert predictions.boxes.shape == (*shape, 4)
     losses = criterion(predictions, drawn_targets(cfg, sizes, counts[: len(sizes)]))
@@ -206,6 +207,7 @@ def test_detections_of_any_numbers(queries, classes, most, softmax, power, sizes
 BAD = {
     "MODEL.SMCA.NUM_CLASSES": st.integers(-5, 0),
     "MODEL.SMCA.NUM_QUERIES": st.integers(-5, 0),
+    "MODEL.SMCA.QUERY_GROUPS": st.integers(-5, 0),
     "MODEL.SMCA.NHEADS": st.one_of(st.integers(-5, 0), st.sampled_from([3, 5, 7])),
     "MODEL.SMCA.HIDDEN_DIM": st.one_of(st.integers(-5, 3), st.sampled_from([6, 30, 34])),
     "MODEL.SMCA.DIM_FEEDFORWARD": st.integers(-5, 0),
