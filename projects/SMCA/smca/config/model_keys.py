@@ -94,8 +94,8 @@ MODEL_KEYS |= group(
     NUM_QUERIES=Own(300, "Number of object queries.", at_least(1)),
     QUERY_GROUPS=Own(
         1,
-        "Sets of so many queries that training has, each matched to all objects (docs/BEYOND.md); "
-        "inference uses the first.",
+        "Groups of NUM_QUERIES queries in training, each matched to all objects; inference uses "
+        "the first (docs/BEYOND.md).",
         at_least(1),
     ),
     HIDDEN_DIM=Own(256, "Channels of tokens and queries, a multiple of 4 and NHEADS.", at_least(4)),
