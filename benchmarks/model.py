@@ -41,8 +41,7 @@ from references import ATTENDS, UNFUSED_RECIPE, attention_replaced
 from roofline import PRECISIONS, Peaks, measured_peaks, precision
 from workload import Setting, Workload
 
-from smca.analysis.counting import count_model
-from smca.analysis.host import NATIVE, detector_subject
+from smca.analysis.host import NATIVE
 from smca.analysis.memory import peak_memory
 from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
@@ -136,7 +135,7 @@ def speeds(
     """Return a row for each kind of work and variant of attention, or number of groups."""
     cfg, setting = workload.cfg, workload.setting
     rows = []
-    demanded = demands(workload) if peaks else {}
+    demanded = workload.demands() if peaks else {}
     first = args.variants[0]
     grouped = {
         f"{first}, {number} groups": (changed(cfg, "MODEL.SMCA.QUERY_GROUPS", number), first)
@@ -195,22 +194,6 @@ def shares(name: str, workload: Workload, variant: str, works: list[str], runs: 
         row["kernels"] = " ".join(operations.attention) or "plain operations"
         rows.append(row)
     return rows
-
-
-def demands(workload: Workload) -> dict[str, tuple[float, float]]:
-    """Return the least floating-point operations and bytes that each kind of work needs.
-
-    The backward pass computes and moves twice as much as the forward pass, except in the backbone's
-    frozen stages. The results of convolutions and matrix products are written and read once.
-    """
-    setting = workload.setting
-    subject = detector_subject(workload.detector, workload.cfg)
-    parts = count_model(subject, size=setting.size, batch=setting.batch).parts
-    whole, width = parts[""], 2 if setting.half else 4
-    stages = [f"backbone.{name}" for name, _ in workload.detector.backbone.named_children()]
-    frozen = sum(parts[name].multiply_adds for name in stages if not parts[name].trainable)
-    forward = 2 * whole.multiply_adds, 4 * whole.parameters + 2 * width * whole.activations
-    return {"inference": forward, "training": (3 * forward[0] - 4 * frozen, 3 * forward[1])}
 
 
 def targets(cfg: CfgNode, rows: list[Row], device: torch.device) -> list[PerformanceTarget]:

@@ -11,7 +11,8 @@ from measuring import Clock
 from roofline import HALF, precision
 from torch import Tensor
 
-from smca.analysis.host import NUM_OBJECTS, made_up_boxes
+from smca.analysis.counting import count_model
+from smca.analysis.host import NUM_OBJECTS, detector_subject, made_up_boxes
 from smca.engine.step import TrainingStep
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
 from smca.modeling.heads import detect
@@ -110,6 +111,22 @@ class Workload:
 
         with precision(self.setting.precision):
             return self.step(losses, range(len(self.images)))
+
+    def demands(self) -> dict[str, tuple[float, float]]:
+        """Return the least floating-point operations and bytes that each kind of work needs.
+
+        The backward pass computes and moves twice as much as the forward pass, except in the
+        backbone's frozen stages. The results of convolutions and matrix products are written and
+        read once.
+        """
+        setting = self.setting
+        subject = detector_subject(self.detector, self.cfg)
+        parts = count_model(subject, size=setting.size, batch=setting.batch).parts
+        whole, width = parts[""], 2 if setting.half else 4
+        stages = [f"backbone.{name}" for name, _ in self.detector.backbone.named_children()]
+        frozen = sum(parts[name].multiply_adds for name in stages if not parts[name].trainable)
+        forward = 2 * whole.multiply_adds, 4 * whole.parameters + 2 * width * whole.activations
+        return {"inference": forward, "training": (3 * forward[0] - 4 * frozen, 3 * forward[1])}
 
     def stages(self, work: Callable[[], object]) -> dict[str, float]:
         """Run ``work``, :meth:`infer` or :meth:`train`, and return the seconds of each stage."""
