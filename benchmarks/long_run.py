@@ -135,7 +135,10 @@ def windows(samples: Sequence[Sample], *, warm_up: int, window: int, count: int)
                 "samples": len(inside),
                 **{name: statistics.median(held[name]) / 2**20 for name in MEMORY},
                 "files": min(held["files"]),
-                **{name: statistics.median_low(held[name]) for name in (*COUNTS[1:], "shared")},
+                **{
+                    name: statistics.median_low(held[name])
+                    for name in ("threads", "processes", "shared")
+                },
                 "most shared": max(held["shared"]),
             }
         )
