@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import CheckpointError, ConfigError
 from .fetching import local_file
 from .files import damage, read_tensors, require_file, write_checkpoint, write_whole
-from .loading import frozen_tensors, load_state, pop_weights, some
+from .loading import frozen_tensors, load_state, pop_weights, query_groups, some
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class SafeCheckpointing(Checkpointer):
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         if names := getattr(self.model, "class_names", None):
             content["class_names"] = list(names)
-        if (groups := getattr(getattr(self.model, "decoder", None), "query_groups", 1)) > 1:
+        if (groups := query_groups(self.model)) > 1:
             content["query_groups"] = groups
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)

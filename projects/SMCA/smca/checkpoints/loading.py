@@ -58,6 +58,11 @@ def num_logits(state: Mapping[str, Tensor]) -> int:
     return max((len(t) for name, t in state.items() if name.startswith(CLASS_HEAD)), default=0)
 
 
+def query_groups(model: nn.Module) -> int:
+    """The number of groups of queries of a detector; 1 for any other model."""
+    return getattr(getattr(model, "decoder", None), "query_groups", 1)
+
+
 def load_state(
     model: nn.Module,
     state: Mapping[str, Tensor],
@@ -103,8 +108,8 @@ def load_state(
             )
         state = by_class(state, class_names, own, mine, source)
     if not same_queries:
-        groups = getattr(getattr(model, "decoder", None), "query_groups", 1)
-        state = fit_queries(state, own, source, strict, (content.get("query_groups"), groups))
+        groups = (content.get("query_groups"), query_groups(model))
+        state = fit_queries(state, own, source, strict, groups)
     state = with_level(state, own, source)
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
