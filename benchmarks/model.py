@@ -118,14 +118,10 @@ def peaks_of_memory(
     With --no-memory all values are None.
     """
     # Nothing drops attention weights in inference.
-    names = [name for name in runs if work == "training" or name != UNFUSED_RECIPE]
+    runs = {n: run for n, run in runs.items() if work == "training" or n != UNFUSED_RECIPE}
     if not args.memory:
-        return dict.fromkeys(names)
-    found = {
-        name: peak_memory(prepare, cfg, setting, variant, work)
-        for name, (cfg, variant) in runs.items()
-        if name in names
-    }
+        return dict.fromkeys(runs)
+    found = {n: peak_memory(prepare, cfg, setting, v, work) for n, (cfg, v) in runs.items()}
     return {name: peak for name, peak in found.items() if peak is not None}
 
 
@@ -173,7 +169,8 @@ def speeds(
                 "peak_of_one_group": quotient(peak if variant in grouped else None, one),
             }
             if peaks:
-                row |= peaks.reached(*demanded[work], timing.median)
+                reached = peaks.reached(*demanded[work], timing.median)
+                row |= dict.fromkeys(reached) if variant in grouped else reached
             rows.append(row)
     return rows
 

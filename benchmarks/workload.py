@@ -115,9 +115,9 @@ class Workload:
     def demands(self) -> dict[str, tuple[float, float]]:
         """Return the least floating-point operations and bytes that each kind of work needs.
 
-        The backward pass computes and moves twice as much as the forward pass, except in the
-        backbone's frozen stages. The results of convolutions and matrix products are written and
-        read once.
+        It counts one group of queries. The backward pass computes and moves twice as much as the
+        forward pass, except in the backbone's frozen stages. The results of convolutions and
+        matrix products are written and read once.
         """
         setting = self.setting
         subject = detector_subject(self.detector, self.cfg)
