@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,9 @@ from ..coco import datasets_root
 from .drawing import MIN_SIDE, SHAPES, draw_background, draw_shapes
 
 logger = logging.getLogger(__name__)
+
+# A picture, (h, w, 3) in 0..255, and name and box [x, y, w, h] of each object.
+Drawing = tuple[np.ndarray, list[tuple[str, list[int]]]]
 
 VERSION = 1  # of the drawing: a dataset of another version is not reused
 # The built-in datasets, and the number of their images.
@@ -81,8 +84,47 @@ def write_shapes_dataset(
         options["min_side"] = min_side
     if max_side is not None:
         options["max_side"] = max_side
-    arguments = {f"num_{split}": count for split, count in counts.items()} | options
-    _check(arguments)
+    names = tuple(SHAPES)[:num_classes]
+    _check({f"num_{split}": count for split, count in counts.items()} | options)
+
+    def draw(rng: np.random.Generator) -> Drawing:
+        canvas = draw_background(rng, image_size)
+        objects = []
+        if rng.random() >= _EMPTY_IMAGES:
+            objects = draw_shapes(
+                rng,
+                canvas,
+                names=names,
+                max_objects=max_objects,
+                min_side=min_side,
+                max_side=max_side,
+            )
+        return canvas, objects
+
+    return write_drawings(root, draw, names=names, counts=counts, arguments=options)
+
+
+def write_drawings(
+    root: str | os.PathLike,
+    draw: Callable[[np.random.Generator], Drawing],
+    *,
+    names: Sequence[str],
+    counts: Mapping[str, int],
+    arguments: Mapping[str, int],
+) -> dict[str, tuple[str, str]]:
+    """Write a dataset like :func:`write_shapes_dataset` of pictures that ``draw`` returns.
+
+    Args:
+        root: the dataset's folder.
+        draw: returns a picture, (size, size, 3) in 0..255, and name and box of each object.
+        names: the classes, of ``SHAPES``.
+        counts: number of images of each split.
+        arguments: what else decides about the pictures, with their "seed".
+
+    Raises:
+        DatasetError: ``root`` holds something else.
+    """
+    arguments = {f"num_{split}": count for split, count in counts.items()} | dict(arguments)
     root = Path(root)
     files = {
         split: (str(root / "annotations" / f"{split}.json"), str(root / split)) for split in counts
@@ -103,7 +145,11 @@ def write_shapes_dataset(
         partial = Path(folder) / root.name
         (partial / "annotations").mkdir(parents=True)
         for number, (split, count) in enumerate(counts.items()):
-            content = {"info": info, **_write_split(partial / split, number, count, **options)}
+            generators = (
+                np.random.default_rng([arguments["seed"], number, index])
+                for index in range(1, count + 1)
+            )
+            content = {"info": info, **_write_split(partial / split, map(draw, generators), names)}
             (partial / "annotations" / f"{split}.json").write_text(json.dumps(content))
         try:
             partial.rename(root)
@@ -111,34 +157,21 @@ def write_shapes_dataset(
             # Another process may have been faster.
             if not _is_complete(files, info):
                 raise
-    logger.info("Wrote %d + %d images of drawn shapes to %s", num_train, num_val, root)
+    logger.info(
+        "Wrote %s images of drawn shapes to %s", " + ".join(map(str, counts.values())), root
+    )
     return files
 
 
-def _write_split(
-    folder: Path,
-    split: int,
-    count: int,
-    *,
-    image_size: int,
-    num_classes: int,
-    seed: int,
-    **options: int,
-) -> dict:
+def _write_split(folder: Path, drawings: Iterable[Drawing], names: Sequence[str]) -> dict:
     """Write the images of a split, and return the content of its annotation file."""
     folder.mkdir()
-    names = tuple(SHAPES)[:num_classes]
     images, annotations = [], []
-    for index in range(1, count + 1):
-        rng = np.random.default_rng([seed, split, index])
-        canvas = draw_background(rng, image_size)
-        objects = []
-        if rng.random() >= _EMPTY_IMAGES:
-            objects = draw_shapes(rng, canvas, names=names, **options)
+    for index, (canvas, objects) in enumerate(drawings, start=1):
         file_name = f"{index:06d}.png"
         Image.fromarray(canvas.round().astype(np.uint8)).save(folder / file_name, compress_level=1)
-        size = {"width": image_size, "height": image_size}
-        images.append({"id": index, "file_name": file_name, **size})
+        height, width = canvas.shape[:2]
+        images.append({"id": index, "file_name": file_name, "width": width, "height": height})
         for name, box in objects:
             annotation = {"id": len(annotations) + 1, "image_id": index}
             annotation |= {"category_id": SHAPES[name], "bbox": box}

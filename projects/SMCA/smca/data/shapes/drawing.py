@@ -4,7 +4,7 @@ Only its outline and fill tell an object's class; colours, sizes, slants and the
 random.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -111,12 +111,34 @@ def draw_shapes(
     size = len(canvas)
     low, high = np.log(min_side), np.log(_LARGEST_SIDE * size if max_side is None else max_side)
     sides = np.exp(rng.uniform(low, high, rng.integers(1, max_objects + 1)))
-    topmost = np.full((size, size), -1)
-    placed: list[tuple[str, np.ndarray]] = []
+    return paint_shapes(rng, canvas, names=names, sides=sides)
+
+
+def paint_shapes(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    *,
+    names: Sequence[str],
+    sides: Sequence[float],
+    max_overlap: float = _MAX_OVERLAP,
+    min_visible: float = 0.0,
+    texture: Callable[[tuple[int, int]], np.ndarray] | None = None,
+) -> list[tuple[str, list[int]]]:
+    """Paint shapes of these sides like :func:`draw_shapes`, which see.
+
+    Args:
+        max_overlap: of two boxes, over the area of the smaller.
+        min_visible: a shape of which the others leave less than this share is not returned.
+        texture: returns for (h, w) what to add to a shape's colours, broadcast to (h, w, 3).
+    """
+    topmost = np.full(canvas.shape[:2], -1)
+    placed: list[tuple[str, np.ndarray, int]] = []
     for side in sorted(sides, reverse=True):
         name = str(rng.choice(names))
-        coverage, second = _coverage(rng, name, side, size)
-        box = _free_place(rng, coverage.shape, size, [box for _, box in placed])
+        coverage, second = _coverage(rng, name, side, len(canvas))
+        box = _free_place(
+            rng, coverage.shape, len(canvas), [box for _, box, _ in placed], max_overlap
+        )
         if box is None:
             continue
         window = np.s_[box[1] : box[3], box[0] : box[2]]
@@ -126,13 +148,18 @@ def draw_shapes(
         if second is not None:
             other = _contrasting_color(rng, ground, color)
             color = color + second[..., None] * (other - color)
+        if texture is not None:
+            color = color + texture(coverage.shape)
         paint = _noisy(rng, np.broadcast_to(color, beneath.shape), rng.uniform(2, 8))
         beneath += coverage[..., None] * (paint - beneath)
         topmost[window][coverage > 0] = len(placed)
-        placed.append((name, box))
+        placed.append((name, box, np.count_nonzero(coverage)))
     shapes = []
-    for index, (name, _) in enumerate(placed):
-        x1, y1, x2, y2 = Image.fromarray(topmost == index).getbbox()
+    for index, (name, _, whole) in enumerate(placed):
+        seen = topmost == index
+        if np.count_nonzero(seen) <= min_visible * whole:
+            continue
+        x1, y1, x2, y2 = Image.fromarray(seen).getbbox()
         shapes.append((name, [x1, y1, x2 - x1, y2 - y1]))
     return shapes
 
@@ -180,14 +207,18 @@ def _reduced(fine: Image.Image) -> np.ndarray:
 
 
 def _free_place(
-    rng: np.random.Generator, shape: tuple[int, int], size: int, others: list[np.ndarray]
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    size: int,
+    others: list[np.ndarray],
+    max_overlap: float,
 ) -> np.ndarray | None:
-    """Draw a box ``x1, y1, x2, y2`` of this (h, w) that hardly overlaps the others, or None."""
+    """Draw a box ``x1, y1, x2, y2`` of this (h, w) that overlaps the others by no more, or None."""
     extent = np.array(shape[::-1])
     for _ in range(20):
         corner = rng.integers(0, size - extent + 1)
         box = np.concatenate([corner, corner + extent])
-        if all(_overlap(box, other) <= _MAX_OVERLAP for other in others):
+        if all(_overlap(box, other) <= max_overlap for other in others):
             return box
     return None
 
