@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
-"""Race SMCA, Conditional DETR and DETR on drawn shapes with one recipe, budget and set of seeds.
+"""Race SMCA, Conditional DETR and DETR with one recipe, on drawn scenes or on photographs.
 
-Each run starts train_net.py in its own process and folder. The same command continues a race that
-was stopped, and skips complete runs. --opts KEY VALUE ... changes the recipe of all systems.
+Each run starts train_net.py in its own process and folder. A finished run's evaluations are added
+to benchmarks/results/convergence_RACE.csv, and the run is not trained again. The same command
+continues a race that was stopped. Started twice it uses two cores, since each program takes the
+runs that no other is at. --report-only makes tables and picture from the results alone.
+
+A change of the recipe (--iterations, --opts, ...) needs a folder of its own (--output), which then
+holds the results, too.
 
 Example:
-    python benchmarks/convergence.py --size small --seeds 0 1 2
+    python benchmarks/convergence.py scenes --systems smca-independent detr --seeds 0
 """
 
 import argparse
@@ -19,168 +24,165 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from convergence_report import (
-    Run,
-    markdown,
-    plot,
-    read_race,
-    read_run,
-    run_folder,
-    write_csv,
-)
+from convergence_costs import measure_costs, read_costs
+from convergence_races import RACES, SYSTEMS, TITLES
+from convergence_report import markdown, origins, plot
+from convergence_results import add_results, read_results, read_run
 from fvcore.common.config import CfgNode
-from origin import record_start, recorded
+from origin import record_start, starts
 
 from smca import get_cfg
 from smca.config import ConfigError, flatten, load_cfg, validate
-from smca.data.shapes import write_shapes_dataset
 from smca.engine.guard import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# The title of each system, and the config values in which it differs from the recipe.
-_MODULATION = "MODEL.SMCA.MODULATION"
-_DECODER = "MODEL.SMCA.DECODER.NAME"
-SYSTEMS: dict[str, tuple[str, list[str]]] = {
-    "smca-independent": ("SMCA, independent", [f"{_MODULATION}.SCALE", "independent"]),
-    "smca-single": ("SMCA, single", [f"{_MODULATION}.SCALE", "single"]),
-    "smca-head-shared": ("SMCA, head-shared", [f"{_MODULATION}.HEADS", "shared"]),
-    "smca-fixed": ("SMCA, fixed", [f"{_MODULATION}.SCALE", "fixed"]),
-    "conditional-detr": ("Conditional DETR", [_DECODER, "ConditionalDecoder"]),
-    "detr": ("DETR", [_DECODER, "DETRDecoder"]),
-}
-TITLES = {name: title for name, (title, _) in SYSTEMS.items()}
-
-# The data to draw for each size; the recipe is in configs/convergence_<size>.yaml.
-DATA: dict[str, dict[str, int]] = {
-    "small": {"num_train": 4000, "num_val": 300},
-    "medium": {
-        "num_train": 6000,
-        "num_val": 500,
-        "image_size": 512,
-        "num_classes": 20,
-        "max_objects": 40,
-        "min_side": 12,
-        "max_side": 128,
-    },
-}
+RESULTS = ROOT / "benchmarks/results"
+# Each run is evaluated so often.
+_EVALUATIONS = 40
 _RECIPE = "recipe.yaml"
 # Runs of one race may differ in these keys.
 _NOT_THE_RECIPE = {"OUTPUT_DIR", "SEED", "DATALOADER.NUM_WORKERS"}
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=DATA, default="small", help="medium needs a GPU")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--iterations", type=int, help="replaces the recipe's number")
-    parser.add_argument("--eval-period", type=int, help="iterations between two evaluations")
+    parser.add_argument("race", choices=RACES, help="the data; medium is for a GPU")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: all of the race")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the race's, by system")
     parser.add_argument(
-        "--images", nargs=2, type=int, metavar=("TRAIN", "VAL"), help="numbers of images to draw"
+        "--data", type=Path, help="data folder (default: datasets/convergence_RACE)"
     )
-    parser.add_argument("--data", help="data folder (default: datasets/convergence_SIZE)")
     parser.add_argument(
-        "--output", help="folder for runs and report (default: benchmarks/out/convergence_SIZE)"
+        "--output", type=Path, help="folder of the runs (default: benchmarks/out/convergence_RACE)"
     )
-    parser.add_argument("--engine", choices=("auto", "detectron2", "native"), default="native")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes of each run")
+    parser.add_argument("--costs", action="store_true", help="only measure an iteration's costs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands left to run")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     parser.add_argument("--docs", action="store_true", help="also write the report into docs/")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"
-    )
-    args = parser.parse_args()
-    args.output = Path(args.output or ROOT / f"benchmarks/out/convergence_{args.size}").resolve()
+    recipe = parser.add_argument_group("changes of the recipe", "They need --output.")
+    changes = [
+        recipe.add_argument("--iterations", type=int, help="of each run"),
+        recipe.add_argument("--eval-period", type=int, help="iterations between two evaluations"),
+        recipe.add_argument("--images", nargs=2, type=int, metavar=("TRAIN", "VAL")),
+        recipe.add_argument("--engine", choices=("auto", "detectron2", "native"), default="native"),
+        recipe.add_argument("--num-gpus", type=int, default=1, help="processes of each run"),
+        recipe.add_argument(
+            "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last"
+        ),
+    ]
+    args = parser.parse_args(argv)
+    changed = [c.option_strings[0] for c in changes if getattr(args, c.dest) != c.default]
+    if changed and not args.output:
+        parser.error(
+            f"{', '.join(changed)}: name a folder for the runs and results of your own recipe with "
+            "--output"
+        )
+    name = f"convergence_{args.race}"
+    args.results = (args.output or RESULTS) / f"{name}.csv"
+    args.costs_file = args.results.with_name(f"{name}_costs.csv")
+    args.output = (args.output or ROOT / "benchmarks/out" / name).resolve()
+    args.data = (args.data or ROOT / "datasets" / name).resolve()
     return args
 
 
+def config_file(race: str) -> str:
+    return f"benchmarks/configs/convergence_{race}.yaml"
+
+
 def recipe_options(args: argparse.Namespace) -> list[str]:
-    """Return the KEY VALUE pairs that all systems share in addition to the config file."""
-    options = []
-    if args.iterations:
-        options += ["SOLVER.MAX_ITER", f"{args.iterations}"]
-        options += ["SOLVER.STEPS", f"({args.iterations * 4 // 5},)"]
-    if args.eval_period:
-        options += ["TEST.EVAL_PERIOD", f"{args.eval_period}"]
-        options += ["SOLVER.CHECKPOINT_PERIOD", f"{args.eval_period}"]
-    if args.data:
-        data = Path(args.data).resolve()
-        named = [
-            [f"shapes_{split}", f"{data}/annotations/{split}.json", f"{data}/{split}"]
-            for split in ("train", "val")
-        ]
-        options += ["DATASETS.COCO_FORMAT", str(named)]
-    return options + args.opts
+    """Return the KEY VALUE pairs that all runs share in addition to the config file."""
+    files = [
+        [name, f"{args.data}/annotations/{split}.json", f"{args.data}/{split}"]
+        for name, split in zip(RACES[args.race].datasets, ("train", "val"), strict=True)
+    ]
+    return ["DATASETS.COCO_FORMAT", str(files), *args.opts]
 
 
-def config_file(size: str) -> str:
-    return f"benchmarks/configs/convergence_{size}.yaml"
+def iterations(args: argparse.Namespace, system: str) -> int:
+    return args.iterations or RACES[args.race].iterations[system]
 
 
-def command(args: argparse.Namespace, system: str, seed: int) -> list[str]:
-    """Return the training program's command line for one run."""
+def run_folder(args: argparse.Namespace, system: str, seed: int) -> Path:
+    return args.output / system / f"seed{seed}"
+
+
+def run_options(args: argparse.Namespace, system: str, seed: int) -> list[str]:
+    """Return the KEY VALUE pairs of one run."""
+    length = iterations(args, system)
+    period = args.eval_period or max(1, length // _EVALUATIONS)
     return [
-        *(sys.executable, str(ROOT / "train_net.py"), "--config-file", config_file(args.size)),
-        *("--engine", args.engine, "--num-gpus", f"{args.num_gpus}", "--resume"),
-        *("OUTPUT_DIR", str(run_folder(args.output, system, seed)), "SEED", f"{seed}"),
+        *("OUTPUT_DIR", str(run_folder(args, system, seed)), "SEED", f"{seed}"),
+        # The rate drops after four fifths of a run, like the paper's after 40 of 50 epochs.
+        *("SOLVER.MAX_ITER", f"{length}", "SOLVER.STEPS", f"({length * 4 // 5},)"),
+        *("TEST.EVAL_PERIOD", f"{period}", "SOLVER.CHECKPOINT_PERIOD", f"{period}"),
         *recipe_options(args),
         *SYSTEMS[system][1],
     ]
 
 
-def shown_command(args: argparse.Namespace) -> str:
-    """Return this program's command line without the folders, which differ between machines."""
-    chosen = ["--size", args.size, "--seeds", *map(str, args.seeds)]
-    if len(args.systems) < len(SYSTEMS):
-        chosen += ["--systems", *args.systems]
-    for flag in ("iterations", "eval_period", "images"):
-        if value := getattr(args, flag):
-            words = value if isinstance(value, list) else [value]
-            chosen += [f"--{flag.replace('_', '-')}", *map(str, words)]
-    if args.engine != "native":
-        chosen += ["--engine", args.engine]
-    if args.num_gpus > 1:
-        chosen += ["--num-gpus", str(args.num_gpus)]
-    if args.opts:
-        chosen += ["--opts", *args.opts]
-    return shlex.join(["python", "benchmarks/convergence.py", *chosen])
+def command(args: argparse.Namespace, system: str, seed: int) -> list[str]:
+    """Return the training program's command line for one run."""
+    return [
+        *(sys.executable, str(ROOT / "train_net.py"), "--config-file", config_file(args.race)),
+        *("--engine", args.engine, "--num-gpus", f"{args.num_gpus}", "--resume"),
+        *run_options(args, system, seed),
+    ]
 
 
-def keep_recipe(cfg: CfgNode, output: Path) -> None:
+def chosen_runs(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return the chosen systems and seeds, one seed of all systems after the other."""
+    seeds = RACES[args.race].seeds
+    systems = args.systems or list(seeds)
+    pairs = [(system, seed) for system in systems for seed in args.seeds or seeds.get(system, (0,))]
+    return sorted(pairs, key=lambda pair: pair[1])
+
+
+def chosen_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
+    """Return the config of each chosen system.
+
+    Raises:
+        ConfigError: a config is not valid.
+    """
+    configs = {}
+    for system, seed in chosen_runs(args):
+        file, options = str(ROOT / config_file(args.race)), run_options(args, system, seed)
+        configs[system] = load_cfg(get_cfg(), file, options)
+        validate(configs[system])
+    return configs
+
+
+def keep_recipe(args: argparse.Namespace) -> None:
     """Write the recipe into a new race's folder, or compare it with the recipe found there.
 
     Raises:
-        ConfigError: the race in ``output`` has another recipe.
+        ConfigError: the race in the folder has another recipe.
     """
-    path = output / _RECIPE
+    cfg = load_cfg(get_cfg(), str(ROOT / config_file(args.race)), recipe_options(args))
+    path = args.output / _RECIPE
     if not path.exists():
-        output.mkdir(parents=True, exist_ok=True)
+        args.output.mkdir(parents=True, exist_ok=True)
         path.write_text(cfg.dump())
         return
     before, now = flatten(yaml.safe_load(path.read_text())), flatten(yaml.safe_load(cfg.dump()))
     other = [k for k in before if k not in _NOT_THE_RECIPE and k in now and before[k] != now[k]]
     if other:
         raise ConfigError(
-            f"{output} holds a race of another recipe ({', '.join(other)} differ); "
+            f"{args.output} holds a race of another recipe ({', '.join(other)} differ); "
             "name another folder with --output, or remove this one"
         )
 
 
-def lock(output: Path) -> int:
-    """Lock ``output`` for this race and the programs it starts; return the lock's descriptor.
-
-    Raises:
-        ConfigError: another race, or a run that it left behind, works in ``output``.
-    """
-    descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT)
+def lock(folder: Path) -> int | None:
+    """Lock a run's folder; return the lock's descriptor, or None if another program holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ConfigError(f"another race is at work in {output}; wait for its end") from None
+        os.close(descriptor)
+        return None
     return descriptor
 
 
@@ -209,88 +211,85 @@ def run_program(arguments: Sequence[str], held: int) -> int:
     return code or (128 + asked[0] if asked else 0)
 
 
-def train(args: argparse.Namespace, iterations: int, held: int) -> int:
-    """Train the remaining runs and report after each; return the first exit code that is not 0."""
-    runs = [(system, seed) for seed in args.seeds for system in args.systems]
+def train(args: argparse.Namespace) -> int:
+    """Train the runs without results that no other program is at.
+
+    Returns:
+        the first exit code that is not 0.
+    """
+    runs = chosen_runs(args)
     for number, (system, seed) in enumerate(runs, start=1):
         name = f"{TITLES[system]}, seed {seed} (run {number} of {len(runs)})"
-        if iterations in read_run(args.output, system, seed, iterations).evaluations:
+        folder = run_folder(args, system, seed)
+        held = lock(folder)
+        if held is None:
+            print(f"{name}: another program is at it", flush=True)
+            continue
+        # Read with the lock held: another program may have finished the run just now.
+        if (system, seed) in {(run.system, run.seed) for run in read_results(args.results)}:
             print(f"{name}: done before", flush=True)
-            continue
-        arguments = command(args, system, seed)
-        if args.dry_run:
-            print(shlex.join(arguments))
-            continue
-        print(f"{name}\n{shlex.join(arguments)}", flush=True)
-        folder = run_folder(args.output, system, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        record_start(folder, shown_command(args))
-        if code := run_program(arguments, held):
-            print(f"{name}: ended with exit code {code}; the same command continues", flush=True)
-            return code if code > 0 else 128 - code
-        for checkpoint in folder.glob("model_[0-9]*.pth"):
-            checkpoint.unlink()  # saved during the run, at each evaluation
-        report(args, iterations)
+        else:
+            arguments = command(args, system, seed)
+            print(f"{name}\n{shlex.join(arguments)}", flush=True)
+            record_start(folder)
+            if code := run_program(arguments, held):
+                print(f"{name}: ended with exit code {code}; the same command continues it")
+                return code if code > 0 else 128 - code
+            for checkpoint in folder.glob("model_[0-9]*.pth"):
+                checkpoint.unlink()  # saved during the run, at each evaluation
+            run = read_run(folder, system, seed, iterations(args, system))
+            add_results(args.results, run, starts(folder))
+        os.close(held)
     return 0
 
 
-def folders(output: Path, runs: Sequence[Run]) -> list[Path]:
-    """Return the folder of each run."""
-    return [run_folder(output, run.system, run.seed) for run in runs]
+def report(args: argparse.Namespace) -> str:
+    """Write the tables and the picture into the folder of the runs; return the tables."""
+    runs = read_results(args.results)
+    text = f"{markdown(runs, TITLES, read_costs(args.costs_file))}\n{origins(runs)}"
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "report.md").write_text(text)
+    plot({args.race.capitalize(): runs}, TITLES, args.output / "report.png")
+    return text
 
 
-def report(args: argparse.Namespace, iterations: int) -> str:
-    """Write the CSV file, the tables and the picture; return the tables."""
-    runs = read_race(args.output, list(SYSTEMS), iterations)
-    tables = markdown(runs, TITLES)
-    write_csv(runs, args.output / "convergence.csv")
-    (args.output / "convergence.md").write_text(f"{tables}\n{recorded(folders(args.output, runs))}")
-    plot(runs, TITLES, args.output / "convergence.png")
-    return tables
-
-
-def write_docs(args: argparse.Namespace, iterations: int) -> None:
-    """Replace this size's picture, and its part of docs/CONVERGENCE.md between two marks.
+def write_docs(args: argparse.Namespace) -> None:
+    """Replace this race's part of docs/CONVERGENCE.md between two marks, and the picture of all.
 
     Raises:
         ConfigError: the page lacks the marks.
     """
-    page, picture = ROOT / "docs/CONVERGENCE.md", f"convergence_{args.size}.png"
-    begin, end = (f"<!-- {args.size}: {word} -->\n" for word in ("begin", "end"))
+    page = ROOT / "docs/CONVERGENCE.md"
+    begin, end = (f"<!-- {args.race}: {word} -->\n" for word in ("begin", "end"))
     text = page.read_text()
     if begin not in text or end not in text:
         raise ConfigError(f"{page} lacks the lines {begin.strip()} and {end.strip()}")
-    runs = read_race(args.output, list(SYSTEMS), iterations)
-    plot(runs, TITLES, page.with_name(picture))
-    part = f"![AP over iterations]({picture})\n\n{markdown(runs, TITLES)}\n"
-    part += recorded(folders(args.output, runs))
-    page.write_text(f"{text.split(begin)[0]}{begin}{part}{end}{text.split(end)[1]}")
+    page.write_text(f"{text.split(begin)[0]}{begin}{report(args)}{end}{text.split(end)[1]}")
+    races = {name: read_results(RESULTS / f"convergence_{name}.csv") for name in RACES}
+    shown = {name.capitalize(): runs for name, runs in races.items() if runs}
+    plot(shown, TITLES, page.with_name("convergence.png"))
 
 
 def main() -> int:
     args = parse()
-    recipe = args.output / _RECIPE
-    if args.report_only:
-        if not recipe.exists():
-            raise FileNotFoundError(f"there is no race in {args.output}; name it with --output")
-        iterations = yaml.safe_load(recipe.read_text())["SOLVER"]["MAX_ITER"]
-        code = 0
-    else:
-        cfg = load_cfg(get_cfg(), str(ROOT / config_file(args.size)), recipe_options(args))
-        validate(cfg)
-        iterations = cfg.SOLVER.MAX_ITER
+    code = 0
+    if not args.report_only:
+        race, configs = RACES[args.race], chosen_configs(args)
         if args.dry_run:
-            return train(args, iterations, held=-1)
-        keep_recipe(cfg, args.output)
-        held = lock(args.output)
-        counts = dict(zip(("num_train", "num_val"), args.images or (), strict=False))
-        data = args.data or ROOT / f"datasets/convergence_{args.size}"
-        write_shapes_dataset(data, **{**DATA[args.size], **counts})
-        code = train(args, iterations, held)
-    print(report(args, iterations))
+            for run in chosen_runs(args):
+                print(shlex.join(command(args, *run)))
+            return 0
+        if args.costs:
+            measure_costs(configs, race.size, args.costs_file)
+        else:
+            keep_recipe(args)
+            counts = dict(zip(("num_train", "num_val"), args.images or (), strict=False))
+            race.write(args.data, **counts)
+            code = train(args)
+    print(report(args))
     if args.docs:
-        write_docs(args, iterations)
-    print(f"{args.output}/convergence.csv, .md and .png")
+        write_docs(args)
+    print(f"{args.output}/report.md and .png")
     return code
 
 

@@ -1,192 +1,183 @@
-"""Read the runs of a convergence race, compare their curves, and write the report's files."""
+"""The report of a convergence race: tables, sentences and pictures."""
 
-import csv
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from convergence_results import ORIGIN, Costs, Curve, Run, curves, shares
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from smca.analysis.markdown import markdown_table
-from smca.analysis.runs import read_metrics
-from smca.evaluation.evaluate import AP_NAMES
 from smca.visualization.curves import finish_axes
 
 BASELINE = "detr"
-_MAX_BUDGETS = 8
+# From best to worst, in the paper's Table 2 and Figure 1.
+PAPER_ORDER = ("smca-independent", "smca-single", "smca-head-shared", "smca-fixed", "detr")
+_LEVELS = (10, 20, 30)
+_MOST_COLUMNS = 6
 
 
-@dataclass(frozen=True)
-class Run:
-    """The evaluations of one system trained with one seed.
-
-    Attributes:
-        evaluations: iterations done -> ``{"AP": percent, ...}``, without undefined values.
-    """
-
-    system: str
-    seed: int
-    evaluations: dict[int, dict[str, float]]
+def columns(drawn: Mapping[str, Curve]) -> list[int]:
+    """Return the iterations to show: halves of the longest run, and the lengths of all runs."""
+    longest = max(curve.iterations[-1] for curve in drawn.values())
+    everywhere = {i for curve in drawn.values() for i in curve.iterations}
+    halves = {longest >> shift for shift in range(_MOST_COLUMNS)} & everywhere
+    return sorted(halves | {curve.iterations[-1] for curve in drawn.values()})
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A system's AP over iterations, in percent: mean, lowest and highest of its seeds."""
-
-    iterations: list[int]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-
-    @property
-    def best(self) -> tuple[int, float]:
-        """Return the first iteration with the best mean, and that mean."""
-        value = max(self.mean)
-        return self.iterations[self.mean.index(value)], value
-
-
-def run_folder(output: Path, system: str, seed: int) -> Path:
-    """Return the folder of a run within the race's folder ``output``."""
-    return output / system / f"seed{seed}"
-
-
-def read_run(output: Path, system: str, seed: int, iterations: int) -> Run:
-    """Return the run with the evaluations of its ``metrics.json``, or none without that file.
+def markdown(
+    runs: Sequence[Run], titles: Mapping[str, str], costs: Mapping[str, Costs] | None = None
+) -> str:
+    """Return the tables and sentences of a race.
 
     Args:
-        output, system, seed: see :func:`run_folder`.
-        iterations: number of iterations in a complete run.
+        runs: the result of :func:`read_results`.
+        titles: of the systems, in the order of the tables.
+        costs: by system; without them nothing is said of multiply-adds and time.
     """
-    path = run_folder(output, system, seed) / "metrics.json"
-    series = read_metrics(path) if path.exists() else {}
-    evaluations: dict[int, dict[str, float]] = {}
-    for name in AP_NAMES:
-        for iteration, value in zip(*series.get(f"bbox/{name}", ([], [])), strict=True):
-            # A host may number its last evaluation as if one more iteration had run.
-            evaluations.setdefault(min(iteration + 1, iterations), {})[name] = value
-    return Run(system, seed, evaluations)
-
-
-def read_race(output: Path, systems: Sequence[str], iterations: int) -> list[Run]:
-    """Return all evaluated runs of ``systems`` in ``output``, ordered by system and seed."""
-    runs = []
-    for system in systems:
-        seeds = sorted(int(path.name[4:]) for path in (output / system).glob("seed*"))
-        runs += [read_run(output, system, seed, iterations) for seed in seeds]
-    return [run for run in runs if run.evaluations]
-
-
-def curves(runs: Sequence[Run]) -> dict[str, Curve]:
-    """Return each system's curve over the iterations at which all of its runs were evaluated."""
-    result = {}
-    for system in dict.fromkeys(run.system for run in runs):
-        seeds = [run.evaluations for run in runs if run.system == system]
-        common = sorted(set.intersection(*map(set, seeds)))
-        values = [[seed[iteration]["AP"] for seed in seeds] for iteration in common]
-        if common:
-            result[system] = Curve(
-                common, *([f(v) for v in values] for f in (statistics.fmean, min, max))
-            )
-    return result
-
-
-def iterations_to_reach(curve: Curve, level: float) -> int | None:
-    """Return the iterations before mean AP first reached ``level``, or None if it never did."""
-    return next(
-        (i for i, ap in zip(curve.iterations, curve.mean, strict=True) if ap >= level), None
-    )
-
-
-def budgets(iterations: Sequence[int], most: int = _MAX_BUDGETS) -> list[int]:
-    """Return at most ``most`` of ``iterations``, evenly spaced, with the last one."""
-    step = -(-len(iterations) // most)
-    return list(iterations)[::-1][::step][::-1]
-
-
-def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """Write one row for each evaluation."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["system", "seed", "iteration", *AP_NAMES])
-        for run in runs:
-            for iteration, values in sorted(run.evaluations.items()):
-                numbers = [f"{values[name]:.4f}" if name in values else "" for name in AP_NAMES]
-                writer.writerow([run.system, run.seed, iteration, *numbers])
-
-
-def markdown(runs: Sequence[Run], titles: Mapping[str, str]) -> str:
-    """Return two tables: AP at each budget, and how soon each system reaches DETR's best AP.
-
-    Args:
-        runs: the result of :func:`read_race`.
-        titles: the title of each system.
-    """
-    drawn = curves(runs)
+    drawn = curves(runs, titles)
     if not drawn:
-        return "Nothing has been evaluated yet.\n"
-    columns = budgets(sorted({i for curve in drawn.values() for i in curve.iterations}))
-    several = {s for s in drawn if sum(run.system == s for run in runs) > 1}
-    head = ["AP after iterations", *(f"{i:,}" for i in columns)]
-    rows = []
-    for system, curve in drawn.items():
-        cells = dict(
-            zip(
-                curve.iterations,
-                (
-                    f"{mean:.1f} ({low:.1f}-{high:.1f})" if system in several else f"{mean:.1f}"
-                    for mean, low, high in zip(curve.mean, curve.low, curve.high, strict=True)
-                ),
-                strict=True,
-            )
-        )
-        rows.append([titles[system], *(cells.get(i, "") for i in columns)])
-    return markdown_table(head, rows) + "\n" + _comparison(runs, drawn, titles)
+        return "Nothing has been finished yet.\n"
+    parts = [_precision(drawn, titles), _levels(drawn, titles, costs or {})]
+    parts += [_comparison(drawn, titles, costs or {}), _sentences(drawn, titles, costs or {})]
+    return "\n".join(part for part in parts if part)
 
 
-def _comparison(runs: Sequence[Run], drawn: Mapping[str, Curve], titles: Mapping[str, str]) -> str:
-    baseline = drawn.get(BASELINE)
-    needed, level = baseline.best if baseline else (None, None)
-    reach = f"iterations to DETR's best AP{f' ({level:.1f})' if baseline else ''}"
-    head = ["", "seeds", "best AP", "at", "mean AP", reach, "times sooner"]
+def _precision(drawn: Mapping[str, Curve], titles: Mapping[str, str]) -> str:
+    shown = columns(drawn)
     rows = []
     for system, curve in drawn.items():
-        at, best = curve.best
-        reached = iterations_to_reach(curve, level) if baseline else None
-        rows.append(
-            [
-                titles[system],
-                str(sum(run.system == system for run in runs)),
-                f"{best:.1f}",
-                f"{at:,}",
-                f"{statistics.fmean(curve.mean):.1f}",
-                f"{reached:,}" if reached else "not reached" if baseline else "",
-                f"{needed / reached:.1f}" if reached else "",
-            ]
-        )
+        cells = {i: curve.shown(n) for n, i in enumerate(curve.iterations)}
+        last = curve.iterations[-1]
+        cells[last] = f"**{cells[last]}**"
+        rows.append([titles[system], *(cells.get(i, "") for i in shown)])
+    return markdown_table(["AP after iterations", *(f"{i:,}" for i in shown)], rows)
+
+
+def _levels(
+    drawn: Mapping[str, Curve], titles: Mapping[str, str], costs: Mapping[str, Costs]
+) -> str:
+    head = ["", "seeds", *(f"iterations to AP {level}" for level in _LEVELS)]
+    if costs:
+        head += [f"T multiply-adds to AP {level}" for level in _LEVELS]
+        head += ["G multiply-adds of an iteration", "its time, of DETR's"]
+    rows = []
+    for system, curve in drawn.items():
+        reached = [curve.reaches(level) for level in _LEVELS]
+        row = [titles[system], str(curve.seeds), *(f"{i:,}" if i else "-" for i in reached)]
+        if system in costs:
+            cost = costs[system]
+            row += [f"{i * cost.multiply_adds / 1e12:.1f}" if i else "-" for i in reached]
+            row += [f"{cost.multiply_adds / 1e9:.2f}", f"{cost.time:.2f}"]
+        rows.append(row + [""] * (len(head) - len(row)))
     return markdown_table(head, rows)
 
 
-def plot(runs: Sequence[Run], titles: Mapping[str, str], path: Path) -> None:
-    """Draw AP over iterations: for each system the mean of its seeds as a line, and their range."""
-    figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+def _between(
+    drawn: Mapping[str, Curve], costs: Mapping[str, Costs], fast: str, slow: str
+) -> tuple[float, float, float] | None:
+    both = (costs[fast], costs[slow]) if fast in costs and slow in costs else None
+    return shares(drawn[fast], drawn[slow], both)
+
+
+def _comparison(
+    drawn: Mapping[str, Curve], titles: Mapping[str, str], costs: Mapping[str, Costs]
+) -> str:
+    slower = sorted(drawn, key=lambda system: drawn[system].final)
+    head = ["to the final AP of", "AP", "iterations", *(titles[system] for system in drawn)]
+    rows = []
+    for slow in slower:
+        row = [titles[slow], f"{drawn[slow].final:.1f}", f"{drawn[slow].iterations[-1]:,}"]
+        for fast in drawn:
+            found = None if fast == slow else _between(drawn, costs, fast, slow)
+            row.append(f"{found[0]:.2f} / {found[1]:.2f}" if found else "")
+        rows.append(row)
+    return markdown_table(head, rows)
+
+
+def _sentences(
+    drawn: Mapping[str, Curve], titles: Mapping[str, str], costs: Mapping[str, Costs]
+) -> str:
+    """Say whether the paper's order and factor of ten, and the project's bars, hold here."""
+    lines = []
+    racing = [system for system in PAPER_ORDER if system in drawn]
+    if len(racing) == len(PAPER_ORDER):
+        order = sorted(racing, key=lambda system: -drawn[system].final)
+        verdict = "as in the paper" if order == racing else "not the paper's order"
+        found = ", ".join(f"{titles[s]} {drawn[s].final:.1f}" for s in order)
+        lines.append(f"Order by final AP: {found}: {verdict}.")
+    for fast, slow, limits in (
+        ("smca-independent", "detr", (0.2, None)),
+        ("smca-groups", "smca-independent", (0.6, 0.8)),
+    ):
+        if fast not in drawn or slow not in drawn:
+            continue
+        names = f"{titles[fast]} has the final AP of {titles[slow]} ({drawn[slow].final:.1f})"
+        found = _between(drawn, costs, fast, slow)
+        if found is None:
+            lines.append(f"{names} never.")
+            continue
+        words = [f"after {drawn[fast].reaches(drawn[slow].final):,} iterations"]
+        measured = (("iterations", found[0], limits[0]), ("time", found[2], limits[1]))
+        for quantity, share, limit in measured:
+            if quantity == "time" and not costs:
+                continue
+            bar = f" (bar {limit}: {'met' if share <= limit else 'missed'})" if limit else ""
+            words.append(f"{share:.2f} of its {quantity}{bar}")
+        if slow == BASELINE:
+            words.append(f"{1 / found[0]:.0f} times fewer; the paper says ten times")
+        lines.append(f"{names} {', '.join(words)}.")
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def origins(runs: Sequence[Run]) -> str:
+    """Return commits, machines and software of the runs as a Markdown list."""
+    lines = []
+    for key in ORIGIN:
+        values = dict.fromkeys(run.origin[key] for run in runs)
+        lines.append(f"- {key}: {'; '.join(values)}\n")
+    return "".join(lines) if runs else ""
+
+
+def plot(races: Mapping[str, Sequence[Run]], titles: Mapping[str, str], path: Path) -> None:
+    """Draw AP over iterations of each race: the mean of a system's seeds, and their range.
+
+    Args:
+        races: runs by the race's title.
+    """
+    figure = Figure(figsize=(1 + 6.3 * len(races), 4.6), dpi=120, layout="constrained")
     colors = dict(zip(titles, (f"C{i}" for i in range(len(titles))), strict=True))
-    for system, curve in curves(runs).items():
-        color, baseline = colors[system], system == BASELINE
-        axes.plot(
-            curve.iterations,
-            curve.mean,
-            "s--" if baseline else "o-",
-            color=color,
-            label=titles[system],
-            markersize=3.5,
+    shown: dict[str, object] = {}
+    for axes, (title, runs) in zip(
+        figure.subplots(1, len(races), squeeze=False).flat, races.items(), strict=True
+    ):
+        shown |= _plot_race(axes, curves(runs, titles), titles, colors)
+        axes.set_title(title, loc="left", fontweight="bold")
+    if shown:
+        figure.legend(
+            shown.values(), shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9
+        )
+    figure.savefig(path)
+
+
+def _plot_race(
+    axes: Axes,
+    drawn: Mapping[str, Curve],
+    titles: Mapping[str, str],
+    colors: Mapping[str, str],
+) -> dict[str, object]:
+    shown = {}
+    for system, curve in drawn.items():
+        color = colors[system]
+        style = "--" if "detr" in system else "-"
+        (shown[titles[system]],) = axes.plot(
+            curve.iterations, curve.mean, style, color=color, marker="o", markersize=2.5
         )
         axes.fill_between(curve.iterations, curve.low, curve.high, color=color, alpha=0.2, lw=0)
-        if baseline:
-            axes.axhline(curve.best[1], color=color, lw=0.8, ls=":")
+    if BASELINE in drawn:
+        axes.axhline(drawn[BASELINE].final, color=colors[BASELINE], lw=0.8, ls=":")
     axes.set_ylabel("AP (%)")
     finish_axes(axes, "iteration")
-    if axes.lines:
-        axes.legend(loc="best")
-    figure.savefig(path)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    return shown

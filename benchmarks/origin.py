@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +21,8 @@ def describe(command: str, *, threads: str, device: str | None = None) -> dict[s
         device: torch's name of the device; by default CUDA if there is a GPU.
     """
     commit = _git("rev-parse", "--short=10", "HEAD") or "unknown"
-    if _git("status", "--porcelain", "--untracked-files=no"):
+    # Results that a benchmark has just written are no changes of the code.
+    if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"):
         commit += ", with changes"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     software = f"Python {platform.python_version()}, torch {torch.__version__}"
@@ -38,29 +38,21 @@ def describe(command: str, *, threads: str, device: str | None = None) -> dict[s
     }
 
 
-def record_start(folder: Path, command: str) -> None:
+def record_start(folder: Path) -> None:
     """Append the origin of this start of a training run to the record in its folder."""
-    start = describe(command, threads=f"OMP_NUM_THREADS {os.getenv('OMP_NUM_THREADS', 'not set')}")
-    (folder / _FILE).write_text(json.dumps([*_starts(folder), start], indent=1))
-
-
-def recorded(folders: Iterable[Path]) -> str:
-    """Return the origins that :func:`record_start` wrote for these runs, as a Markdown list.
-
-    The list names each value once.
-    """
-    seen: dict[str, list[str]] = {}
-    for folder in folders:
-        for start in _starts(folder):
-            for key, value in start.items():
-                if value not in seen.setdefault(key, []):
-                    seen[key].append(value)
-    return "".join(f"- {key}: {'; '.join(values)}\n" for key, values in seen.items())
-
-
-def _starts(folder: Path) -> list[dict[str, str]]:
+    start = describe("", threads=f"OMP_NUM_THREADS {os.getenv('OMP_NUM_THREADS', 'not set')}")
     path = folder / _FILE
-    return json.loads(path.read_text()) if path.exists() else []
+    before = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*before, start], indent=1))
+
+
+def starts(folder: Path) -> dict[str, str]:
+    """Return commit, machine and software of a run's starts, each value once."""
+    recorded = json.loads((folder / _FILE).read_text())
+    return {
+        key: "; ".join(dict.fromkeys(start[key] for start in recorded))
+        for key in ("commit", "machine", "software")
+    }
 
 
 def _git(*arguments: str) -> str:

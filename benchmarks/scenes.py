@@ -4,34 +4,67 @@
   32 pixels and 76 % below 96, in images of 528 pixels (the mean of the square root of their
   area). The shares give a median of 0.078 of the image and a sigma of 1.2. Sides below
   ``MIN_SIDE`` pixels or above ``MAX_SHARE`` of the image are drawn again.
-- The number of objects is geometric with COCO's mean, 7.3, up to ``MAX_OBJECTS``. One image in a
+- The number of objects is geometric with COCO's mean, 7.4, up to ``MAX_OBJECTS``. One image in a
   hundred is empty, as in COCO.
+
+Outline, fill and a range of hues, which overlaps with those of other classes, tell a class; all
+else is random.
 """
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from smca.data.shapes.dataset import Drawing, write_drawings
 from smca.data.shapes.drawing import SHAPES, draw_background, paint_shapes
 
 MIN_SIDE = 6
 MAX_SHARE = 0.9
 MAX_OBJECTS = 30
-# Only their outline and fill tell the classes apart, as everything else is random.
-NAMES = tuple(name for name in SHAPES if not name.startswith(("hollow", "quartered")))
+PLAIN_AND_STRIPED = tuple(name for name in SHAPES if not name.startswith(("hollow", "quartered")))
 
 _MEDIAN, _SIGMA = 0.078, 1.2
-_MEAN_OBJECTS = 8.4
+_HUES = 0.15  # on either side of a class's own hue: each hue has the colours of several classes
+_MEAN_OBJECTS = 8.0  # 7.4 of them find a place and stay visible
 _EMPTY_IMAGES = 0.01
 _MAX_OVERLAP = 0.75  # of the smaller of two boxes
 _MIN_VISIBLE = 0.25  # of a shape: others cover up the rest
 
 
-def draw_scene(
-    rng: np.random.Generator, image_size: int
-) -> tuple[np.ndarray, list[tuple[str, list[int]]]]:
-    """Return a picture, (size, size, 3) in 0..255, and name and box ``[x, y, w, h]`` of each shape.
+def write_scenes(
+    root: Path,
+    *,
+    image_size: int,
+    names: Sequence[str] = PLAIN_AND_STRIPED,
+    num_train: int = 8000,
+    num_val: int = 400,
+) -> None:
+    """Write ``root/{train,val}/*.png`` and ``root/annotations/{train,val}.json``.
 
-    A box encloses what is visible of its shape.
+    A folder that was written with the same arguments is reused.
+
+    Args:
+        root: the data set's folder.
+        image_size: side of the square images, in pixels.
+        names: the classes, of ``SHAPES``.
+        num_train, num_val: images of each split.
+
+    Raises:
+        DatasetError: ``root`` holds something else.
     """
+    write_drawings(
+        root,
+        lambda rng: draw_scene(rng, image_size, names),
+        names=names,
+        counts={"train": num_train, "val": num_val},
+        arguments={"scenes": 1, "image_size": image_size, "seed": 0},
+    )
+
+
+def draw_scene(rng: np.random.Generator, image_size: int, names: Sequence[str]) -> Drawing:
+    """Return a picture, and name and box of each shape. A box encloses what is visible."""
     canvas = draw_background(rng, image_size) + _texture(rng, (image_size, image_size))
     canvas = canvas.clip(0, 255)
     if rng.random() < _EMPTY_IMAGES:
@@ -40,10 +73,11 @@ def draw_scene(
     shapes = paint_shapes(
         rng,
         canvas,
-        names=NAMES,
+        names=names,
         sides=_sides(rng, count, image_size),
         max_overlap=_MAX_OVERLAP,
         min_visible=_MIN_VISIBLE,
+        color_of=lambda name: _color(rng, names.index(name) / len(names)),
         texture=lambda shape: _texture(rng, shape),
     )
     return canvas, shapes
@@ -54,6 +88,12 @@ def _sides(rng: np.random.Generator, count: int, image_size: int) -> np.ndarray:
     while (wrong := (sides < MIN_SIDE) | (sides > MAX_SHARE * image_size)).any():
         sides[wrong] = image_size * _MEDIAN * np.exp(_SIGMA * rng.standard_normal(wrong.sum()))
     return sides
+
+
+def _color(rng: np.random.Generator, hue: float) -> np.ndarray:
+    """Return a colour, (3,) in 0..255, of about this hue in [0, 1)."""
+    hue = (hue + rng.uniform(-_HUES, _HUES)) % 1
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.4, 1), rng.uniform(0.2, 1)))
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

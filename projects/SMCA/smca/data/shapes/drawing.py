@@ -5,6 +5,7 @@ random.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -122,6 +123,7 @@ def paint_shapes(
     sides: Sequence[float],
     max_overlap: float = _MAX_OVERLAP,
     min_visible: float = 0.0,
+    color_of: Callable[[str], np.ndarray] | None = None,
     texture: Callable[[tuple[int, int]], np.ndarray] | None = None,
 ) -> list[tuple[str, list[int]]]:
     """Paint shapes of these sides like :func:`draw_shapes`, which see.
@@ -129,8 +131,11 @@ def paint_shapes(
     Args:
         max_overlap: of two boxes, over the area of the smaller.
         min_visible: a shape of which the others leave less than this share is not returned.
+        color_of: draws a colour for a name, as often as it takes to find one that stands out;
+            None: all colours are as likely.
         texture: returns for (h, w) what to add to a shape's colours, broadcast to (h, w, 3).
     """
+    any_color = partial(rng.integers, 0, 256, 3)
     topmost = np.full(canvas.shape[:2], -1)
     placed: list[tuple[str, np.ndarray, int]] = []
     for side in sorted(sides, reverse=True):
@@ -144,9 +149,11 @@ def paint_shapes(
         window = np.s_[box[1] : box[3], box[0] : box[2]]
         beneath = canvas[window]
         ground = beneath.mean(axis=(0, 1))
-        color = _contrasting_color(rng, ground)
+        color = _contrasting_color(
+            any_color if color_of is None else partial(color_of, name), ground
+        )
         if second is not None:
-            other = _contrasting_color(rng, ground, color)
+            other = _contrasting_color(any_color, ground, color)
             color = color + second[..., None] * (other - color)
         if texture is not None:
             color = color + texture(coverage.shape)
@@ -229,8 +236,8 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return common / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod())
 
 
-def _contrasting_color(rng: np.random.Generator, *others: np.ndarray) -> np.ndarray:
+def _contrasting_color(draw: Callable[[], np.ndarray], *others: np.ndarray) -> np.ndarray:
     while True:
-        color = rng.integers(0, 256, 3)
+        color = draw()
         if all(np.linalg.norm(color - other) >= _MIN_CONTRAST for other in others):
             return color

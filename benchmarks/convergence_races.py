@@ -1,0 +1,83 @@
+"""The systems and the data sets of the convergence races."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from scenes import write_scenes
+from tree_crowns import write_tree_crowns
+
+from smca.data.shapes.drawing import SHAPES
+
+_MODULATION = "MODEL.SMCA.MODULATION"
+_DECODER = "MODEL.SMCA.DECODER.NAME"
+_GROUPS = ["MODEL.SMCA.QUERY_GROUPS", "5"]
+_MULTI_SCALE = [
+    *("MODEL.SMCA.IN_FEATURES", "('res3', 'res4', 'res5')", "MODEL.SMCA.NUM_SCALES", "3"),
+    *("MODEL.SMCA.ENCODER.BLOCKS", "('intra', 'multi')"),
+]
+# The title of each system, and the config values in which it differs from the recipe.
+SYSTEMS: dict[str, tuple[str, list[str]]] = {
+    "smca-groups": ("SMCA, 5 groups", _GROUPS),
+    "smca-multi-scale": ("SMCA, multi scale", _MULTI_SCALE),
+    "smca-independent": ("SMCA, independent", []),
+    "smca-single": ("SMCA, single", [f"{_MODULATION}.SCALE", "single"]),
+    "smca-head-shared": ("SMCA, head-shared", [f"{_MODULATION}.HEADS", "shared"]),
+    "smca-fixed": ("SMCA, fixed", [f"{_MODULATION}.SCALE", "fixed"]),
+    "conditional-detr": ("Conditional DETR", [_DECODER, "ConditionalDecoder"]),
+    "detr-groups": ("DETR, 5 groups", [_DECODER, "DETRDecoder", *_GROUPS]),
+    "detr": ("DETR", [_DECODER, "DETRDecoder"]),
+}
+TITLES = {name: title for name, (title, _) in SYSTEMS.items()}
+
+
+@dataclass(frozen=True)
+class Race:
+    """A data set and the systems that race on it.
+
+    Attributes:
+        write: writes the data set into a folder, unless it is there; scenes also take the numbers
+            of images, ``num_train`` and ``num_val``.
+        datasets: the names of the training and the validation set in the config.
+        size: side of the images in pixels.
+        iterations: of a run, by system; long enough that AP is flat once the learning rate has
+            dropped.
+        seeds: by system.
+    """
+
+    write: Callable[..., object]
+    datasets: tuple[str, str]
+    size: int
+    iterations: Mapping[str, int]
+    seeds: Mapping[str, tuple[int, ...]]
+
+
+_ONE = dict.fromkeys(SYSTEMS, (0,))
+_THREE = (0, 1, 2)
+_SHAPES = ("shapes_train", "shapes_val")
+RACES = {
+    "scenes": Race(
+        partial(write_scenes, image_size=128),
+        _SHAPES,
+        size=128,
+        iterations=dict.fromkeys(SYSTEMS, 8000)
+        | dict.fromkeys(("conditional-detr", "detr-groups", "detr"), 16000),
+        seeds=_ONE | dict.fromkeys(("smca-groups", "smca-independent", "detr"), _THREE),
+    ),
+    "photographs": Race(
+        write_tree_crowns,
+        ("crowns_train", "crowns_val"),
+        size=200,
+        iterations=dict.fromkeys(SYSTEMS, 2400),
+        seeds=dict.fromkeys(
+            ("smca-groups", "smca-independent", "conditional-detr", "detr"), _THREE
+        ),
+    ),
+    "medium": Race(
+        partial(write_scenes, image_size=512, names=tuple(SHAPES)),
+        _SHAPES,
+        size=512,
+        iterations=dict.fromkeys(SYSTEMS, 24000),
+        seeds=_ONE,
+    ),
+}
