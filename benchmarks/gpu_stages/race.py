@@ -5,8 +5,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from convergence import SYSTEMS, TITLES
-from convergence_report import read_race
+from convergence_races import TITLES
+from convergence_results import read_run
 from measuring import ROOT, Row
 
 from .check import Check
@@ -23,17 +23,14 @@ def race(check: Check) -> Iterator[Row]:
     images = check.pick(("1500", "200"), ("8", "4"))
     command = [
         *(sys.executable, str(ROOT / "benchmarks/convergence.py")),
-        *("--size", check.pick("medium", "small"), "--output", str(folder)),
-        *(
-            "--data",
-            str(folder.with_name("race_data")),
-            "--images",
-            *images,
-        ),
+        *(check.pick("medium", "scenes"), "--output", str(folder), "--images", *images),
+        *("--data", str(folder.with_name("race_data"))),
     ]
-    opts = ["MODEL.DEVICE", str(check.device)]
     if check.tiny:
         command += ["--iterations", "2", "--eval-period", "1", "--systems", "smca-independent"]
+        command += ["--seeds", "0"]
+    opts = ["MODEL.DEVICE", str(check.device)]
+    if check.tiny:
         opts += ["SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
     process = subprocess.Popen([*command, "--opts", *opts], cwd=ROOT)
     try:
@@ -42,7 +39,8 @@ def race(check: Check) -> Iterator[Row]:
         # The race and its training run save on SIGTERM.
         process.terminate()
         code = process.wait()
-    runs = read_race(folder, list(SYSTEMS), iterations=sys.maxsize)
+    runs = [read_run(folder / system / "seed0", system, 0, sys.maxsize) for system in TITLES]
+    runs = [run for run in runs if run.evaluations]
     if not runs:
         raise RuntimeError(f"no evaluation was reached (convergence.py ended with code {code})")
     for each in runs:
