@@ -1,12 +1,14 @@
 """Crowded scenes of textured shapes, whose sizes and counts are distributed like COCO's.
 
+A scene stands for a quarter of a COCO image, half as wide and half as high, as a random crop shows
+it:
+
 - A side (the square root of a box's area) is log-normal with COCO's published shares: 41 % below
   32 pixels and 76 % below 96, in images of 528 pixels (the mean of the square root of their
-  area). The shares give a median of 0.078 of the image and a sigma of 1.2. Sides below
-  ``MIN_SIDE`` pixels or above ``MAX_SHARE`` of the image are drawn again.
-- The number of objects is geometric, up to ``MAX_OBJECTS``. Its mean is 4.9: COCO's 7.3 without the
-  third of objects that would have less than ``MIN_SIDE`` pixels in images of 128 pixels. One image
-  in a hundred is empty, as in COCO.
+  area). Hence a sigma of 1.2 and a median of 0.078 of the image, 0.156 of a quarter. Sides below
+  ``MIN_SIDE`` pixels or above ``MAX_SHARE`` of the scene are drawn again.
+- The number of objects is geometric, as COCO's nearly is, up to ``MAX_OBJECTS``, with a mean of 4.2
+  (COCO's whole images have 7.3). One scene in a hundred is empty, as in COCO.
 
 Outline, fill and a range of hues, which overlaps with those of other classes, tell a class; all
 else is random.
@@ -26,9 +28,9 @@ MAX_SHARE = 0.9
 MAX_OBJECTS = 20
 PLAIN_AND_STRIPED = tuple(name for name in SHAPES if not name.startswith(("hollow", "quartered")))
 
-_MEDIAN, _SIGMA = 0.078, 1.2
+_MEDIAN, _SIGMA = 0.156, 1.2  # of the scene's side, and of the logarithm
 _HUES = 0.1  # on either side of a class's own hue, which is 0.1 from the next one's
-_MEAN_OBJECTS = 5.2  # 4.9 of them find a place and stay visible
+_MEAN_OBJECTS = 4.6  # 4.2 of them find a place and stay visible
 _EMPTY_IMAGES = 0.01
 _MAX_OVERLAP = 0.75  # of the smaller of two boxes
 _MIN_VISIBLE = 0.25  # of a shape: others cover up the rest
