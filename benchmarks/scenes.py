@@ -10,8 +10,7 @@ it:
 - The number of objects is geometric, as COCO's nearly is, up to ``MAX_OBJECTS``, with a mean of 4.2
   (COCO's whole images have 7.3). One scene in a hundred is empty, as in COCO.
 
-Outline, fill and a range of hues, which overlaps with those of other classes, tell a class; all
-else is random.
+Outline, fill and hue tell a class. Stripes are grey, and all else is random.
 """
 
 import colorsys
@@ -29,7 +28,6 @@ MAX_OBJECTS = 20
 PLAIN_AND_STRIPED = tuple(name for name in SHAPES if not name.startswith(("hollow", "quartered")))
 
 _MEDIAN, _SIGMA = 0.156, 1.2  # of the scene's side, and of the logarithm
-_HUES = 0.1  # on either side of a class's own hue, which is 0.1 from the next one's
 _MEAN_OBJECTS = 4.6  # 4.2 of them find a place and stay visible
 _EMPTY_IMAGES = 0.01
 _MAX_OVERLAP = 0.75  # of the smaller of two boxes
@@ -80,7 +78,10 @@ def draw_scene(rng: np.random.Generator, image_size: int, names: Sequence[str]) 
         sides=_sides(rng, count, image_size),
         max_overlap=_MAX_OVERLAP,
         min_visible=_MIN_VISIBLE,
-        color_of=lambda name: _color(rng, names.index(name) / len(names)),
+        colors=(
+            lambda name: _color(rng, (names.index(name) + rng.uniform(-0.5, 0.5)) / len(names)),
+            lambda name: np.full(3, rng.uniform(0, 255)),
+        ),
         texture=lambda shape: _texture(rng, shape),
     )
     return canvas, shapes
@@ -94,9 +95,9 @@ def _sides(rng: np.random.Generator, count: int, image_size: int) -> np.ndarray:
 
 
 def _color(rng: np.random.Generator, hue: float) -> np.ndarray:
-    """Return a colour, (3,) in 0..255, of about this hue in [0, 1)."""
-    hue = (hue + rng.uniform(-_HUES, _HUES)) % 1
-    return 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.4, 1), rng.uniform(0.2, 1)))
+    """Return a colour of this hue, (3,) in 0..255."""
+    saturation, brightness = rng.uniform(0.4, 1), rng.uniform(0.2, 1)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, brightness))
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

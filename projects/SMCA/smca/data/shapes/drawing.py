@@ -123,7 +123,7 @@ def paint_shapes(
     sides: Sequence[float],
     max_overlap: float = _MAX_OVERLAP,
     min_visible: float = 0.0,
-    color_of: Callable[[str], np.ndarray] | None = None,
+    colors: tuple[Callable[[str], np.ndarray], Callable[[str], np.ndarray]] | None = None,
     texture: Callable[[tuple[int, int]], np.ndarray] | None = None,
 ) -> list[tuple[str, list[int]]]:
     """Paint shapes of these sides like :func:`draw_shapes`, which see.
@@ -131,11 +131,11 @@ def paint_shapes(
     Args:
         max_overlap: of two boxes, over the area of the smaller.
         min_visible: a shape of which the others leave less than this share is not returned.
-        color_of: draws a colour for a name, as often as it takes to find one that stands out;
-            None: all colours are as likely.
+        colors: draw a shape's first and second colour for its name, as often as it takes to find
+            one that stands out; None: all colours are as likely.
         texture: returns for (h, w) what to add to a shape's colours, broadcast to (h, w, 3).
     """
-    any_color = partial(rng.integers, 0, 256, 3)
+    first, further = colors or ((lambda _: rng.integers(0, 256, 3)),) * 2
     topmost = np.full(canvas.shape[:2], -1)
     placed: list[tuple[str, np.ndarray, int]] = []
     for side in sorted(sides, reverse=True):
@@ -149,11 +149,9 @@ def paint_shapes(
         window = np.s_[box[1] : box[3], box[0] : box[2]]
         beneath = canvas[window]
         ground = beneath.mean(axis=(0, 1))
-        color = _contrasting_color(
-            any_color if color_of is None else partial(color_of, name), ground
-        )
+        color = _contrasting_color(partial(first, name), ground)
         if second is not None:
-            other = _contrasting_color(any_color, ground, color)
+            other = _contrasting_color(partial(further, name), ground, color)
             color = color + second[..., None] * (other - color)
         if texture is not None:
             color = color + texture(coverage.shape)
