@@ -7,7 +7,7 @@ it:
   32 pixels and 76 % below 96, in images of 528 pixels (the mean of the square root of their
   area). Hence a sigma of 1.2 and a median of 0.078 of the image, 0.156 of a quarter. Sides below
   ``MIN_SIDE`` pixels or above ``MAX_SHARE`` of the scene are drawn again.
-- The number of objects is geometric, as COCO's nearly is, up to ``MAX_OBJECTS``, with a mean of 4.2
+- The number of objects is geometric, as COCO's nearly is, up to ``MAX_OBJECTS``, with a mean of 4.3
   (COCO's whole images have 7.3). One scene in a hundred is empty, as in COCO.
 
 Outline, fill and hue tell a class. Stripes are grey, and all else is random.
@@ -28,7 +28,7 @@ MAX_OBJECTS = 20
 PLAIN_AND_STRIPED = tuple(name for name in SHAPES if not name.startswith(("hollow", "quartered")))
 
 _MEDIAN, _SIGMA = 0.156, 1.2  # of the scene's side, and of the logarithm
-_MEAN_OBJECTS = 4.6  # 4.2 of them find a place and stay visible
+_MEAN_OBJECTS = 4.6  # 4.3 of them find a place and stay visible
 _EMPTY_IMAGES = 0.01
 _MAX_OVERLAP = 0.75  # of the smaller of two boxes
 _MIN_VISIBLE = 0.25  # of a shape: others cover up the rest
