@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 from convergence_costs import measure_costs, read_costs
-from convergence_races import RACES, SYSTEMS, TITLES
+from convergence_races import AT_A_GLANCE, RACES, SYSTEMS, TITLES
 from convergence_report import markdown, origins, plot
 from convergence_results import add_results, read_results, read_run
 from fvcore.common.config import CfgNode
@@ -243,18 +243,18 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def report(args: argparse.Namespace) -> str:
-    """Write the tables and the picture into the folder of the runs; return the tables."""
+def report(args: argparse.Namespace, picture: Path | None = None) -> str:
+    """Write tables and picture, by default into the folder of the runs; return the tables."""
     runs = read_results(args.results)
     text = f"{markdown(runs, TITLES, read_costs(args.costs_file))}\n{origins(runs)}"
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "report.md").write_text(text)
-    plot({args.race.capitalize(): runs}, TITLES, args.output / "report.png")
+    plot({args.race.capitalize(): runs}, TITLES, picture or args.output / "report.png")
     return text
 
 
 def write_docs(args: argparse.Namespace) -> None:
-    """Replace this race's part of docs/CONVERGENCE.md between two marks, and the picture of all.
+    """Replace this race's part of docs/CONVERGENCE.md between two marks, and the pictures.
 
     Raises:
         ConfigError: the page lacks the marks.
@@ -264,10 +264,13 @@ def write_docs(args: argparse.Namespace) -> None:
     text = page.read_text()
     if begin not in text or end not in text:
         raise ConfigError(f"{page} lacks the lines {begin.strip()} and {end.strip()}")
-    page.write_text(f"{text.split(begin)[0]}{begin}{report(args)}{end}{text.split(end)[1]}")
+    picture = page.with_name(f"convergence_{args.race}.png")
+    part = f"![AP over iterations, all systems]({picture.name})\n\n{report(args, picture)}"
+    page.write_text(f"{text.split(begin)[0]}{begin}{part}{end}{text.split(end)[1]}")
     races = {name: read_results(RESULTS / f"convergence_{name}.csv") for name in RACES}
     shown = {name.capitalize(): runs for name, runs in races.items() if runs}
-    plot(shown, TITLES, page.with_name("convergence.png"))
+    few = {system: TITLES[system] for system in AT_A_GLANCE}
+    plot(shown, few, page.with_name("convergence.png"), arrows=True)
 
 
 def main() -> int:

@@ -30,6 +30,8 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
     "detr": ("DETR", [_DECODER, "DETRDecoder"]),
 }
 TITLES = {name: title for name, (title, _) in SYSTEMS.items()}
+# The systems of the picture in the README.
+AT_A_GLANCE = ("detr", "conditional-detr", "smca-independent", "smca-groups-short")
 
 
 @dataclass(frozen=True)

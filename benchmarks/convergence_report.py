@@ -143,11 +143,19 @@ def origins(runs: Sequence[Run]) -> str:
     return "".join(lines) if runs else ""
 
 
-def plot(races: Mapping[str, Sequence[Run]], titles: Mapping[str, str], path: Path) -> None:
+def plot(
+    races: Mapping[str, Sequence[Run]],
+    titles: Mapping[str, str],
+    path: Path,
+    *,
+    arrows: bool = False,
+) -> None:
     """Draw AP over iterations of each race: the mean of a system's seeds, and their range.
 
     Args:
         races: runs by the race's title.
+        titles: of the systems to draw.
+        arrows: whether to show how much sooner a system has the final AP of a slower one.
     """
     figure = Figure(figsize=(1 + 6.3 * len(races), 4.6), dpi=120, layout="constrained")
     colors = dict(zip(titles, (f"C{i}" for i in range(len(titles))), strict=True))
@@ -155,8 +163,12 @@ def plot(races: Mapping[str, Sequence[Run]], titles: Mapping[str, str], path: Pa
     for axes, (title, runs) in zip(
         figure.subplots(1, len(races), squeeze=False).flat, races.items(), strict=True
     ):
-        shown |= _plot_race(axes, curves(runs, titles), titles, colors)
+        drawn = curves(runs, titles)
+        shown |= _plot_race(axes, drawn, titles, colors)
         axes.set_title(title, loc="left", fontweight="bold")
+        for fast, slow, _ in _BARS:
+            if arrows and fast in drawn and slow in drawn:
+                _plot_arrow(axes, drawn[fast], drawn[slow], colors[slow])
     if shown:
         figure.legend(
             shown.values(), shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9
@@ -178,9 +190,26 @@ def _plot_race(
             curve.iterations, curve.mean, style, color=color, marker="o", markersize=2.5
         )
         axes.fill_between(curve.iterations, curve.low, curve.high, color=color, alpha=0.2, lw=0)
-    if BASELINE in drawn:
-        axes.axhline(drawn[BASELINE].final, color=colors[BASELINE], lw=0.8, ls=":")
     axes.set_ylabel("AP (%)")
     finish_axes(axes, "iteration")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return shown
+
+
+def _plot_arrow(axes: Axes, fast: Curve, slow: Curve, color: str) -> None:
+    """Draw an arrow from the end of the slower system's curve to where the faster is as good."""
+    reached, end, level = fast.reaches(slow.final), slow.iterations[-1], slow.final
+    if reached is None or reached >= end:
+        return
+    style = {"arrowstyle": "->", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (reached, level), (end, level), arrowprops=style)
+    axes.annotate(
+        f"{end / reached:.1f} times fewer",
+        ((reached + end) / 2, level),
+        (0, 4),
+        textcoords="offset points",
+        ha="center",
+        color=color,
+        fontsize=9,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
+    )

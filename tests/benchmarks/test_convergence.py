@@ -179,9 +179,10 @@ def test_the_docs_get_the_part_between_the_marks(monkeypatch, tmp_path):
     add_results(args.results, Run("detr", 0, {5: {"AP": 1.5}}, {}), ORIGIN)
     program.write_docs(args)
     text = page.read_text()
-    assert text.startswith("before\n<!-- scenes: begin -->\n| AP after") and "old" not in text
+    assert text.startswith("before\n<!-- scenes: begin -->\n![AP over") and "old" not in text
     assert text.endswith("<!-- scenes: end -->\nafter\n") and "| DETR | **1.5** |" in text
-    assert (tmp_path / "docs/convergence.png").exists()
+    pictures = {path.name for path in page.parent.glob("*.png")}
+    assert pictures == {"convergence.png", "convergence_scenes.png"}
     page.write_text("nothing")
     with pytest.raises(program.ConfigError, match="lacks the lines <!-- scenes: begin -->"):
         program.write_docs(args)

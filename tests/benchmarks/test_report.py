@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import convergence_report as report
 import convergence_results as results
@@ -161,3 +162,21 @@ def test_the_picture_has_a_line_and_a_band_of_its_own_color_a_system(tmp_path):
     assert has(left, fast) == has(left, detr) == (True, True)
     assert has(right, fast) == (True, False) and has(right, detr)[1] is np.False_
     report.plot({"Scenes": []}, TITLES, tmp_path / "empty.png")
+
+
+def test_an_arrow_leads_from_a_slower_systems_end_to_where_a_faster_one_is_as_good(tmp_path):
+    runs = [
+        run("smca-independent", 0, {50: 10.0, 100: 40.0}),
+        run("detr", 0, {100: 1.0, 400: 20.0}),
+    ]
+
+    def colored(path: Path, **options) -> int:
+        report.plot({"Scenes": runs}, TITLES_OF_BARS, path, **options)
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        color = 148, 103, 189  # of the fifth system, DETR
+        return (np.abs(pixels - color).max(axis=2) < 10).sum()
+
+    without, with_arrow = colored(tmp_path / "a.png"), colored(tmp_path / "b.png", arrows=True)
+    # A line of two pixels over three quarters of the width, and a text.
+    assert with_arrow > without + 800
