@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 from convergence_costs import measure_costs, read_costs
 from convergence_races import AT_A_GLANCE, RACES, SYSTEMS, TITLES
-from convergence_report import markdown, origins, plot
+from convergence_report import draw_examples, markdown, origins, plot
 from convergence_results import add_results, read_results, read_run
 from fvcore.common.config import CfgNode
 from origin import record_start, starts
@@ -51,12 +51,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("race", choices=RACES, help="the data; medium is for a GPU")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: all of the race")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the race's, by system")
-    parser.add_argument(
-        "--data", type=Path, help="data folder (default: datasets/convergence_RACE)"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="folder of the runs (default: benchmarks/out/convergence_RACE)"
-    )
+    parser.add_argument("--data", type=Path, help="default: datasets/convergence_RACE")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/out/convergence_RACE")
     parser.add_argument("--costs", action="store_true", help="only measure an iteration's costs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands left to run")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
@@ -88,7 +84,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def config_file(race: str) -> str:
-    return f"benchmarks/configs/convergence_{race}.yaml"
+    return str(ROOT / f"benchmarks/configs/convergence_{race}.yaml")
 
 
 def recipe_options(args: argparse.Namespace) -> list[str]:
@@ -147,8 +143,8 @@ def chosen_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
     """
     configs = {}
     for system, seed in chosen_runs(args):
-        file, options = str(ROOT / config_file(args.race)), run_options(args, system, seed)
-        configs[system] = load_cfg(get_cfg(), file, options)
+        options = run_options(args, system, seed)
+        configs[system] = load_cfg(get_cfg(), config_file(args.race), options)
         validate(configs[system])
     return configs
 
@@ -159,7 +155,7 @@ def keep_recipe(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: the race in the folder has another recipe.
     """
-    cfg = load_cfg(get_cfg(), str(ROOT / config_file(args.race)), recipe_options(args))
+    cfg = load_cfg(get_cfg(), config_file(args.race), recipe_options(args))
     path = args.output / _RECIPE
     if not path.exists():
         args.output.mkdir(parents=True, exist_ok=True)
@@ -254,7 +250,8 @@ def report(args: argparse.Namespace, picture: Path | None = None) -> str:
 
 
 def write_docs(args: argparse.Namespace) -> None:
-    """Replace this race's part of docs/CONVERGENCE.md between two marks, and the pictures.
+    """Replace this race's part of docs/CONVERGENCE.md between two marks, and the pictures, those of
+    the data if it is there.
 
     Raises:
         ConfigError: the page lacks the marks.
@@ -271,6 +268,8 @@ def write_docs(args: argparse.Namespace) -> None:
     shown = {name.capitalize(): runs for name, runs in races.items() if runs}
     few = {system: TITLES[system] for system in AT_A_GLANCE}
     plot(shown, few, page.with_name("convergence.png"), arrows=True)
+    if args.data.exists():
+        draw_examples(args.data, page.with_name(f"convergence_{args.race}_data.jpg"))
 
 
 def main() -> int:

@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from convergence_results import ORIGIN, Costs, Curve, Run, curves, shares
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from smca.analysis.markdown import markdown_table
+from smca.data.coco import load_coco
 from smca.visualization.curves import finish_axes
+from smca.visualization.detections import draw_detections, grid
 
 BASELINE = "detr"
 # From best to worst, in the paper's Table 2 and Figure 1.
@@ -174,6 +178,20 @@ def plot(
             shown.values(), shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9
         )
     figure.savefig(path)
+
+
+def draw_examples(data: Path, path: Path, *, number: int = 4) -> None:
+    """Draw the first validation images of a race's data with their boxes."""
+    dataset = load_coco(path.stem, str(data / "annotations/val.json"), str(data / "val"))
+    pictures = []
+    for record in dataset.records[:number]:
+        objects = record["annotations"]
+        boxes = np.array([thing["bbox"] for thing in objects]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        with Image.open(record["file_name"]) as image:
+            labels = [thing["category_id"] for thing in objects]
+            pictures.append(draw_detections(image, boxes, labels, class_names=dataset.class_names))
+    grid(pictures).save(path, quality=85)
 
 
 def _plot_race(

@@ -12,6 +12,7 @@ import pytest
 from convergence_races import RACES, SYSTEMS, TITLES
 from convergence_results import Run, add_results, read_results
 from PIL import Image
+from scenes import write_scenes
 
 from smca.analysis.runs import read_metrics
 
@@ -132,7 +133,7 @@ def test_the_systems_differ_from_the_recipe_in_nothing_but_themselves(tmp_path, 
     from smca.modeling import build_detector
 
     args = program.parse([kind, "--output", str(tmp_path), "--data", str(tmp_path / "data")])
-    recipe = flatten(load_cfg(get_cfg(), str(ROOT / program.config_file(kind))))
+    recipe = flatten(load_cfg(get_cfg(), program.config_file(kind)))
     configs = program.chosen_configs(args)
     assert list(configs) == list(RACES[kind].seeds)
     models = set()
@@ -175,14 +176,17 @@ def test_the_docs_get_the_part_between_the_marks(monkeypatch, tmp_path):
     page.write_text(f"before\n{marks}after\n")
     monkeypatch.setattr(program, "ROOT", tmp_path)
     monkeypatch.setattr(program, "RESULTS", tmp_path / "results")
-    args = program.parse(["scenes"])
+    write_scenes(tmp_path / "data", image_size=64, num_train=1, num_val=5)
+    args = program.parse(["scenes", "--data", str(tmp_path / "data")])
     add_results(args.results, Run("detr", 0, {5: {"AP": 1.5}}, {}), ORIGIN)
     program.write_docs(args)
     text = page.read_text()
     assert text.startswith("before\n<!-- scenes: begin -->\n![AP over") and "old" not in text
     assert text.endswith("<!-- scenes: end -->\nafter\n") and "| DETR | **1.5** |" in text
-    pictures = {path.name for path in page.parent.glob("*.png")}
-    assert pictures == {"convergence.png", "convergence_scenes.png"}
+    pictures = {path.name for path in page.parent.glob("*[gp]")}
+    assert pictures == {"convergence.png", "convergence_scenes.png", "convergence_scenes_data.jpg"}
+    with Image.open(page.with_name("convergence_scenes_data.jpg")) as picture:
+        assert picture.size == (4 * 384 + 3 * 8, 384)
     page.write_text("nothing")
     with pytest.raises(program.ConfigError, match="lacks the lines <!-- scenes: begin -->"):
         program.write_docs(args)
