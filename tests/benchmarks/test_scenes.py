@@ -11,6 +11,7 @@ from PIL import Image
 from scenes import draw_scene, write_scenes
 
 from smca.data.coco import load_coco
+from smca.data.shapes.drawing import paint_shapes
 from smca.errors import DatasetError
 
 
@@ -45,6 +46,24 @@ def test_boxes_enclose_what_is_visible(drawn):
         common = np.minimum(far[:, None], far) - np.maximum(corner[:, None], corner)
         overlapping += ((common > 0).all(axis=2).sum() - len(boxes)) / 2
     assert overlapping > 50
+
+
+def test_shapes_of_which_too_little_is_visible_are_no_objects():
+    def painted(least: float) -> list:
+        return paint_shapes(
+            np.random.default_rng(5),
+            np.full((96, 96, 3), 128.0, np.float32),
+            names=scenes.PLAIN_AND_STRIPED,
+            sides=[40] * 8,
+            max_overlap=1.0,
+            min_visible=least,
+        )
+
+    everything, half, whole = painted(0.0), painted(0.5), painted(0.999)
+    assert 8 >= len(everything) > len(half) > len(whole) >= 1
+    assert all(one in everything for one in half) and all(one in half for one in whole)
+    # The last one lies on top.
+    assert whole[-1] == everything[-1]
 
 
 def test_scenes_are_written_as_a_dataset_and_reused(tmp_path):

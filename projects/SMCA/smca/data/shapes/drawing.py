@@ -126,14 +126,19 @@ def paint_shapes(
     colors: tuple[Callable[[str], np.ndarray], Callable[[str], np.ndarray]] | None = None,
     texture: Callable[[tuple[int, int]], np.ndarray] | None = None,
 ) -> list[tuple[str, list[int]]]:
-    """Paint shapes of these sides like :func:`draw_shapes`, which see.
+    """Paint one shape for each of ``sides``, in pixels, as :func:`draw_shapes` does.
 
     Args:
+        rng, canvas, names: as there.
+        sides: of the shapes; those that find no free place are left out.
         max_overlap: of two boxes, over the area of the smaller.
         min_visible: a shape of which the others leave less than this share is not returned.
         colors: draw a shape's first and second colour for its name, as often as it takes to find
             one that stands out; None: all colours are as likely.
         texture: returns for (h, w) what to add to a shape's colours, broadcast to (h, w, 3).
+
+    Returns:
+        as there.
     """
     first, further = colors or ((lambda _: rng.integers(0, 256, 3)),) * 2
     topmost = np.full(canvas.shape[:2], -1)
