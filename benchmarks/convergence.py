@@ -39,7 +39,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 # Each run is evaluated so often.
 _EVALUATIONS = 40
-_RECIPE = "recipe.yaml"
 # Runs of one race may differ in these keys.
 _NOT_THE_RECIPE = {"OUTPUT_DIR", "SEED", "DATALOADER.NUM_WORKERS"}
 
@@ -75,6 +74,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"{', '.join(changed)}: name a folder for the runs and results of your own recipe with "
             "--output"
         )
+    if args.images and args.race == "photographs":
+        parser.error("--images: photographs are not drawn")
     name = f"convergence_{args.race}"
     args.results = (args.output or RESULTS) / f"{name}.csv"
     args.costs_file = args.results.with_name(f"{name}_costs.csv")
@@ -156,7 +157,7 @@ def keep_recipe(args: argparse.Namespace) -> None:
         ConfigError: the race in the folder has another recipe.
     """
     cfg = load_cfg(get_cfg(), config_file(args.race), recipe_options(args))
-    path = args.output / _RECIPE
+    path = args.output / "recipe.yaml"
     if not path.exists():
         args.output.mkdir(parents=True, exist_ok=True)
         path.write_text(cfg.dump())

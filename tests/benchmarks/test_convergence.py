@@ -160,6 +160,9 @@ def test_other_recipes_leave_the_results_of_the_project_alone(capsys):
     with pytest.raises(SystemExit):
         program.parse(["scenes", "--iterations", "5", "--opts", "SOLVER.BASE_LR", "1"])
     assert "--iterations, --opts: name a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.parse(["photographs", "--output", "other", "--images", "5", "5"])
+    assert "photographs are not drawn" in capsys.readouterr().err
 
 
 def test_a_run_is_held_by_one_program(tmp_path):
