@@ -97,17 +97,13 @@ def recipe_options(args: argparse.Namespace) -> list[str]:
     return ["DATASETS.COCO_FORMAT", str(files), *args.opts]
 
 
-def iterations(args: argparse.Namespace, system: str) -> int:
-    return args.iterations or RACES[args.race].iterations[system]
-
-
 def run_folder(args: argparse.Namespace, system: str, seed: int) -> Path:
     return args.output / system / f"seed{seed}"
 
 
 def run_options(args: argparse.Namespace, system: str, seed: int) -> list[str]:
     """Return the KEY VALUE pairs of one run."""
-    length = iterations(args, system)
+    length = args.iterations or RACES[args.race].iterations[system]
     period = args.eval_period or max(1, length // _EVALUATIONS)
     return [
         *("OUTPUT_DIR", str(run_folder(args, system, seed)), "SEED", f"{seed}"),
@@ -234,7 +230,8 @@ def train(args: argparse.Namespace) -> int:
                 return code if code > 0 else 128 - code
             for checkpoint in folder.glob("model_[0-9]*.pth"):
                 checkpoint.unlink()  # saved during the run, at each evaluation
-            run = read_run(folder, system, seed, iterations(args, system))
+            length = args.iterations or RACES[args.race].iterations[system]
+            run = read_run(folder, system, seed, length)
             add_results(args.results, run, starts(folder))
         os.close(held)
     return 0
@@ -243,7 +240,8 @@ def train(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace, picture: Path | None = None) -> str:
     """Write tables and picture, by default into the folder of the runs; return the tables."""
     runs = read_results(args.results)
-    text = f"{markdown(runs, TITLES, read_costs(args.costs_file))}\n{origins(runs)}"
+    text = f"{len(runs)} of {len(chosen_runs(args))} runs have finished.\n\n"
+    text += f"{markdown(runs, TITLES, read_costs(args.costs_file))}\n{origins(runs)}"
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "report.md").write_text(text)
     plot({args.race.capitalize(): runs}, TITLES, picture or args.output / "report.png")

@@ -20,6 +20,7 @@ _MULTI_SCALE = [
 SYSTEMS: dict[str, tuple[str, list[str]]] = {
     "smca-groups": ("SMCA, 5 groups", _GROUPS),
     "smca-groups-short": ("SMCA, 5 groups, shorter", _GROUPS),
+    "smca-3-groups-short": ("SMCA, 3 groups, shorter", ["MODEL.SMCA.QUERY_GROUPS", "3"]),
     "smca-multi-scale": ("SMCA, multi scale", _MULTI_SCALE),
     "smca-independent": ("SMCA, independent", []),
     "smca-single": ("SMCA, single", [f"{_MODULATION}.SCALE", "single"]),
@@ -44,8 +45,8 @@ class Race:
         datasets: the names of the training and the validation set in the config.
         size: side of the images in pixels.
         iterations: of a run, by system; long enough that AP is flat once the learning rate has
-            dropped. "smca-groups-short" has three fifths of the iterations of "smca-independent",
-            because a rate that drops late favours a run's last fifth.
+            dropped. Since a rate that drops late favours a run's last fifth, systems named "short"
+            have three fifths of the iterations of "smca-independent".
         seeds: by system.
     """
 
@@ -66,14 +67,15 @@ RACES = {
         size=128,
         iterations=dict.fromkeys(SYSTEMS, 8000)
         | dict.fromkeys(("conditional-detr", "detr-groups", "detr"), 16000)
-        | {"smca-groups-short": 4800},
+        | dict.fromkeys(("smca-groups-short", "smca-3-groups-short"), 4800),
         seeds=_ONE | dict.fromkeys(("smca-groups-short", "smca-independent", "detr"), _THREE),
     ),
     "photographs": Race(
         write_tree_crowns,
         ("crowns_train", "crowns_val"),
         size=200,
-        iterations=dict.fromkeys(SYSTEMS, 2400) | {"smca-groups-short": 1440},
+        iterations=dict.fromkeys(SYSTEMS, 2400)
+        | dict.fromkeys(("smca-groups-short", "smca-3-groups-short"), 1440),
         seeds=dict.fromkeys(
             ("smca-groups", "smca-groups-short", "smca-independent", "conditional-detr", "detr"),
             _THREE,

@@ -1,5 +1,6 @@
 """The report of a convergence race: tables, sentences and pictures."""
 
+import bisect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,10 +59,11 @@ def _precision(drawn: Mapping[str, Curve], titles: Mapping[str, str]) -> str:
     shown = columns(drawn)
     rows = []
     for system, curve in drawn.items():
-        cells = {i: curve.shown(n) for n, i in enumerate(curve.iterations)}
         last = curve.iterations[-1]
-        cells[last] = f"**{cells[last]}**"
-        rows.append([titles[system], *(cells.get(i, "") for i in shown)])
+        evaluations = [bisect.bisect(curve.iterations, i) - 1 for i in shown if i < last]
+        cells = [curve.shown(n) if n >= 0 else "" for n in evaluations]
+        cells.append(f"**{curve.shown(-1)}**")
+        rows.append([titles[system], *cells, *[""] * (len(shown) - len(cells))])
     return markdown_table(["AP after iterations", *(f"{i:,}" for i in shown)], rows)
 
 

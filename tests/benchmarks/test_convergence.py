@@ -152,7 +152,7 @@ def test_the_systems_differ_from_the_recipe_in_nothing_but_themselves(tmp_path, 
         }
         detector = build_detector(cfg)
         models.add((type(detector.decoder), sum(p.numel() for p in detector.parameters())))
-    # Of two systems with groups one has a longer schedule.
+    # Of the systems with five groups one has a longer schedule.
     assert len(models) == len(configs) - 1
 
 
