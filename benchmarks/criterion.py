@@ -94,7 +94,9 @@ class Work:
     def losses(self, matcher: Callable | None = None) -> dict[str, Tensor]:
         """Return the losses of the project's criterion, with its own matcher or ``matcher``."""
         criterion = SetCriterion(
-            matcher=matcher or self.matcher, softmax=self.softmax, class_weight=self.weight
+            matcher=matcher or self.matcher,
+            classification="softmax" if self.softmax else "focal",
+            class_weight=self.weight,
         )
         return criterion(self.predictions, self.targets)
 

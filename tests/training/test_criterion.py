@@ -36,11 +36,30 @@ def example(layers=3, classes=4, dtype=None):
     return predictions, targets
 
 
-def focal(x, wanted):
+KINDS = ["focal", "softmax", "mal", "ia_bce"]
+
+
+def focal(x, wanted, _):
     p = 1 / (1 + math.exp(-x))
     if wanted:
         return -0.25 * (1 - p) ** 2 * math.log(p)
     return -0.75 * p**2 * math.log(1 - p)
+
+
+def mal(x, wanted, quality):
+    p = 1 / (1 + math.exp(-x))
+    if not wanted:
+        return -(p**1.5) * math.log(1 - p)
+    target = quality**1.5
+    return -target * math.log(p) - (1 - target) * math.log(1 - p)
+
+
+def ia_bce(x, wanted, quality):
+    p = 1 / (1 + math.exp(-x))
+    if not wanted:
+        return -(p**2) * math.log(1 - p)
+    target = max(p**0.25 * quality**0.75, 0.01)
+    return -target * math.log(p) - (1 - target) * math.log(1 - p)
 
 
 def giou(a, b):
@@ -55,14 +74,22 @@ def giou(a, b):
     return inter / union - (hull - union) / hull
 
 
+def iou(a, b):
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a, b
+    width = min(ax + aw / 2, bx + bw / 2) - max(ax - aw / 2, bx - bw / 2)
+    height = min(ay + ah / 2, by + bh / 2) - max(ay - ah / 2, by - bh / 2)
+    inter = max(0, width) * max(0, height)
+    return inter / (aw * ah + bw * bh - inter)
+
+
 PAIRS = {(0, 1): 0, (0, 3): 1, (1, 0): 0}  # (image, query): object
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("softmax", [False, True])
-def test_losses(softmax, dtype, error):
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses(kind, dtype, error):
     predictions, targets = example(dtype=dtype)
-    criterion = SetCriterion(matcher=FixedMatcher(), softmax=softmax)
+    criterion = SetCriterion(matcher=FixedMatcher(), classification=kind)
     losses = criterion(predictions, targets)
     assert set(losses) == {
         f"loss_{name}{suffix}" for name in ("class", "l1", "giou") for suffix in ("", "_0", "_1")
@@ -74,20 +101,23 @@ def test_losses(softmax, dtype, error):
                 logits = predictions.logits[layer, image, query].tolist()
                 found = PAIRS.get((image, query))
                 label = None if found is None else targets.labels[image, found].item()
-                if softmax:
+                quality = 0.0
+                if found is not None:
+                    box = predictions.boxes[layer, image, query].tolist()
+                    target = targets.boxes[image, found].tolist()
+                    quality = iou(box, target)
+                    l1 += sum(abs(u - v) for u, v in zip(box, target, strict=True))
+                    generalized += 1 - giou(box, target)
+                if kind == "softmax":
                     label, weight = (3, 0.1) if label is None else (label, 1.0)
                     total = sum(math.exp(x) for x in logits)
                     class_loss -= weight * math.log(math.exp(logits[label]) / total)
                     weights += weight
                 else:
-                    class_loss += sum(focal(x, k == label) for k, x in enumerate(logits))
-                if found is not None:
-                    box = predictions.boxes[layer, image, query].tolist()
-                    target = targets.boxes[image, found].tolist()
-                    l1 += sum(abs(u - v) for u, v in zip(box, target, strict=True))
-                    generalized += 1 - giou(box, target)
+                    one = {"focal": focal, "mal": mal, "ia_bce": ia_bce}[kind]
+                    class_loss += sum(one(x, k == label, quality) for k, x in enumerate(logits))
         expected = {
-            "class": 2 * class_loss / (weights if softmax else 3),
+            "class": 2 * class_loss / (weights if kind == "softmax" else 3),
             "l1": 5 * l1 / 3,
             "giou": 2 * generalized / 3,
         }
@@ -150,17 +180,41 @@ def test_the_focal_loss_and_its_gradient_are_torchvisions(alpha, gamma):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("softmax", [False, True])
-def test_extreme_logits_have_finite_losses_and_gradients(softmax, dtype):
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_logits_have_finite_losses_and_gradients(kind, dtype):
     predictions, targets = example()
     logits = (predictions.logits.detach().sign() * 1e4).to(dtype).requires_grad_()
     # The heads give float32, whatever they compute in.
     extreme = Predictions(
         logits=logits.float(), boxes=predictions.boxes, centers=predictions.centers
     )
-    for matcher in (FixedMatcher(), HungarianMatcher(softmax=softmax)):
+    for matcher in (FixedMatcher(), HungarianMatcher(softmax=kind == "softmax")):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            losses = SetCriterion(matcher=matcher, softmax=softmax)(extreme, targets)
+            losses = SetCriterion(matcher=matcher, classification=kind)(extreme, targets)
         (gradient,) = torch.autograd.grad(sum(losses.values()), logits, retain_graph=True)
         assert all(loss.isfinite() for loss in losses.values())
         assert gradient.isfinite().all() and gradient.any()
+
+
+@pytest.mark.parametrize("kind", ["mal", "ia_bce"])
+def test_no_gradient_flows_through_what_weighs_or_is_wanted(kind):
+    """The gradient of a logit is weight or target times that of the cross-entropy."""
+    predictions, targets = example(dtype=torch.float64)
+    criterion = SetCriterion(matcher=FixedMatcher(), classification=kind, class_weight=1.0)
+    losses = criterion(predictions, targets)
+    wanted = (predictions.logits, predictions.boxes)
+    gradient, boxes = torch.autograd.grad(losses["loss_class"], wanted, allow_unused=True)
+    assert boxes is None or not boxes.any()
+    p = predictions.logits[-1].detach().sigmoid()
+    expected = p ** (1.5 if kind == "mal" else 2) * p
+    for (image, query), found in PAIRS.items():
+        label = targets.labels[image, found]
+        quality = iou(predictions.boxes[-1, image, query], targets.boxes[image, found]).detach()
+        probability = p[image, query, label]
+        if kind == "mal":
+            target = quality**1.5
+        else:
+            target = (probability**0.25 * quality**0.75).clamp(min=0.01)
+        expected[image, query, label] = probability - target
+    assert_close(gradient[-1], expected / 3)
+    assert not gradient[:-1].any()

@@ -42,9 +42,13 @@ def drawn_predictions(layers, images, queries, columns, *, spread=3.0):
     )
 
 
-def criterion_of(softmax=False, gamma=2.0, **options):
-    matcher = HungarianMatcher(softmax=softmax, gamma=gamma)
-    return SetCriterion(matcher=matcher, softmax=softmax, gamma=gamma, **options)
+def logits_of(kind, classes):
+    return classes + (kind == "softmax")
+
+
+def criterion_of(classification="focal", gamma=2.0, **options):
+    matcher = HungarianMatcher(softmax=classification == "softmax", gamma=gamma)
+    return SetCriterion(matcher=matcher, classification=classification, gamma=gamma, **options)
 
 
 def assert_sound(losses):
@@ -52,6 +56,7 @@ def assert_sound(losses):
         assert loss.isfinite() and loss >= 0, (name, loss)
 
 
+kinds = st.sampled_from(["focal", "softmax", "mal", "ia_bce"])
 few = st.integers(1, 12)
 batches = st.one_of(
     st.tuples(few, few, st.lists(st.integers(0, 15), min_size=1, max_size=4)),
@@ -65,16 +70,16 @@ batches = st.one_of(
 
 
 @settings(max_examples=250)
-@given(batches, st.integers(1, 3), st.booleans(), st.booleans(), seeds)
-@example((5000, 900, [1000]), 1, False, True, 0)
-@example((1, 1, [0]), 1, True, False, 0)
-def test_any_number_of_classes_queries_and_objects(batch, layers, softmax, duplicates, seed):
+@given(batches, st.integers(1, 3), kinds, st.booleans(), seeds)
+@example((5000, 900, [1000]), 1, "focal", True, 0)
+@example((1, 1, [0]), 1, "softmax", False, 0)
+def test_any_number_of_classes_queries_and_objects(batch, layers, kind, duplicates, seed):
     torch.manual_seed(seed)
     classes, queries, counts = batch
     layers = layers if classes * queries < 1e4 else 1
-    predictions = drawn_predictions(layers, len(counts), queries, classes + softmax)
+    predictions = drawn_predictions(layers, len(counts), queries, logits_of(kind, classes))
     targets = drawn_targets(counts, classes, duplicates=duplicates)
-    losses = criterion_of(softmax)(predictions, targets)
+    losses = criterion_of(kind)(predictions, targets)
     assert len(losses) == 3 * layers
     assert_sound(losses)
     if not any(counts):
@@ -83,7 +88,7 @@ def test_any_number_of_classes_queries_and_objects(batch, layers, softmax, dupli
 
 @settings(max_examples=300)
 @given(
-    st.booleans(),
+    kinds,
     gammas,
     st.sampled_from([torch.float32, *HALVES]),
     st.floats(0, 4),
@@ -91,20 +96,20 @@ def test_any_number_of_classes_queries_and_objects(batch, layers, softmax, dupli
     st.lists(st.integers(0, 6), min_size=1, max_size=3),
     seeds,
 )
-@example(False, 0.3, torch.float32, 4.0, 0.1, [1], 0)
-@example(True, 2.0, torch.float32, 0.0, 0.0, [0], 0)
+@example("focal", 0.3, torch.float32, 4.0, 0.1, [1], 0)
+@example("softmax", 2.0, torch.float32, 0.0, 0.0, [0], 0)
 def test_extreme_numbers_have_finite_losses_and_gradients(
-    softmax, gamma, dtype, power, no_object_weight, counts, seed
+    kind, gamma, dtype, power, no_object_weight, counts, seed
 ):
     """Logits of classes and boxes up to 1e4, boxes down to 1e-9 of the image."""
     torch.manual_seed(seed)
     targets = drawn_targets(counts, 4, smallest=1e-9)
-    logits = (torch.randn(2, len(counts), 5, 4 + softmax) * 10**power).clamp(-1e4, 1e4)
+    logits = (torch.randn(2, len(counts), 5, logits_of(kind, 4)) * 10**power).clamp(-1e4, 1e4)
     offsets = (torch.randn(2, len(counts), 5, 4) * 10**power).clamp(-1e4, 1e4)
     leaves = [x.to(dtype).requires_grad_() for x in (logits, offsets)]
     # The heads give float32, whatever the rest runs in.
     logits, boxes = leaves[0].float(), leaves[1].float().sigmoid()
-    criterion = criterion_of(softmax, gamma, no_object_weight=no_object_weight)
+    criterion = criterion_of(kind, gamma, no_object_weight=no_object_weight)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         losses = criterion(Predictions(logits=logits, boxes=boxes, centers=None), targets)
     assert_sound(losses)
@@ -127,13 +132,13 @@ def test_boxes_that_are_right_but_for_rounding_have_no_negative_loss(counts, err
 
 
 @settings(max_examples=150)
-@given(st.booleans(), st.lists(st.integers(0, 6), min_size=1, max_size=4), st.booleans(), seeds)
-def test_the_order_of_boxes_and_of_images_does_not_matter(softmax, counts, duplicates, seed):
+@given(kinds, st.lists(st.integers(0, 6), min_size=1, max_size=4), st.booleans(), seeds)
+def test_the_order_of_boxes_and_of_images_does_not_matter(kind, counts, duplicates, seed):
     torch.manual_seed(seed)
     classes = 5
-    predictions = drawn_predictions(2, len(counts), 4, classes + softmax)
+    predictions = drawn_predictions(2, len(counts), 4, logits_of(kind, classes))
     targets = drawn_targets(counts, classes, duplicates=duplicates)
-    criterion = criterion_of(softmax)
+    criterion = criterion_of(kind)
     expected = criterion(predictions, targets)
 
     shuffled = [torch.randperm(count) for count in counts]
@@ -177,7 +182,7 @@ def test_gradients_of_the_criterion_are_those_of_finite_differences(softmax, gam
     predictions = drawn_predictions(2, len(counts), 3, 2 + softmax, spread=1.5)
     targets = drawn_targets(counts, 2, smallest=0.1)
     targets = replace(targets, boxes=targets.boxes.double())
-    criterion = criterion_of(softmax, gamma)
+    criterion = criterion_of("softmax" if softmax else "focal", gamma)
     first = replace(
         predictions, logits=predictions.logits.double(), boxes=predictions.boxes.double()
     )

@@ -190,14 +190,18 @@ MODEL_KEYS |= group(
     "MODEL.SMCA.LOSS",
     CLASSIFICATION=Own(
         "focal",
-        "Sigmoid focal loss, or DETR's softmax cross-entropy with a no-object class.",
-        one_of("focal", "softmax"),
+        "Sigmoid focal loss, DETR's softmax cross-entropy with a no-object class, or losses that "
+        "know the IoU of a query's box: DEIM's MAL or Align-DETR's IA-BCE, with CLASS_WEIGHT 1.0.",
+        one_of("focal", "softmax", "mal", "ia_bce"),
     ),
     CLASS_WEIGHT=Own(2.0, "Weight of the classification loss.", NOT_NEGATIVE),
     L1_WEIGHT=Own(5.0, "Weight of the boxes' L1 distance in fractions of the image.", NOT_NEGATIVE),
     GIOU_WEIGHT=Own(2.0, "Weight of the boxes' 1 - GIoU.", NOT_NEGATIVE),
     FOCAL_ALPHA=Own(0.25, "Weight of objects; background has the rest.", FRACTION),
     FOCAL_GAMMA=Own(2.0, "The larger, the less easy queries count.", NOT_NEGATIVE),
+    IOU_GAMMA=Own(
+        1.5, "Power of the IoU in MAL; the larger, the less poor boxes score.", NOT_NEGATIVE
+    ),
     NO_OBJECT_WEIGHT=Own(0.1, "Weight of the no-object class in the softmax loss.", NOT_NEGATIVE),
     AUXILIARY=Own(True, "Supervise the output of every decoder layer, not only of the last."),
 )

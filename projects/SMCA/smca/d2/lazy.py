@@ -137,8 +137,7 @@ def read(config_file: str, overrides: list[str]) -> DictConfig:
 def trainer_config(lazy: DictConfig) -> CfgNode:
     """Return the config of a trainer whose parts ``lazy`` describes."""
     changes: list[object] = ["MODEL.META_ARCHITECTURE", "SMCA", "MODEL.SMCA.NUM_CLASSES", 0]
-    if _no_object_logits(lazy):
-        changes += ["MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"]
+    changes += ["MODEL.SMCA.LOSS.CLASSIFICATION", _classification(lazy)]
     changes += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
     for key, place in PLACES.items():
         value = OmegaConf.select(lazy, place)
@@ -155,7 +154,11 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
 
 
 def _no_object_logits(lazy: DictConfig) -> int:
-    return int(OmegaConf.select(lazy, "model.criterion.softmax", default=False))
+    return int(_classification(lazy) == "softmax")
+
+
+def _classification(lazy: DictConfig) -> str:
+    return OmegaConf.select(lazy, "model.criterion.classification", default="focal")
 
 
 class LazyTrainer(Trainer):

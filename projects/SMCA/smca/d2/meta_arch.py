@@ -124,7 +124,7 @@ class SMCA(Detector):
             predictions,
             output_sizes,
             max_detections=self.max_detections,
-            softmax=self.criterion.softmax,
+            softmax=self.criterion.classification == "softmax",
         )
         return [
             {

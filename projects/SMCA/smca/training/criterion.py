@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..distributed import mean_over_workers, world_size
 from ..structures import Predictions
-from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
+from .matcher import HungarianMatcher, Matches, Targets, box_iou, generalized_iou
 
 
 @dataclass(kw_only=True, eq=False)
@@ -21,8 +21,13 @@ class SetCriterion:
     Attributes:
         matcher: assigns queries to objects.
         class_weight, l1_weight, giou_weight: weights of the three losses.
-        alpha, gamma: parameters of the sigmoid focal loss.
-        softmax: cross-entropy instead, whose last logit is for no object (DETR as published).
+        classification: kind of the class loss:
+            "focal": sigmoid focal loss;
+            "softmax": cross-entropy, whose last logit is for no object (DETR as published);
+            "mal", "ia_bce": sigmoid losses whose target for a matched query grows with its box's
+            IoU (DEIM, arXiv 2412.04234; Align-DETR, arXiv 2304.07527).
+        alpha, gamma: parameters of the focal loss.
+        iou_gamma: power of the IoU, and of the probabilities that weigh background, in "mal".
         no_object_weight: weight of no object in the cross-entropy.
         auxiliary: supervise every layer, not only the last.
     """
@@ -31,9 +36,10 @@ class SetCriterion:
     class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
+    classification: str = "focal"
     alpha: float = 0.25
     gamma: float = 2.0
-    softmax: bool = False
+    iou_gamma: float = 1.5
     no_object_weight: float = 0.1
     auxiliary: bool = True
 
@@ -45,9 +51,10 @@ class SetCriterion:
             "class_weight": loss.CLASS_WEIGHT,
             "l1_weight": loss.L1_WEIGHT,
             "giou_weight": loss.GIOU_WEIGHT,
+            "classification": loss.CLASSIFICATION,
             "alpha": loss.FOCAL_ALPHA,
             "gamma": loss.FOCAL_GAMMA,
-            "softmax": loss.CLASSIFICATION == "softmax",
+            "iou_gamma": loss.IOU_GAMMA,
             "no_object_weight": loss.NO_OBJECT_WEIGHT,
             "auxiliary": loss.AUXILIARY,
         }
@@ -71,7 +78,7 @@ class SetCriterion:
         # together: the loss is the mean of the groups'.
         count = torch.full((), float(sum(targets.counts)), device=predictions.logits.device)
         num_boxes = mean_over_workers(count).clamp(min=groups / world_size())
-        class_loss = self._class_loss(predictions.logits, targets, matches, num_boxes)
+        class_loss = self._class_loss(predictions, targets, matches, num_boxes)
         l1, giou = self._box_losses(predictions.boxes, targets, matches, num_boxes)
         losses = {
             "class": self.class_weight * class_loss,
@@ -86,16 +93,38 @@ class SetCriterion:
         }
 
     def _class_loss(
-        self, logits: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: Tensor
     ) -> Tensor:
         """(Y,)."""
+        logits = predictions.logits
         found = (matches.layer, matches.image, matches.query)
         labels = targets.labels[matches.image, matches.target]
-        if not self.softmax:
+        if self.classification == "softmax":
+            return self._cross_entropy(logits, found, labels)
+        matched = (*found, labels)
+        if self.classification == "focal":
             loss = _focal(logits, 1 - self.alpha, self.gamma)
-            matched = (*found, labels)
             loss[matched] = _focal(-logits[matched], self.alpha, self.gamma)
-            return loss.flatten(1).sum(1) / num_boxes
+        else:
+            power = self.iou_gamma if self.classification == "mal" else 2.0
+            loss = _power(logits, power) * F.softplus(logits)
+            wanted = targets.boxes[matches.image, matches.target]
+            iou = box_iou(predictions.boxes[found].detach(), wanted)
+            loss[matched] = self._quality_loss(logits[matched], iou.to(loss.dtype))
+        return loss.flatten(1).sum(1) / num_boxes
+
+    def _quality_loss(self, logits: Tensor, iou: Tensor) -> Tensor:
+        """Compute the cross-entropy (P,) of matched logits with what their boxes are worth."""
+        if self.classification == "mal":
+            target = iou**self.iou_gamma
+        else:
+            target = (_power(logits, 0.25) * iou**0.75).clamp(min=0.01)
+        return target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
+
+    def _cross_entropy(
+        self, logits: Tensor, found: tuple[Tensor, Tensor, Tensor], labels: Tensor
+    ) -> Tensor:
+        """(Y,)."""
         num_logits = logits.shape[-1]
         wanted = logits.new_full(logits.shape[:3], num_logits - 1, dtype=torch.int64)
         wanted[found] = labels
@@ -127,3 +156,8 @@ def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
     gradient is finite even where the probability is zero.
     """
     return weight * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)
+
+
+def _power(logits: Tensor, exponent: float) -> Tensor:
+    """Return a power of the probabilities as a weight, through which no gradient flows."""
+    return (exponent * F.logsigmoid(logits.detach())).exp()

@@ -87,6 +87,22 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
     function, and never waits for the device, as torchvision's loss does. Boxes without area have
     finite values and gradients, too.
     """
+    inter, union = _intersection_and_union(boxes, others)
+    left, top, right, bottom = _edges(boxes)
+    other_left, other_top, other_right, other_bottom = _edges(others)
+    hull_width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
+    hull_height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
+    hull = (hull_width * hull_height).clamp(min=_LEAST_AREA)
+    return inter / union - (hull - union) / hull
+
+
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Compute the IoU (...) of cxcywh boxes (..., 4) like :func:`generalized_iou`."""
+    inter, union = _intersection_and_union(boxes, others)
+    return inter / union
+
+
+def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     left, top, right, bottom = _edges(boxes)
     other_left, other_top, other_right, other_bottom = _edges(others)
     width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
@@ -94,11 +110,7 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
     inter = width.clamp(min=0) * height.clamp(min=0)
     area = (right - left) * (bottom - top)
     other_area = (other_right - other_left) * (other_bottom - other_top)
-    union = (area + other_area - inter).clamp(min=_LEAST_AREA)
-    hull_width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
-    hull_height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
-    hull = (hull_width * hull_height).clamp(min=_LEAST_AREA)
-    return inter / union - (hull - union) / hull
+    return inter, (area + other_area - inter).clamp(min=_LEAST_AREA)
 
 
 def _edges(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
