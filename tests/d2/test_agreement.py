@@ -24,6 +24,7 @@ VARIANTS = [
     ["MODEL.SMCA.LOSS.CLASSIFICATION", "softmax", "MODEL.SMCA.MODULATION.SCALE", "oriented"],
     ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2],
     ["MODEL.SMCA.DECODER.NAME", "DETRDecoder", "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"],
+    ["MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"],
     ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder", "MODEL.SMCA.LOSS.CLASSIFICATION", "mal"],
     [
         *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder", "MODEL.SMCA.NECK.NORM", "GN"),
@@ -34,7 +35,10 @@ VARIANTS = [
         *("MODEL.SMCA.IN_FEATURES", ["res3", "res4", "res5"]),
     ],
 ]
-NAMES = ["multi", "single", "softmax", "dilated", "detr", "conditional", "deformable", "depthwise"]
+NAMES = [
+    *("multi", "single", "softmax", "dilated", "detr", "anchored", "conditional"),
+    *("deformable", "depthwise"),
+]
 
 
 @pytest.fixture(params=VARIANTS, ids=NAMES)

@@ -50,6 +50,7 @@ FAMILIES = {
         *(*ONE_SCALE, BLOCKS, ["intra"], "MODEL.RESNETS.NORM", "FrozenBN"),
         *(f"{MODULATION}.SCALE", "fixed", f"{MODULATION}.HEADS", "shared"),
     ),
+    "anchored": (*ONE_SCALE, BLOCKS, [], "MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
     "depthwise_single": (
         *TWO_SCALES,
         *("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.ENCODER.NUM_LAYERS", 1),

@@ -27,6 +27,7 @@ SMCA = {
     ),
 }
 OTHERS = {
+    "anchored": (*ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
     "DETR": (*ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "DETRDecoder"),
     "Conditional DETR": (*ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
 }

@@ -65,7 +65,8 @@ def configurations(draw):
         "MODEL.SMCA.ENCODER.SHARE_FFN": draw(st.booleans()),
         "MODEL.SMCA.ENCODER.RECOMPUTE": one_of("none", "multi", "all"),
         "MODEL.SMCA.DECODER.NAME": one_of(
-            "SMCADecoder", "DETRDecoder", "ConditionalDecoder", "DeformableDecoder"
+            *("SMCADecoder", "AnchoredSMCADecoder", "DETRDecoder"),
+            *("ConditionalDecoder", "DeformableDecoder"),
         ),
         "MODEL.SMCA.DECODER.NUM_LAYERS": draw(st.integers(1, 3)),
         "MODEL.SMCA.DECODER.SHARE_KEY_VALUE": draw(st.booleans()),
@@ -77,7 +78,7 @@ def configurations(draw):
         "MODEL.SMCA.CONDITIONAL.REFERENCE": one_of("query", "parameter"),
         "MODEL.SMCA.DEFORMABLE.NUM_POINTS": draw(st.integers(1, 3)),
         "MODEL.SMCA.DEFORMABLE.REFINE": draw(st.booleans()),
-        "MODEL.SMCA.LOSS.CLASSIFICATION": one_of("focal", "softmax"),
+        "MODEL.SMCA.LOSS.CLASSIFICATION": one_of("focal", "softmax", "mal", "ia_bce"),
         "MODEL.SMCA.LOSS.AUXILIARY": draw(st.booleans()),
         "MODEL.RESNETS.DEPTH": one_of(10, 10, 18, 50),
         "MODEL.RESNETS.NORM": one_of("FrozenBN", "GN", "", "BN"),

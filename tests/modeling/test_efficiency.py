@@ -20,6 +20,7 @@ MODELS = {
     "single scale": ("MODEL.SMCA.NUM_SCALES", 1, "MODEL.SMCA.IN_FEATURES", ["res4"]),
     "oriented": ("MODEL.SMCA.MODULATION.SCALE", "oriented"),
     "depthwise": ("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder"),
+    "anchored": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
     "DETR": ("MODEL.SMCA.DECODER.NAME", "DETRDecoder"),
     "Conditional DETR": ("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
 }

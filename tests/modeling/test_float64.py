@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from smca.modeling import build_detector
+from smca.modeling import AnchoredSMCADecoder, build_detector
 from smca.modeling.decoder import DETRDecoder
 from smca.modeling.heads import DetectionHeads
 from smca.modeling.memory import Memory, valid_map_sizes
@@ -119,22 +119,47 @@ def co_attention(layer, x, position, points, memory, observed):
     return out
 
 
+def plain_layer(layer, x, position, points, memory):
+    before, own = x, layer.self_attention
+    out = attention(own, x + position, x + position, x, 0.0)
+    x = norm(layer.norm1, x + affine(own.out_proj, out))
+    out = co_attention(layer, x, position, points, memory, before + position)
+    x = norm(layer.norm2, x + affine(layer.co_attention.out_proj, out))
+    return norm(layer.norm3, x + mlp(layer.ffn, x))
+
+
 def plain_decoder(decoder, memory):
     position = decoder.query_embed.weight.expand(B, -1, -1)
     x, reference = torch.zeros(B, N, C), None
     if isinstance(decoder, SMCADecoder):
         reference = mlp(decoder.center, norm(decoder.layers[0].prior.norm, position))
     outs = []
+    points = None if reference is None else 1 / (1 + (-reference).exp())
     for layer in decoder.layers:
-        before, own = x, layer.self_attention
-        out = attention(own, x + position, x + position, x, 0.0)
-        x = norm(layer.norm1, x + affine(own.out_proj, out))
-        points = None if reference is None else 1 / (1 + (-reference).exp())
-        out = co_attention(layer, x, position, points, memory, before + position)
-        x = norm(layer.norm2, x + affine(layer.co_attention.out_proj, out))
-        x = norm(layer.norm3, x + mlp(layer.ffn, x))
+        x = plain_layer(layer, x, position, points, memory)
         outs.append(norm(decoder.norm, x))
     return torch.stack(outs), reference
+
+
+def sines(numbers):
+    """(..., K) in [0, 1]: C / 2 sines and cosines in turns of each."""
+    exponents = torch.arange(C // 4) * 2 / (C // 2)
+    angles = 2 * math.pi * numbers[..., None] / 10000**exponents
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
+
+
+def plain_anchored_decoder(decoder, memory, box_head):
+    box = decoder.anchors.weight.expand(B, -1, -1)
+    x, outs, boxes = torch.zeros(B, N, C), [], []
+    for layer in decoder.layers:
+        cx, cy, w, h = (1 / (1 + (-box).exp())).unbind(-1)
+        position = mlp(decoder.position, sines(torch.stack((cy, cx, w, h), -1)))
+        points = torch.stack((cx, cy), -1)
+        x = plain_layer(layer, x, position, points, memory)
+        outs.append(norm(decoder.norm, x))
+        boxes.append(box)
+        box = box + mlp(box_head, outs[-1])
+    return torch.stack(outs), torch.stack(boxes)
 
 
 def randomised(module):
@@ -162,6 +187,26 @@ def test_decoders_are_their_equations(kind, per_head):
         assert_close(reference, wanted, **EXACT)
 
 
+@pytest.mark.parametrize("kind", ["fixed", "independent", "oriented"])
+@pytest.mark.parametrize("per_head", [True, False], ids=["multi", "shared"])
+def test_an_anchored_decoder_is_its_equations(kind, per_head):
+    decoder = AnchoredSMCADecoder(
+        **{"num_layers": 3, "num_queries": N, "dim": C, "num_heads": H, "ffn_dim": FFN},
+        **{"dropout": 0.0, "attention_dropout": 0.0, "num_scales": 2},
+        **{"scale_kind": kind, "per_head": per_head},
+    )
+    decoder, memory = randomised(decoder).train(), make_memory()
+    heads = randomised(DetectionHeads(dim=C, num_logits=3))
+    with torch.no_grad():
+        outputs, boxes = decoder(memory, heads.box_offsets)
+        expected, starts = plain_anchored_decoder(decoder, memory, heads.box_head)
+        assert_close(outputs, expected, **EXACT)
+        assert_close(boxes, starts, **EXACT)
+        offsets = mlp(heads.box_head, expected)
+        wanted = 1 / (1 + (-(offsets + starts)).exp())
+        assert_close(heads(outputs, boxes).boxes, wanted, **EXACT)
+
+
 def test_heads_are_their_equations():
     heads = randomised(DetectionHeads(dim=C, num_logits=3))
     hidden, reference = torch.randn(2, B, N, C), torch.randn(B, N, 2)
@@ -181,6 +226,7 @@ DETECTORS = {
     "single scale": ["MODEL.SMCA.NUM_SCALES", 1, "MODEL.SMCA.IN_FEATURES", ["res5"]],
     "group norms": ["MODEL.SMCA.NECK.NORM", "GN", "MODEL.RESNETS.NORM", "GN"],
     "depthwise": ["MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder"],
+    "anchored": ["MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"],
     "DETR": ["MODEL.SMCA.DECODER.NAME", "DETRDecoder"],
     "conditional": ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"],
     "deformable": [

@@ -11,6 +11,7 @@ MODELS = {
     "multi scale": (),
     "oriented": ("MODEL.SMCA.MODULATION.SCALE", "oriented"),
     "depthwise": ("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder"),
+    "anchored": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
     "DETR": ("MODEL.SMCA.DECODER.NAME", "DETRDecoder"),
     "Conditional DETR": ("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
     "heads of 12 channels": ("MODEL.SMCA.HIDDEN_DIM", 48),

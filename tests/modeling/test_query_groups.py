@@ -22,6 +22,7 @@ MODELS = {
     "learned references": (
         *(DECODER, "ConditionalDecoder", "MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter"),
     ),
+    "anchored": (DECODER, "AnchoredSMCADecoder"),
     "Deformable DETR": (DECODER, "DeformableDecoder"),
     "refined": (DECODER, "DeformableDecoder", f"{DEFORMABLE}.REFINE", True),
 }

@@ -47,13 +47,15 @@ class CoAttentionRecord:
         views = []
         for layer, (weights, memory, prior) in self.layers.items():
             own = [scale[image, :, query].cpu() for scale in weights]  # (H, L_s) each
-            selection, modulation = None, {}
+            start, selection, modulation = center, None, {}
             if isinstance(prior, Prior):
                 best = 0
                 if prior.selection is not None:
                     selection = prior.selection[image, query].cpu()
                     best = int(selection.argmax())
                 pixels = factors * memory.strides[best]
+                # A layer may start from the boxes of the one before.
+                start = prior.start[image, query, best, 0].cpu().numpy() * pixels
                 modulation = _gaussians(prior.gaussians, (image, query, best), len(own[0]), pixels)
             views.append(
                 AttentionView(
@@ -61,7 +63,7 @@ class CoAttentionRecord:
                     maps=_on_finest_map(own, memory, selection),
                     steps=factors * memory.strides[0],
                     strides=memory.strides,
-                    shared_center=center,
+                    shared_center=start,
                     scale_weights=None if selection is None else selection.numpy(),
                     **modulation,
                 )

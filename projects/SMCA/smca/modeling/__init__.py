@@ -4,6 +4,7 @@ Whoever writes a part subclasses :class:`Backbone`, :class:`Encoder` or :class:`
 """
 
 from ..structures import Detections, Predictions
+from .anchored_decoder import AnchoredSMCADecoder
 from .backbone import ResNet
 from .conditional import ConditionalDecoder
 from .decoder import DETRDecoder
@@ -23,6 +24,7 @@ __all__ = [
     "SMCA_BACKBONE_REGISTRY",
     "SMCA_DECODER_REGISTRY",
     "SMCA_ENCODER_REGISTRY",
+    "AnchoredSMCADecoder",
     "Backbone",
     "ConditionalDecoder",
     "DETRDecoder",

@@ -53,6 +53,52 @@ class ModulatedLayer(DecoderLayer):
         return self.prior(target, position, places)
 
 
+def modulated_layers(
+    *,
+    num_layers: int,
+    num_scales: int,
+    dim: int,
+    num_heads: int,
+    ffn_dim: int,
+    dropout: float,
+    attention_dropout: float,
+    share_key_value: bool,
+    per_head: bool,
+    scale_kind: str,
+    beta: float,
+    scale_selection: bool,
+    predicts_centers: bool,
+) -> list[ModulatedLayer]:
+    """Make the layers of a decoder with modulated co-attention; see :class:`SMCADecoder`.
+
+    Args:
+        predicts_centers: the decoder predicts its centres from what the first layer observes.
+    """
+    heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+    return [
+        ModulatedLayer(
+            self_attention=QuerySelfAttention(**heads),
+            co_attention=ModulatedCoAttention(
+                **heads, key_sets=1 if share_key_value else num_scales
+            ),
+            ffn=FFN(dim, ffn_dim, dropout),
+            prior=SpatialPrior(
+                dim=dim,
+                num_heads=num_heads,
+                num_scales=num_scales,
+                per_head=per_head,
+                kind=scale_kind,
+                beta=beta,
+                scale_selection=scale_selection,
+                centers=predicts_centers and number == 0,
+            ),
+            dim=dim,
+            dropout=dropout,
+        )
+        for number in range(num_layers)
+    ]
+
+
 @SMCA_DECODER_REGISTRY.register()
 class SMCADecoder(QueryDecoder):
     """Queries that look around a centre they predict."""
@@ -85,29 +131,21 @@ class SMCADecoder(QueryDecoder):
             per_head, scale_kind, beta, scale_selection: see :class:`SpatialPrior`.
             center_layers: linear layers of the MLP that predicts the centre.
         """
-        heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
-        layers = [
-            ModulatedLayer(
-                self_attention=QuerySelfAttention(**heads),
-                co_attention=ModulatedCoAttention(
-                    **heads, key_sets=1 if share_key_value else num_scales
-                ),
-                ffn=FFN(dim, ffn_dim, dropout),
-                prior=SpatialPrior(
-                    dim=dim,
-                    num_heads=num_heads,
-                    num_scales=num_scales,
-                    per_head=per_head,
-                    kind=scale_kind,
-                    beta=beta,
-                    scale_selection=scale_selection,
-                    centers=number == 0,
-                ),
-                dim=dim,
-                dropout=dropout,
-            )
-            for number in range(num_layers)
-        ]
+        layers = modulated_layers(
+            num_layers=num_layers,
+            num_scales=num_scales,
+            dim=dim,
+            num_heads=num_heads,
+            ffn_dim=ffn_dim,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            share_key_value=share_key_value,
+            per_head=per_head,
+            scale_kind=scale_kind,
+            beta=beta,
+            scale_selection=scale_selection,
+            predicts_centers=True,
+        )
         super().__init__(num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups)
         self.center = MLP(dim, dim, 2, center_layers, make=linear)
         self.oriented = scale_kind == "oriented"

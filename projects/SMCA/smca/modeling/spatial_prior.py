@@ -5,7 +5,7 @@ Shapes: B images, N queries, C channels, S scales, G Gaussians a query and scale
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Places:
     def of(cls, reference: Tensor, memory: Memory, *, oriented: bool) -> Places:
         """Queries start at ``reference``, x, y as logits (B, N, 2); keys are the memory's cells."""
         return cls(
-            start=reference.sigmoid()[:, :, None, None] * memory.valid_sizes[:, None, :, None],
+            start=_start(reference, memory),
             strides=numbers_on(reference.device, memory.strides, reference.dtype),
             grid=Grid.of(
                 memory.shapes,
@@ -47,17 +47,27 @@ class Places:
             ),
         )
 
+    def starting_at(self, reference: Tensor, memory: Memory) -> Places:
+        """The same keys for queries that start at another ``reference``."""
+        return replace(self, start=_start(reference, memory))
+
+
+def _start(reference: Tensor, memory: Memory) -> Tensor:
+    return reference.sigmoid()[:, :, None, None] * memory.valid_sizes[:, None, :, None]
+
 
 @dataclass(frozen=True)
 class Prior:
     """The modulation of a decoder layer's co-attention.
 
     Attributes:
+        start: see :class:`Places`.
         gaussians: where each head looks.
         biases: log G of each scale, together with the bias that leaves its padding out.
         selection: (B, N, S), how much each scale counts (Eq. 7); None: each counts 1.
     """
 
+    start: Tensor
     gaussians: Gaussians
     biases: list[LogitBias]
     selection: Tensor | None
@@ -134,6 +144,7 @@ class SpatialPrior(nn.Module):
                 rate=places.strides / (32 * self.beta),
             )
             return Prior(
+                start=places.start,
                 gaussians=gaussians,
                 biases=gaussians.biases(places.grid),
                 selection=None if self.selection is None else self.selection(observed).softmax(-1),
