@@ -19,6 +19,7 @@ SMCA = {
     "independent": (KIND, "independent"),
     "oriented": (KIND, "oriented"),
     "one scale": (*ONE_SCALE, KIND, "independent"),
+    "anchored": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
     "shared": ("MODEL.SMCA.MODULATION.HEADS", "shared"),
     "no selection": ("MODEL.SMCA.DECODER.SCALE_SELECTION", False),
     "depthwise": (
@@ -27,7 +28,6 @@ SMCA = {
     ),
 }
 OTHERS = {
-    "anchored": (*ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
     "DETR": (*ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "DETRDecoder"),
     "Conditional DETR": (*ONE_SCALE, "MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
 }
@@ -101,6 +101,21 @@ def test_gaussians_are_those_that_modulate(kind, detector):
                     torch.testing.assert_close(
                         density[1:], torch.full((72,), -0.5), rtol=1e-2, atol=1e-3
                     )
+
+
+def test_the_center_of_a_layer_is_that_of_the_box_it_started_from(detector):
+    model = detector(*SMCA["anchored"])
+    torch.nn.init.normal_(model.heads.box_head[-1].weight, std=0.3)
+    hidden = []
+    model.decoder.layers[0].register_forward_hook(lambda module, got, out: hidden.append(out))
+    _, record, _ = run(model, layers=(0, 1))
+    first = model.decoder.anchors.weight
+    for image, (height, width) in enumerate(OUTPUT_SIZES):
+        offsets = model.heads.box_offsets(model.decoder.norm(hidden[0][image]), 0)
+        assert offsets.abs().max() > 0.1
+        for view, start in zip(record.views(3, image), (first, first + offsets), strict=True):
+            expected = start[3, :2].sigmoid().detach().numpy() * (width, height)
+            np.testing.assert_allclose(view.shared_center, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["independent", "Conditional DETR", "DETR"])
