@@ -103,7 +103,7 @@ class Workload:
         targets = self.targets(sizes)
 
         def losses() -> dict[str, Tensor]:
-            predictions = self.detector(images, sizes)
+            predictions = self.detector(images, sizes, targets)
             self.enter("loss")
             found = self.criterion(predictions, targets)
             self.enter("backward")

@@ -44,6 +44,10 @@ def configurations(draw):
     dim = heads * channels * (1 if heads * channels % 4 == 0 else 4)
     features = sorted(draw(st.sets(st.sampled_from(FEATURES), min_size=1, max_size=3)))
     encoder = one_of("IntraMultiEncoder", "DepthwiseEncoder", "DeformableEncoder")
+    decoder = one_of(
+        *("SMCADecoder", "AnchoredSMCADecoder", "DETRDecoder"),
+        *("ConditionalDecoder", "DeformableDecoder"),
+    )
     return {
         "MODEL.SMCA.NHEADS": heads,
         "MODEL.SMCA.HIDDEN_DIM": dim,
@@ -64,10 +68,9 @@ def configurations(draw):
         "MODEL.SMCA.ENCODER.SHARE_ATTENTION": draw(st.booleans()),
         "MODEL.SMCA.ENCODER.SHARE_FFN": draw(st.booleans()),
         "MODEL.SMCA.ENCODER.RECOMPUTE": one_of("none", "multi", "all"),
-        "MODEL.SMCA.DECODER.NAME": one_of(
-            *("SMCADecoder", "AnchoredSMCADecoder", "DETRDecoder"),
-            *("ConditionalDecoder", "DeformableDecoder"),
-        ),
+        "MODEL.SMCA.DECODER.NAME": decoder,
+        "MODEL.SMCA.DENOISING.ENABLED": decoder == "AnchoredSMCADecoder" and draw(st.booleans()),
+        "MODEL.SMCA.DENOISING.KIND": one_of("classic", "contrastive"),
         "MODEL.SMCA.DECODER.NUM_LAYERS": draw(st.integers(1, 3)),
         "MODEL.SMCA.DECODER.SHARE_KEY_VALUE": draw(st.booleans()),
         "MODEL.SMCA.DECODER.SCALE_SELECTION": draw(st.booleans()),
@@ -125,8 +128,9 @@ def test_it_trains_and_detects_or_names_a_key(options, sizes, counts, seed):
     images, sizes = pad_images(
         [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes], mean=MEAN, std=STD
     )
+    targets = drawn_targets(cfg, sizes, counts[: len(sizes)])
     try:
-        predictions = detector(images, sizes)
+        predictions = detector(images, sizes, targets)
     except ConfigError as error:  # batch norm on a single cell
         assert_names_a_key(error, cfg)
         assert len(sizes) == 1 and max(sizes[0]) <= 32 and cfg.MODEL.RESNETS.NORM == "BN"
@@ -136,7 +140,7 @@ def test_it_trains_and_detects_or_names_a_key(options, sizes, counts, seed):
     shape = (smca.DECODER.NUM_LAYERS, len(sizes) * smca.QUERY_GROUPS, smca.NUM_QUERIES)
     assert predictions.logits.shape == (*shape, smca.NUM_CLASSES + softmax)
     assert predictions.boxes.shape == (*shape, 4)
-    losses = criterion(predictions, drawn_targets(cfg, sizes, counts[: len(sizes)]))
+    losses = criterion(predictions, targets)
     assert all(loss.isfinite() and loss >= 0 for loss in losses.values())
     sum(losses.values()).backward()
     for name, parameter in detector.named_parameters():

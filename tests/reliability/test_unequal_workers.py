@@ -100,7 +100,7 @@ def train(rank, world_size, file):
     )
     sizes = [(64, 64)] * len(mine)
     losses = [
-        step(lambda: criterion(model(images[list(mine)], sizes), targets), list(mine))
+        step(lambda: criterion(model(images[list(mine)], sizes, targets), targets), list(mine))
         for _ in range(50)
     ]
     return [detector.state_dict(), losses]
@@ -111,15 +111,26 @@ if __name__ == "__main__":
 """
 
 
+GROUPS, DENOISING = "MODEL.SMCA.QUERY_GROUPS", "MODEL.SMCA.DENOISING"
+LOSSES = {
+    "focal": (GROUPS, 2),
+    "softmax": ("MODEL.SMCA.LOSS.CLASSIFICATION", "softmax", GROUPS, 1),
+    # Without noise, which each worker draws by itself.
+    "denoising": (
+        *("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", f"{DENOISING}.ENABLED", True),
+        *(f"{DENOISING}.KIND", "classic", f"{DENOISING}.BOX_NOISE", 0.0),
+        *(f"{DENOISING}.LABEL_NOISE", 0.0),
+    ),
+}
+
+
 @pytest.mark.slow
 def test_a_worker_that_never_has_boxes(config_file, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     files = []
-    for classification in ("focal", "softmax"):
-        changes = ("MODEL.SMCA.LOSS.CLASSIFICATION", classification, "MODEL.SMCA.DROPOUT", 0.0)
-        changes += ("MODEL.SMCA.QUERY_GROUPS", 2 if classification == "focal" else 1)
-        file = Path(config_file(*EXACT, *changes))
-        files.append(file.rename(tmp_path / classification))
+    for name, changes in LOSSES.items():
+        file = Path(config_file(*EXACT, "MODEL.SMCA.DROPOUT", 0.0, *changes))
+        files.append(file.rename(tmp_path / name))
     command = [sys.executable, str(tmp_path / "script.py"), *map(str, files)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects/SMCA")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)

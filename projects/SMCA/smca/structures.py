@@ -1,9 +1,15 @@
 """The data that parts of the project hand to each other."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
 
 Size = tuple[int, int]
 
@@ -30,6 +36,89 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Targets:
+    """The objects of a batch, padded to the fullest image.
+
+    Attributes:
+        labels: (B, M) contiguous classes; 0 where padded.
+        boxes: (B, M, 4) cxcywh in [0, 1] of the unpadded image; 0 where padded.
+        counts: number of objects of each image, on the host.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_images(
+        cls,
+        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> Targets:
+        """
+        Args:
+            labels: (n,) int64 of each image, on any device.
+            boxes: (n, 4) float32 xyxy in pixels of each image, on any device.
+            sizes: (h, w) of each image, in the same pixels.
+            device: where to put the targets.
+        """
+        scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
+        padded = pad_sequence(list(boxes), batch_first=True)
+        padded = padded / to_device(scales, padded.device)[:, None]
+        return cls(
+            labels=to_device(pad_sequence(list(labels), batch_first=True), device),
+            boxes=to_device(box_convert(padded, "xyxy", "cxcywh"), device),
+            counts=tuple(len(image) for image in labels),
+        )
+
+    def repeat(self, times: int) -> Targets:
+        """The objects of each image ``times`` times, side by side: for groups of queries."""
+        if times == 1:
+            return self
+        return Targets(
+            labels=self.labels.repeat_interleave(times, dim=0),
+            boxes=self.boxes.repeat_interleave(times, dim=0),
+            counts=tuple(count for count in self.counts for _ in range(times)),
+        )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a tensor to ``device``, from the host without waiting for the device."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass(frozen=True)
+class NoisedQueries:
+    """Queries of a training step that are objects with noise: S sets of W an image, Q in all.
+
+    Attributes:
+        sets: S.
+        content: (B, Q, C).
+        reference: (B, Q, 4), the noised boxes, cxcywh as logits.
+        idle: (B, W), True where a set has no object; None where all images have as many objects.
+        image, query: (P,), places of the queries with an object to find.
+        labels, boxes: (P,) and (P, 4) cxcywh in [0, 1], these objects.
+    """
+
+    sets: int
+    content: Tensor
+    reference: Tensor
+    idle: Tensor | None
+    image: Tensor
+    query: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        """Q, 0 in a batch without objects."""
+        return self.content.shape[1]
+
+
+@dataclass(frozen=True)
 class Predictions:
     """The detector's output for a batch: B images, N queries, K logits a query.
 
@@ -40,11 +129,13 @@ class Predictions:
         boxes: (layers, B, N, 4) cxcywh in [0, 1] of the unpadded image.
         centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
             the unpadded image; None where boxes start from no place (DETR).
+        noised: in training with denoising, the predictions of these queries: (layers, B, Q, ...).
     """
 
     logits: Tensor
     boxes: Tensor
     centers: Tensor | None
+    noised: tuple[NoisedQueries, Predictions] | None = None
 
 
 @dataclass(frozen=True)

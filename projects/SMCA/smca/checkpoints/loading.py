@@ -171,7 +171,7 @@ def _fitting(
     listed = "; ".join(list(misfits.values())[:5])
     only_classes = all(name.startswith(tuple(CLASS_HEADS)) for name in misfits)
     if misfits and (strict or not only_classes):
-        keys = [key for head, key in CLASS_HEADS.items() if _has(misfits, head)]
+        keys = list(dict.fromkeys(key for head, key in CLASS_HEADS.items() if _has(misfits, head)))
         remedy = ", ".join(keys) if only_classes else "the config file"
         if misfits.keys() <= set(QUERIES):
             remedy = "MODEL.SMCA.NUM_QUERIES and QUERY_GROUPS"

@@ -17,6 +17,7 @@ CLASS_HEAD = "heads.class_head."
 # Faster R-CNN, and the key that sets this number.
 CLASS_HEADS = {
     CLASS_HEAD: "MODEL.SMCA.NUM_CLASSES",
+    "decoder.denoising.label_embed.": "MODEL.SMCA.NUM_CLASSES",
     "roi_heads.box_predictor.": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
 
@@ -37,7 +38,7 @@ def by_class(
     heads = [name for name in state if name in own and name.startswith(tuple(CLASS_HEADS))]
     # With a softmax, "no object" follows the classes. Other models have rows of other kinds.
     fit = [
-        name.startswith(CLASS_HEAD)
+        not name.startswith("roi_heads.")
         and state[name].shape[1:] == own[name].shape[1:]
         and len(state[name]) - len(names) == len(own[name]) - len(own_names)
         for name in heads

@@ -187,6 +187,24 @@ MODEL_KEYS |= group(
     REFINE=Own(False, "Each decoder layer starts from the boxes of the layer before."),
 )
 MODEL_KEYS |= group(
+    "MODEL.SMCA.DENOISING",
+    ENABLED=Own(False, "Train further queries that are objects with noise (docs/BEYOND.md)."),
+    KIND=Own(
+        "contrastive",
+        "'classic': each object once a set (DN-DETR); 'contrastive': also farther away, where it "
+        "is background (DINO).",
+        one_of("classic", "contrastive"),
+    ),
+    SETS=Own(5, "Number of sets, if classic.", at_least(1)),
+    NUMBER=Own(100, "Objects over all sets, at least one set, if contrastive.", at_least(1)),
+    LABEL_NOISE=Own(
+        0.5,
+        "Part of the labels that are drawn anew, 0.2 in DN-DETR; contrastive halves it.",
+        FRACTION,
+    ),
+    BOX_NOISE=Own(0.4, "How far boxes move, in halves of their sides.", FRACTION),
+)
+MODEL_KEYS |= group(
     "MODEL.SMCA.LOSS",
     CLASSIFICATION=Own(
         "focal",

@@ -104,7 +104,6 @@ class SMCA(Detector):
             image), ``scores`` and ``pred_classes``, best first.
         """
         images, sizes = self.preprocess(batched_inputs)
-        predictions = self.predict(images, sizes)
         if self.training:
             if self.unread:
                 watched[self], self.unread = self.unread, ()
@@ -115,13 +114,13 @@ class SMCA(Detector):
                 sizes,
                 images.device,
             )
-            return self.criterion(predictions, targets)
+            return self.criterion(self.predict(images, sizes, targets), targets)
         output_sizes = [
             (image.get("height", h), image.get("width", w))
             for image, (h, w) in zip(batched_inputs, sizes, strict=True)
         ]
         detections = detect(
-            predictions,
+            self.predict(images, sizes),
             output_sizes,
             max_detections=self.max_detections,
             softmax=self.criterion.classification == "softmax",

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..structures import NoisedQueries
 from .decoder import by_group
+from .denoising import Denoising
 from .layers import MLP, full_precision, linear
 from .memory import Memory
 from .parts import Decoder
@@ -50,8 +52,15 @@ class AnchoredSMCADecoder(Decoder):
         beta: float = 8.0,
         scale_selection: bool = True,
         query_groups: int = 1,
+        denoising: Denoising | None = None,
     ):
-        """See :class:`~smca.modeling.smca_decoder.SMCADecoder`; here boxes give the centres."""
+        """
+        Args:
+            denoising: makes further queries in training.
+
+        For the others see :class:`~smca.modeling.smca_decoder.SMCADecoder`; here boxes give the
+        centres.
+        """
         super().__init__()
         self.query_groups = query_groups
         self.oriented = scale_kind == "oriented"
@@ -80,22 +89,35 @@ class AnchoredSMCADecoder(Decoder):
             )
         )
         self.norm = nn.LayerNorm(dim)
+        self.denoising = denoising
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         options = SMCADecoder.from_config(cfg)
         del options["center_layers"]
+        if cfg.MODEL.SMCA.DENOISING.ENABLED:
+            options["denoising"] = Denoising(**Denoising.from_config(cfg))
         return options
 
     def forward(
-        self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed."""
+        self,
+        memory: Memory,
+        box_offsets: Callable[[Tensor, int], Tensor] | None = None,
+        noised: NoisedQueries | None = None,
+    ) -> tuple[Tensor, ...]:
+        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed.
+
+        Given noised queries, it also returns their outputs (layers, B, Q, C) and where their boxes
+        start (layers, B, Q, 4).
+        """
         assert box_offsets is not None
         reference = self.in_use(self.anchors).expand(memory.tokens.shape[0], -1, -1)
         memory = memory.for_decoder()
-        places = Places.of(reference[..., :2], memory, oriented=self.oriented)
         target = reference.new_zeros(*reference.shape[:2], self.norm.weight.shape[0])
+        if noised is not None:
+            reference = torch.cat((reference, noised.reference), dim=1)
+            target = torch.cat((target, noised.content), dim=1)
+        places = Places.of(reference[..., :2], memory, oriented=self.oriented)
         outputs: list[Tensor] = []
         references: list[Tensor] = []
         for number, layer in enumerate(self.layers):
@@ -103,13 +125,19 @@ class AnchoredSMCADecoder(Decoder):
                 # Gradients stay within a layer: the next one starts from a given box.
                 reference = (reference + box_offsets(outputs[-1], number - 1)).detach()
                 places = places.starting_at(reference[..., :2], memory)
-            target = layer(target, self.embed(reference), memory, places, self.groups_in_use)
+            position = self.embed(reference)
+            target = layer(target, position, memory, places, self.groups_in_use, noised)
             outputs.append(self.norm(target))
             references.append(reference)
         if not self.training:
             outputs, references = outputs[-1:], references[-1:]
-        hidden, starts = torch.stack(outputs), torch.stack(references)
-        return by_group(hidden, self.groups_in_use), by_group(starts, self.groups_in_use)
+        both = torch.stack(outputs), torch.stack(references)
+        rest: list[Tensor] = []
+        if noised is not None:
+            count = self.anchors.weight.shape[0]
+            rest = [part[:, :, count:] for part in both]
+            both = both[0][:, :, :count], both[1][:, :, :count]
+        return (*(by_group(part, self.groups_in_use) for part in both), *rest)
 
     def embed(self, reference: Tensor) -> Tensor:
         """Return the positions (B, N, C) of queries that are boxes, cxcywh as logits (B, N, 4)."""

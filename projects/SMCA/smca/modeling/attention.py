@@ -148,11 +148,14 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return attend(query, key, value, biases=biases, dropout=dropout)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, biases: Sequence[LogitBias] = ()
+    ) -> Tensor:
         """Attend from queries (B, N, C) to keys and values (B, L, C): (B, N, C)."""
         out = self.attend(
             self.split_heads(self.q_proj(query)),
             self.split_heads(self.k_proj(key)),
             self.split_heads(self.v_proj(value)),
+            biases,
         )
         return self.out_proj(self.merge_heads(out))

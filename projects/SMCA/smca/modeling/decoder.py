@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..structures import NoisedQueries
 from .attention import Attention, attention_weights, padding_biases
 from .layers import FFN, ResidualBlock, apply_per_scale, compute_dtype, full_precision
 from .memory import Memory
@@ -28,11 +29,11 @@ def by_group(queries: Tensor, groups: int) -> Tensor:
 class QuerySelfAttention(Attention):
     """Self-attention among queries."""
 
-    def forward(self, target: Tensor, position: Tensor) -> Tensor:
-        """Attended content (B, N, C)."""
+    def forward(self, target: Tensor, position: Tensor, idle: Tensor | None = None) -> Tensor:
+        """Attended content (B, N, C); nobody attends to ``idle`` queries (B, N)."""
         with_pos = target + position
         with_pos = with_pos.to(compute_dtype(with_pos))  # once for queries and keys
-        return super().forward(with_pos, with_pos, target)
+        return super().forward(with_pos, with_pos, target, padding_biases(idle))
 
 
 class CoAttention(Attention):
@@ -98,26 +99,45 @@ class DecoderLayer(ResidualBlock):
         return places
 
     def forward(
-        self, target: Tensor, position: Tensor, memory: Memory, places: Any, groups: int = 1
+        self,
+        target: Tensor,
+        position: Tensor,
+        memory: Memory,
+        places: Any,
+        groups: int = 1,
+        noised: NoisedQueries | None = None,
     ) -> Tensor:
         """Return the new content (B, N, C).
 
         Args:
-            places: the same for all layers.
+            places: where queries start and where keys are.
             groups: queries attend to those of their own group, of so many.
+            noised: the last queries, which attend to those of their own set.
         """
         guide = self.guide(target, position, places)
-        # As rows of the batch, groups are apart without a mask.
-        among = by_group(position, groups)
         target = self.residual(
-            target,
-            lambda x: self.self_attention(by_group(x, groups), among).view_as(x),
-            self.norm1,
+            target, lambda x: self._among_queries(x, position, groups, noised), self.norm1
         )
         target = self.residual(
             target, lambda x: self.co_attention(x, position, memory, guide), self.norm2
         )
         return self.residual(target, self.ffn, self.norm3)
+
+    def _among_queries(
+        self, target: Tensor, position: Tensor, groups: int, noised: NoisedQueries | None
+    ) -> Tensor:
+        """Self-attention. As rows of the batch, groups and sets are apart without a mask."""
+        count = len(noised) if noised is not None else 0
+        if noised is None or not count:
+            among = by_group(target, groups), by_group(position, groups)
+            return self.self_attention(*among).view_as(target)
+        main, places = target[:, :-count], position[:, :-count]
+        among = by_group(main, groups), by_group(places, groups)
+        rest, places = target[:, -count:], position[:, -count:]
+        sets = by_group(rest, noised.sets), by_group(places, noised.sets)
+        idle = None if noised.idle is None else noised.idle.repeat_interleave(noised.sets, 0)
+        parts = self.self_attention(*among).view_as(main), self.self_attention(*sets, idle)
+        return torch.cat((parts[0], parts[1].view_as(rest)), dim=1)
 
 
 class QueryDecoder(Decoder):

@@ -1,6 +1,7 @@
 """The whole detector in plain PyTorch, from normalised pixels to boxes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import validate_model
 from ..errors import ConfigError
-from ..structures import Predictions, Size
+from ..structures import Predictions, Size, Targets
 from .heads import DetectionHeads
 from .neck import Neck
 from .parts import Backbone, Decoder, Encoder
@@ -53,19 +54,28 @@ class Detector(nn.Module):
         self.decoder = decoder
         self.heads = heads
 
-    def forward(self, images: Tensor, sizes: Sequence[Size]) -> Predictions:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
+    ) -> Predictions:
         """Run :meth:`predict`. A host may have another ``forward`` around it."""
-        return self.predict(images, sizes)
+        return self.predict(images, sizes, targets)
 
-    def predict(self, images: Tensor, sizes: Sequence[Size]) -> Predictions:
+    def predict(
+        self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
+    ) -> Predictions:
         """Predict classes and boxes.
 
         Args:
             images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
             sizes: (h, w) of each image in pixels, without its padding, or one for all of them.
+            targets: the objects, for denoising in training.
         """
         memory = self.encoder(self.neck(self.features(images, sizes), sizes))
-        return self.heads(*self.decoder(memory, self.heads.box_offsets))
+        if not self.training or targets is None or self.decoder.denoising is None:
+            return self.heads(*self.decoder(memory, self.heads.box_offsets))
+        noised = self.decoder.denoising(targets)
+        outputs = self.decoder(memory, self.heads.box_offsets, noised)
+        return replace(self.heads(*outputs[:2]), noised=(noised, self.heads(*outputs[2:])))
 
     def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
         """The backbone's maps of images as :meth:`predict` takes them, by name."""
@@ -134,6 +144,12 @@ def detector_parts(
         raise ConfigError(
             f"MODEL.SMCA.QUERY_GROUPS is {smca.QUERY_GROUPS}; it must be {decoder.query_groups} "
             f"with MODEL.SMCA.DECODER.NAME {smca.DECODER.NAME}, which does not read it"
+        )
+    if (decoder.denoising is not None) != smca.DENOISING.ENABLED:
+        raise ConfigError(
+            f"MODEL.SMCA.DENOISING.ENABLED is {smca.DENOISING.ENABLED}; it needs a "
+            "MODEL.SMCA.DECODER.NAME whose queries are boxes, AnchoredSMCADecoder, not "
+            f"{smca.DECODER.NAME}"
         )
     if encoder.halves and any(2 * a != b for a, b in pairwise(used)):
         raise ConfigError(

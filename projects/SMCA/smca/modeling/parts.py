@@ -69,6 +69,8 @@ class Decoder(Part):
         head_options: arguments that its :class:`~smca.modeling.heads.DetectionHeads` need besides
             their sizes.
         query_groups: G, the groups of N queries that it trains (MODEL.SMCA.QUERY_GROUPS).
+        denoising: makes noised queries of a training step's objects, which :meth:`forward` then
+            takes as ``noised``; or None.
         has_attention_maps: each of its ``layers`` has a ``co_attention`` with a method
             ``weights``, which returns the weights of all keys, for pictures.
     """
@@ -76,6 +78,10 @@ class Decoder(Part):
     head_options: Mapping[str, Any] = {}
     query_groups: int = 1
     has_attention_maps: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.denoising: nn.Module | None = None
 
     @property
     def groups_in_use(self) -> int:

@@ -159,7 +159,7 @@ class Trainer:
             sizes,
             images.device,
         )
-        return self.criterion(self.model(images, sizes), targets)
+        return self.criterion(self.model(images, sizes, targets), targets)
 
     def _show(self, samples: list[Sample], metrics: Metrics) -> None:
         """Draw the model's detections on images that it has just learned from."""

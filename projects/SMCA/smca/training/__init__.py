@@ -1,6 +1,7 @@
 """Matching, loss, optimizer and the training step, in plain PyTorch."""
 
+from ..structures import Targets
 from .criterion import SetCriterion
-from .matcher import HungarianMatcher, Matches, Targets
+from .matcher import HungarianMatcher, Matches
 
 __all__ = ["HungarianMatcher", "Matches", "SetCriterion", "Targets"]

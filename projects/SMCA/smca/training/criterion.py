@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import mean_over_workers, world_size
-from ..structures import Predictions
-from .matcher import HungarianMatcher, Matches, Targets, box_iou, generalized_iou
+from ..structures import NoisedQueries, Predictions, Targets
+from .matcher import HungarianMatcher, box_iou, generalized_iou
 
 
 @dataclass(kw_only=True, eq=False)
@@ -66,7 +66,7 @@ class SetCriterion:
 
         Returns:
             ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
-            ``_0``, ``_1``, ... of the layers before it.
+            ``_0``, ``_1``, ... of the layers before it; with denoising also ``loss_class_dn``, ...
         """
         if not self.auxiliary:
             logits, boxes = predictions.logits[-1:], predictions.boxes[-1:]
@@ -74,33 +74,87 @@ class SetCriterion:
         groups = predictions.logits.shape[1] // len(targets.counts)
         targets = targets.repeat(groups)
         matches = self.matcher(predictions, targets)
-        # The number of objects, averaged over the workers; at least 1 a group for all of them
-        # together: the loss is the mean of the groups'.
-        count = torch.full((), float(sum(targets.counts)), device=predictions.logits.device)
-        num_boxes = mean_over_workers(count).clamp(min=groups / world_size())
-        class_loss = self._class_loss(predictions, targets, matches, num_boxes)
-        l1, giou = self._box_losses(predictions.boxes, targets, matches, num_boxes)
-        losses = {
-            "class": self.class_weight * class_loss,
-            "l1": self.l1_weight * l1,
-            "giou": self.giou_weight * giou,
+        losses = self._losses(
+            predictions,
+            (matches.layer, matches.image, matches.query),
+            labels=targets.labels[matches.image, matches.target],
+            boxes=targets.boxes[matches.image, matches.target],
+            # The number of objects; at least 1 a group: the loss is the mean of the groups'.
+            count=sum(targets.counts),
+            least=groups,
+        )
+        if predictions.noised is not None:
+            noised, found = predictions.noised
+            losses |= self._noised_losses(noised, found)
+        return losses
+
+    def _noised_losses(self, noised: NoisedQueries, found: Predictions) -> dict[str, Tensor]:
+        """The same losses of noised queries, without matching: ``loss_class_dn``, ..."""
+        if not self.auxiliary:
+            found = replace(found, logits=found.logits[-1:], boxes=found.boxes[-1:])
+        layers, number = len(found.logits), len(noised.labels)
+        every = torch.arange(layers, device=found.logits.device).repeat_interleave(number)
+        return self._losses(
+            found,
+            (every, noised.image.repeat(layers), noised.query.repeat(layers)),
+            labels=noised.labels.repeat(layers),
+            boxes=noised.boxes.repeat(layers, 1),
+            count=number,
+            least=1,
+            idle=None if noised.idle is None else noised.idle.repeat(1, noised.sets),
+            suffix="_dn",
+        )
+
+    def _losses(
+        self,
+        predictions: Predictions,
+        found: tuple[Tensor, Tensor, Tensor],
+        *,
+        labels: Tensor,
+        boxes: Tensor,
+        count: int,
+        least: int,
+        idle: Tensor | None = None,
+        suffix: str = "",
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses of all layers by name.
+
+        Args:
+            found: layer, image and query (P,) of the predictions that have an object.
+            labels, boxes: (P,) and (P, 4), these objects.
+            count: of objects that divides the losses, averaged over the workers.
+            least: of this count in all workers together.
+            idle: (B, N), True where a query does not count.
+            suffix: of the names.
+        """
+        total = torch.full((), float(count), device=predictions.logits.device)
+        num_boxes = mean_over_workers(total).clamp(min=least / world_size())
+        by_name = {
+            "class": self.class_weight
+            * self._class_loss(predictions, found, labels, boxes, num_boxes, idle),
         }
+        l1, giou = self._box_losses(predictions.boxes, found, boxes, num_boxes)
+        by_name |= {"l1": self.l1_weight * l1, "giou": self.giou_weight * giou}
         last = len(predictions.logits) - 1
         return {
-            f"loss_{name}" + ("" if layer == last else f"_{layer}"): value
-            for name, by_layer in losses.items()
+            f"loss_{name}{suffix}" + ("" if layer == last else f"_{layer}"): value
+            for name, by_layer in by_name.items()
             for layer, value in enumerate(by_layer.unbind())
         }
 
     def _class_loss(
-        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: Tensor
+        self,
+        predictions: Predictions,
+        found: tuple[Tensor, Tensor, Tensor],
+        labels: Tensor,
+        boxes: Tensor,
+        num_boxes: Tensor,
+        idle: Tensor | None,
     ) -> Tensor:
         """(Y,)."""
         logits = predictions.logits
-        found = (matches.layer, matches.image, matches.query)
-        labels = targets.labels[matches.image, matches.target]
         if self.classification == "softmax":
-            return self._cross_entropy(logits, found, labels)
+            return self._cross_entropy(logits, found, labels, idle)
         matched = (*found, labels)
         if self.classification == "focal":
             loss = _focal(logits, 1 - self.alpha, self.gamma)
@@ -108,9 +162,10 @@ class SetCriterion:
         else:
             power = self.iou_gamma if self.classification == "mal" else 2.0
             loss = _power(logits, power) * F.softplus(logits)
-            wanted = targets.boxes[matches.image, matches.target]
-            iou = box_iou(predictions.boxes[found].detach(), wanted)
+            iou = box_iou(predictions.boxes[found].detach(), boxes)
             loss[matched] = self._quality_loss(logits[matched], iou.to(loss.dtype))
+        if idle is not None:
+            loss = loss.masked_fill(idle[..., None], 0.0)
         return loss.flatten(1).sum(1) / num_boxes
 
     def _quality_loss(self, logits: Tensor, iou: Tensor) -> Tensor:
@@ -122,7 +177,11 @@ class SetCriterion:
         return target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
 
     def _cross_entropy(
-        self, logits: Tensor, found: tuple[Tensor, Tensor, Tensor], labels: Tensor
+        self,
+        logits: Tensor,
+        found: tuple[Tensor, Tensor, Tensor],
+        labels: Tensor,
+        idle: Tensor | None,
     ) -> Tensor:
         """(Y,)."""
         num_logits = logits.shape[-1]
@@ -131,22 +190,24 @@ class SetCriterion:
         weight = logits.new_ones(num_logits)
         weight[-1:] = self.no_object_weight  # fills; [-1] has a GPU wait for a copy of the number
         loss = F.cross_entropy(logits.movedim(-1, 1), wanted, weight, reduction="none")
+        counted = weight[wanted]
+        if idle is not None:
+            loss, counted = loss.masked_fill(idle, 0.0), counted.masked_fill(idle, 0.0)
         # Zero where no object has no weight and no image has an object; nothing is learned then.
-        total = mean_over_workers(weight[wanted].flatten(1).sum(1))
+        total = mean_over_workers(counted.flatten(1).sum(1))
         total = total.clamp(min=torch.finfo(weight.dtype).tiny)
         return loss.flatten(1).sum(1) / total
 
     @staticmethod
     def _box_losses(
-        boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
+        predicted: Tensor, found: tuple[Tensor, Tensor, Tensor], boxes: Tensor, num_boxes: Tensor
     ) -> list[Tensor]:
         """The L1 and the GIoU loss, (Y,) each."""
-        found = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
-        wanted = targets.boxes[matches.image, matches.target]
-        l1 = F.l1_loss(found, wanted, reduction="none").sum(-1)
-        giou = 1 - generalized_iou(found, wanted)
-        zeros = boxes.new_zeros(len(boxes))
-        return [zeros.index_add(0, matches.layer, loss) / num_boxes for loss in (l1, giou)]
+        own = predicted[found]  # (P, 4)
+        l1 = F.l1_loss(own, boxes, reduction="none").sum(-1)
+        giou = 1 - generalized_iou(own, boxes)
+        zeros = predicted.new_zeros(len(predicted))
+        return [zeros.index_add(0, found[0], loss) / num_boxes for loss in (l1, giou)]
 
 
 def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:

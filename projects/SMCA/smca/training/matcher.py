@@ -6,78 +6,19 @@ Shapes: Y decoder layers, B images, N queries, K logits a query, M objects of th
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import box_convert
 
-from ..structures import Predictions
+from ..structures import Predictions, Targets, to_device
 
 logger = logging.getLogger(__name__)
 
 # In fractions of the image: a square a thousandth of a pixel wide, in an image 1,000 pixels wide.
 _LEAST_AREA = 1e-12
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The objects of a batch, padded to the fullest image.
-
-    Attributes:
-        labels: (B, M) contiguous classes; 0 where padded.
-        boxes: (B, M, 4) cxcywh in [0, 1] of the unpadded image; 0 where padded.
-        counts: number of objects of each image, on the host.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    counts: tuple[int, ...]
-
-    @classmethod
-    def from_images(
-        cls,
-        labels: Sequence[Tensor],
-        boxes: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-        device: torch.device,
-    ) -> Targets:
-        """
-        Args:
-            labels: (n,) int64 of each image, on any device.
-            boxes: (n, 4) float32 xyxy in pixels of each image, on any device.
-            sizes: (h, w) of each image, in the same pixels.
-            device: where to put the targets.
-        """
-        scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
-        padded = pad_sequence(list(boxes), batch_first=True)
-        padded = padded / _to_device(scales, padded.device)[:, None]
-        return cls(
-            labels=_to_device(pad_sequence(list(labels), batch_first=True), device),
-            boxes=_to_device(box_convert(padded, "xyxy", "cxcywh"), device),
-            counts=tuple(len(image) for image in labels),
-        )
-
-    def repeat(self, times: int) -> Targets:
-        """The objects of each image ``times`` times, side by side: for groups of queries."""
-        if times == 1:
-            return self
-        return Targets(
-            labels=self.labels.repeat_interleave(times, dim=0),
-            boxes=self.boxes.repeat_interleave(times, dim=0),
-            counts=tuple(count for count in self.counts for _ in range(times)),
-        )
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send a tensor to ``device``, from the host without waiting for the device."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -197,4 +138,4 @@ class HungarianMatcher:
         layer, image = np.repeat(groups, [len(queries) for queries, _ in found], axis=0).T
         query, target = np.concatenate(found, axis=1)
         indices = torch.from_numpy(np.stack([layer, image, query, target]))
-        return Matches(*_to_device(indices, predictions.logits.device))
+        return Matches(*to_device(indices, predictions.logits.device))
