@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from smca.checkpoints import SafeCheckpointing, load
 from smca.errors import ConfigError
 from smca.modeling import build_detector
 from smca.modeling.denoising import Denoising
@@ -242,3 +243,15 @@ def test_a_batch_without_objects_teaches_nothing_and_joins_the_graph(build, kind
 def test_a_decoder_whose_queries_are_no_boxes_is_refused(tiny_config):
     with pytest.raises(ConfigError, match=r"DENOISING\.ENABLED is True; .* not SMCADecoder"):
         build_detector(tiny_config(f"{DENOISING}.ENABLED", True))
+
+
+def test_a_model_with_other_classes_takes_the_vectors_of_its_labels_by_name(build, tmp_path):
+    trained, _ = build("classic")
+    trained.class_names = ("circle", "rectangle", "triangle")
+    SafeCheckpointing(trained, str(tmp_path)).save("trained")
+    new, _ = build("classic", "MODEL.SMCA.NUM_CLASSES", 4)
+    new.class_names = ("star", "triangle", "cross", "circle")
+    own = new.decoder.denoising.label_embed.weight.detach().clone()
+    load(new, tmp_path / "trained.pth", strict=False)
+    found, theirs = (model.decoder.denoising.label_embed.weight for model in (new, trained))
+    assert torch.equal(found[[1, 3]], theirs[[2, 0]]) and torch.equal(found[[0, 2]], own[[0, 2]])
