@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from operations import Operations
 from torch.testing import assert_close
 
 from smca.checkpoints import SafeCheckpointing, load
@@ -238,6 +239,22 @@ def test_a_batch_without_objects_teaches_nothing_and_joins_the_graph(build, kind
     assert all(losses[name] == 0 for name in losses if "_dn" in name)
     sum(losses.values()).backward()
     assert detector.decoder.denoising.label_embed.weight.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_stays_one_fused_call_without_a_mask(build, kind):
+    detector, _ = build(kind)
+    with Operations() as operations:
+        predictions = detector(padded_images(), SIZES, objects(2, 0, 40))
+        sum(part.logits.sum() for part in (predictions, predictions.noised[1])).backward()
+    fused = "_scaled_dot_product_flash_attention_for_cpu"
+    assert operations.attention == [fused, f"{fused}_backward"]
+    calls = []
+    for layer in detector.decoder.layers:
+        layer.co_attention.register_forward_hook(lambda module, got, out: calls.append(out.shape))
+    detector(padded_images(), SIZES, objects(2, 0, 40))
+    queries = 10 + len(predictions.noised[0])
+    assert calls == [(3, queries, 32)] * 2
 
 
 def test_a_decoder_whose_queries_are_no_boxes_is_refused(tiny_config):
