@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from convergence_results import ORIGIN, Costs, Curve, Run, curves, shares
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -27,6 +28,7 @@ _BARS = (
 )
 _LEVELS = (10, 20, 30)
 _MOST_COLUMNS = 6
+_COLORS = [*colormaps["tab10"].colors, *colormaps["Dark2"].colors]
 
 
 def columns(drawn: Mapping[str, Curve]) -> list[int]:
@@ -164,7 +166,7 @@ def plot(
         arrows: whether to show how much sooner a system has the final AP of a slower one.
     """
     figure = Figure(figsize=(1 + 6.3 * len(races), 4.6), dpi=120, layout="constrained")
-    colors = dict(zip(titles, (f"C{i}" for i in range(len(titles))), strict=True))
+    colors = dict(zip(titles, _COLORS, strict=False))
     shown: dict[str, object] = {}
     for axes, (title, runs) in zip(
         figure.subplots(1, len(races), squeeze=False).flat, races.items(), strict=True
@@ -200,7 +202,7 @@ def _plot_race(
     axes: Axes,
     drawn: Mapping[str, Curve],
     titles: Mapping[str, str],
-    colors: Mapping[str, str],
+    colors: Mapping[str, object],
 ) -> dict[str, object]:
     shown = {}
     for system, curve in drawn.items():
@@ -216,7 +218,7 @@ def _plot_race(
     return shown
 
 
-def _plot_arrow(axes: Axes, fast: Curve, slow: Curve, color: str) -> None:
+def _plot_arrow(axes: Axes, fast: Curve, slow: Curve, color: object) -> None:
     """Draw an arrow from the end of the slower system's curve to where the faster is as good."""
     reached, end, level = fast.reaches(slow.final), slow.iterations[-1], slow.final
     if reached is None or reached >= end:
