@@ -70,12 +70,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     changed = [c.option_strings[0] for c in changes if getattr(args, c.dest) != c.default]
     if changed and not args.output:
-        parser.error(
-            f"{', '.join(changed)}: name a folder for the runs and results of your own recipe with "
-            "--output"
-        )
+        parser.error(f"{', '.join(changed)}: name a folder of your own with --output")
     if args.images and args.race == "photographs":
         parser.error("--images: photographs are not drawn")
+    if args.costs and "detr" not in (args.systems or ["detr"]):
+        parser.error("--costs: times are relative to DETR's; add detr to --systems")
     name = f"convergence_{args.race}"
     args.results = (args.output or RESULTS) / f"{name}.csv"
     args.costs_file = args.results.with_name(f"{name}_costs.csv")
@@ -277,8 +276,10 @@ def main() -> int:
     if not args.report_only:
         race, configs = RACES[args.race], chosen_configs(args)
         if args.dry_run:
+            done = {(run.system, run.seed) for run in read_results(args.results)}
             for run in chosen_runs(args):
-                print(shlex.join(command(args, *run)))
+                if run not in done:
+                    print(shlex.join(command(args, *run)))
             return 0
         if args.costs:
             measure_costs(configs, race.size, args.costs_file)

@@ -90,7 +90,7 @@ def _levels(
 
 def _between(
     drawn: Mapping[str, Curve], costs: Mapping[str, Costs], fast: str, slow: str
-) -> tuple[float, float, float] | None:
+) -> tuple[float, float | None, float | None] | None:
     both = (costs[fast], costs[slow]) if fast in costs and slow in costs else None
     return shares(drawn[fast], drawn[slow], both)
 
@@ -105,7 +105,7 @@ def _comparison(
         row = [titles[slow], f"{drawn[slow].final:.1f}", f"{drawn[slow].iterations[-1]:,}"]
         for fast in drawn:
             found = None if fast == slow else _between(drawn, costs, fast, slow)
-            row.append(f"{found[0]:.2f} / {found[1]:.2f}" if found else "")
+            row.append(" / ".join(f"{part:.2f}" for part in found[:2] if part) if found else "")
         rows.append(row)
     return markdown_table(head, rows)
 
@@ -132,7 +132,7 @@ def _sentences(
         words = [f"after {drawn[fast].reaches(drawn[slow].final):,} iterations"]
         measured = (("iterations", found[0], limits[0]), ("time", found[2], limits[1]))
         for quantity, share, limit in measured:
-            if quantity == "time" and not costs:
+            if share is None:  # not measured
                 continue
             bar = f" (bar {limit}: {'met' if share <= limit else 'missed'})" if limit else ""
             words.append(f"{share:.2f} of its {quantity}{bar}")

@@ -127,19 +127,19 @@ def curves(runs: Sequence[Run], systems: Iterable[str]) -> dict[str, Curve]:
 
 def shares(
     fast: Curve, slow: Curve, costs: tuple[Costs, Costs] | None
-) -> tuple[float, float, float] | None:
+) -> tuple[float, float | None, float | None] | None:
     """Return the part of the slower system's iterations, multiply-adds and time after which the
     faster one has the slower one's final AP, or None if it never has.
 
     Args:
-        costs: of the faster and the slower system; None: as if their iterations cost the same.
+        costs: of the faster and the slower system; None: only the iterations are known.
     """
     reached = fast.reaches(slow.final)
     if reached is None:
         return None
     share = reached / slow.iterations[-1]
     if costs is None:
-        return share, share, share
+        return share, None, None
     one, other = costs
     return (
         share,

@@ -162,6 +162,18 @@ def test_other_recipes_leave_the_results_of_the_project_alone(capsys):
     with pytest.raises(SystemExit):
         program.parse(["photographs", "--output", "other", "--images", "5", "5"])
     assert "photographs are not drawn" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.parse(["scenes", "--costs", "--systems", "smca-fixed"])
+    assert "add detr to --systems" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_what_is_left(monkeypatch, capsys, tmp_path):
+    flags = ["scenes", "--output", str(tmp_path), "--dry-run", "--systems", "detr", "smca-fixed"]
+    add_results(program.parse(flags).results, Run("detr", 0, {5: {"AP": 1.5}}, {}), ORIGIN)
+    monkeypatch.setattr("sys.argv", ["convergence.py", *flags, "--seeds", "0"])
+    assert program.main() == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "smca-fixed/seed0" in line and "--resume" in line
 
 
 def test_a_run_is_held_by_one_program(tmp_path):

@@ -5,15 +5,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from smca.modeling.anchored_decoder import AnchoredSMCADecoder
+from smca.modeling import AnchoredSMCADecoder, ConditionalDecoder, DETRDecoder, SMCADecoder
 from smca.modeling.attention import attend, attention_weights, padding_biases
-from smca.modeling.conditional import ConditionalDecoder
-from smca.modeling.decoder import DETRDecoder
 from smca.modeling.deformable import DeformableDecoder, DeformableEncoder
 from smca.modeling.encoder import IntraMultiEncoder
 from smca.modeling.gaussians import Gaussians, Grid
 from smca.modeling.memory import Memory, valid_cells, valid_map_sizes
-from smca.modeling.smca_decoder import SMCADecoder
 from smca.modeling.spatial_prior import Places, SpatialPrior
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -107,10 +104,6 @@ def decoders(kind):
     }
 
 
-def box_offsets(hidden, layer):
-    return hidden[..., :4].float()
-
-
 def encoders():
     sizes = {"num_scales": len(STRIDES), "dim": C, "num_heads": H, "ffn_dim": 8}
     return {
@@ -139,7 +132,9 @@ def test_no_decoder_reads_padding(name, kind, sizes, dtype, seed):
     decoder = decoders(kind)[name]().eval()
     memory = drawn_memory(sizes)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        assert_padding_is_not_read(lambda memory: decoder(memory, box_offsets)[0], memory)
+        assert_padding_is_not_read(
+            lambda memory: decoder(memory, lambda hidden, _: hidden[..., :4].float())[0], memory
+        )
 
 
 @settings(max_examples=100)

@@ -67,9 +67,7 @@ class AnchoredSMCADecoder(Decoder):
         self.anchors = nn.Embedding(query_groups * num_queries, 4)  # cxcywh as logits
         with torch.no_grad():
             nn.init.zeros_(self.anchors.weight)
-            self.anchors.weight[:, :2] = nn.init.uniform_(
-                self.anchors.weight[:, :2].clone(), *_CENTERS
-            ).logit()
+            self.anchors.weight[:, :2].uniform_(*_CENTERS).logit_()
         self.position = MLP(2 * dim, dim, dim, 2, make=linear)
         self.layers = nn.ModuleList(
             modulated_layers(
