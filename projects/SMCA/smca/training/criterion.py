@@ -129,12 +129,13 @@ class SetCriterion:
         """
         total = torch.full((), float(count), device=predictions.logits.device)
         num_boxes = mean_over_workers(total).clamp(min=least / world_size())
-        by_name = {
-            "class": self.class_weight
-            * self._class_loss(predictions, found, labels, boxes, num_boxes, idle),
-        }
+        class_loss = self._class_loss(predictions, found, labels, boxes, num_boxes, idle)
         l1, giou = self._box_losses(predictions.boxes, found, boxes, num_boxes)
-        by_name |= {"l1": self.l1_weight * l1, "giou": self.giou_weight * giou}
+        by_name = {
+            "class": self.class_weight * class_loss,
+            "l1": self.l1_weight * l1,
+            "giou": self.giou_weight * giou,
+        }
         last = len(predictions.logits) - 1
         return {
             f"loss_{name}{suffix}" + ("" if layer == last else f"_{layer}"): value
