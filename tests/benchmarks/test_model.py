@@ -146,7 +146,7 @@ def test_the_program_measures_memory(start_program, config_file, tmp_path):
     script = ROOT / "benchmarks/model.py"
     printed = start_program(
         "--configs",
-        config_file("MODEL.SMCA.QUERY_GROUPS", 1),
+        config_file("MODEL.SMCA.QUERY_GROUPS", 1, "MODEL.SMCA.NUM_QUERIES", 100),
         "--size",
         256,
         320,
