@@ -25,6 +25,7 @@ VARIANTS = [
     ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2],
     ["MODEL.SMCA.DECODER.NAME", "DETRDecoder", "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"],
     ["MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.DENOISING.ENABLED", True],
+    ["MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True],
     ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder", "MODEL.SMCA.LOSS.CLASSIFICATION", "mal"],
     [
         *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder", "MODEL.SMCA.NECK.NORM", "GN"),
@@ -36,7 +37,7 @@ VARIANTS = [
     ],
 ]
 NAMES = [
-    *("multi", "single", "softmax", "dilated", "detr", "anchored", "conditional"),
+    *("multi", "single", "softmax", "dilated", "detr", "anchored", "two stages", "conditional"),
     *("deformable", "depthwise"),
 ]
 

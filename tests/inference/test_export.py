@@ -51,6 +51,7 @@ FAMILIES = {
         *(f"{MODULATION}.SCALE", "fixed", f"{MODULATION}.HEADS", "shared"),
     ),
     "anchored": (*ONE_SCALE, BLOCKS, [], "MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
+    "two_stages": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
     "depthwise_single": (
         *TWO_SCALES,
         *("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.ENCODER.NUM_LAYERS", 1),

@@ -23,6 +23,7 @@ MODELS = {
         *(DECODER, "ConditionalDecoder", "MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter"),
     ),
     "anchored": (DECODER, "AnchoredSMCADecoder"),
+    "two stages": (DECODER, "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
     "Deformable DETR": (DECODER, "DeformableDecoder"),
     "refined": (DECODER, "DeformableDecoder", f"{DEFORMABLE}.REFINE", True),
 }

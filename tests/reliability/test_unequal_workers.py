@@ -117,7 +117,14 @@ LOSSES = {
     "softmax": ("MODEL.SMCA.LOSS.CLASSIFICATION", "softmax", GROUPS, 1),
     # Without noise, which each worker draws by itself.
     "denoising": (
-        *("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", f"{DENOISING}.ENABLED", True),
+        *(
+            "MODEL.SMCA.DECODER.NAME",
+            "AnchoredSMCADecoder",
+            "MODEL.SMCA.TWO_STAGE",
+            True,
+            f"{DENOISING}.ENABLED",
+            True,
+        ),
         *(f"{DENOISING}.KIND", "classic", f"{DENOISING}.BOX_NOISE", 0.0),
         *(f"{DENOISING}.LABEL_NOISE", 0.0),
     ),

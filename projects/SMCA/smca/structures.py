@@ -130,12 +130,14 @@ class Predictions:
         centers: (B, N, 2), the centres x, y that the last layer's boxes started from, in [0, 1] of
             the unpadded image; None where boxes start from no place (DETR).
         noised: in training with denoising, the predictions of these queries: (layers, B, Q, ...).
+        proposals: in training with two stages, those of the first, as of one layer.
     """
 
     logits: Tensor
     boxes: Tensor
     centers: Tensor | None
     noised: tuple[NoisedQueries, Predictions] | None = None
+    proposals: Predictions | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ RELEASED = (
     "transformer.decoder.layers.0.multihead_attn.",
 )
 # The tensors with a row for each query.
-QUERIES = ("decoder.query_embed.weight", "decoder.reference.weight", "decoder.anchors.weight")
+QUERIES = (
+    *("decoder.query_embed.weight", "decoder.reference.weight"),
+    *("decoder.anchors.weight", "decoder.contents.weight"),
+)
 
 # From torchvision's names of a ResNet to Detectron2's.
 TORCHVISION: Rules = (

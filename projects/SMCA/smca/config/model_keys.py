@@ -98,6 +98,10 @@ MODEL_KEYS |= group(
         "the first (docs/BEYOND.md).",
         at_least(1),
     ),
+    TWO_STAGE=Own(
+        False,
+        "Queries start from the boxes of the tokens with the highest scores (docs/BEYOND.md).",
+    ),
     HIDDEN_DIM=Own(256, "Channels of tokens and queries, a multiple of 4 and NHEADS.", at_least(4)),
     NHEADS=Own(8, "Number of attention heads.", at_least(1)),
     DIM_FEEDFORWARD=Own(1024, "Width of the FFNs; 2048 in the single-scale model.", at_least(1)),

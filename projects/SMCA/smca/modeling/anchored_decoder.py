@@ -5,17 +5,20 @@ Shapes: B images, N queries, C channels.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..structures import NoisedQueries
+from ..structures import NoisedQueries, Predictions, Targets
 from .decoder import by_group
 from .denoising import Denoising
+from .heads import DetectionHeads
 from .layers import MLP, full_precision, linear
 from .memory import Memory
 from .parts import Decoder
 from .position_encoding import sine_embedding
+from .proposals import Proposals
 from .registry import SMCA_DECODER_REGISTRY
 from .smca_decoder import SMCADecoder, modulated_layers
 from .spatial_prior import Places
@@ -28,8 +31,9 @@ _CENTERS = (0.02, 0.98)
 class AnchoredSMCADecoder(Decoder):
     """Queries that are boxes, which each layer looks around and corrects.
 
-    A query is learned as a box (DAB-DETR, arXiv 2201.12329). In each layer its sine embedding is
-    the query's position, its centre is that of the Gaussians, and the layer's output corrects it.
+    A query is learned as a box (DAB-DETR, arXiv 2201.12329), or starts from a proposal. In each
+    layer its sine embedding is the query's position, its centre is that of the Gaussians, and the
+    layer's output corrects it.
     """
 
     has_attention_maps = True
@@ -53,10 +57,13 @@ class AnchoredSMCADecoder(Decoder):
         scale_selection: bool = True,
         query_groups: int = 1,
         denoising: Denoising | None = None,
+        proposals: Proposals | None = None,
     ):
         """
         Args:
             denoising: makes further queries in training.
+            proposals: finds ``num_queries`` boxes in the image, where the queries of each group
+                start. What they look for is learned then, in place of the boxes.
 
         For the others see :class:`~smca.modeling.smca_decoder.SMCADecoder`; here boxes give the
         centres.
@@ -64,10 +71,14 @@ class AnchoredSMCADecoder(Decoder):
         super().__init__()
         self.query_groups = query_groups
         self.oriented = scale_kind == "oriented"
-        self.anchors = nn.Embedding(query_groups * num_queries, 4)  # cxcywh as logits
-        with torch.no_grad():
-            nn.init.zeros_(self.anchors.weight)
-            self.anchors.weight[:, :2].uniform_(*_CENTERS).logit_()
+        self.proposals = proposals
+        if proposals is not None:
+            self.contents = nn.Embedding(query_groups * num_queries, dim)
+        else:
+            self.anchors = nn.Embedding(query_groups * num_queries, 4)  # cxcywh as logits
+            with torch.no_grad():
+                nn.init.zeros_(self.anchors.weight)
+                self.anchors.weight[:, :2].uniform_(*_CENTERS).logit_()
         self.position = MLP(2 * dim, dim, dim, 2, make=linear)
         self.layers = nn.ModuleList(
             modulated_layers(
@@ -95,23 +106,42 @@ class AnchoredSMCADecoder(Decoder):
         del options["center_layers"]
         if cfg.MODEL.SMCA.DENOISING.ENABLED:
             options["denoising"] = Denoising(**Denoising.from_config(cfg))
+        if cfg.MODEL.SMCA.TWO_STAGE:
+            options["proposals"] = Proposals(**Proposals.from_config(cfg))
         return options
+
+    def predict(
+        self, memory: Memory, heads: DetectionHeads, targets: Targets | None = None
+    ) -> Predictions:
+        """See :meth:`~smca.modeling.parts.Decoder.predict`."""
+        proposals, noised, start = None, None, None
+        if self.proposals is not None:
+            proposals, start = self.proposals(memory)
+        if self.training and self.denoising is not None and targets is not None:
+            noised = self.denoising(targets)
+        outputs = self(memory, heads.box_offsets, noised, start)
+        predictions = heads(*outputs[:2])
+        if not self.training:
+            return predictions
+        with_noise = None if noised is None else (noised, heads(*outputs[2:]))
+        return replace(predictions, noised=with_noise, proposals=proposals)
 
     def forward(
         self,
         memory: Memory,
         box_offsets: Callable[[Tensor, int], Tensor] | None = None,
         noised: NoisedQueries | None = None,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed.
 
         Given noised queries, it also returns their outputs (layers, B, Q, C) and where their boxes
-        start (layers, B, Q, 4).
+        start (layers, B, Q, 4). ``start`` (B, N, 4) are the boxes of proposals, as logits.
         """
         assert box_offsets is not None
-        reference = self.in_use(self.anchors).expand(memory.tokens.shape[0], -1, -1)
+        reference, target = self._start(start, memory.tokens.shape[0])
+        count = target.shape[1]
         memory = memory.for_decoder()
-        target = reference.new_zeros(*reference.shape[:2], self.norm.weight.shape[0])
         if noised is not None:
             reference = torch.cat((reference, noised.reference), dim=1)
             target = torch.cat((target, noised.content), dim=1)
@@ -132,10 +162,20 @@ class AnchoredSMCADecoder(Decoder):
         both = torch.stack(outputs), torch.stack(references)
         rest: list[Tensor] = []
         if noised is not None:
-            count = self.anchors.weight.shape[0]
             rest = [part[:, :, count:] for part in both]
             both = both[0][:, :, :count], both[1][:, :, :count]
         return (*(by_group(part, self.groups_in_use) for part in both), *rest)
+
+    def _start(self, proposed: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """The boxes (B, N, 4), as logits, and the contents (B, N, C) of the first layer's queries.
+
+        N counts the queries of all groups.
+        """
+        if proposed is None:
+            anchors = self.in_use(self.anchors).expand(batch, -1, -1)
+            return anchors, anchors.new_zeros(*anchors.shape[:2], self.norm.weight.shape[0])
+        contents = self.in_use(self.contents).expand(batch, -1, -1)
+        return proposed.repeat(1, self.groups_in_use, 1), contents
 
     def embed(self, reference: Tensor) -> Tensor:
         """Return the positions (B, N, C) of queries that are boxes, cxcywh as logits (B, N, 4)."""

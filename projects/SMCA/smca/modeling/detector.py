@@ -1,7 +1,6 @@
 """The whole detector in plain PyTorch, from normalised pixels to boxes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -71,11 +70,7 @@ class Detector(nn.Module):
             targets: the objects, for denoising in training.
         """
         memory = self.encoder(self.neck(self.features(images, sizes), sizes))
-        if not self.training or targets is None or self.decoder.denoising is None:
-            return self.heads(*self.decoder(memory, self.heads.box_offsets))
-        noised = self.decoder.denoising(targets)
-        outputs = self.decoder(memory, self.heads.box_offsets, noised)
-        return replace(self.heads(*outputs[:2]), noised=(noised, self.heads(*outputs[2:])))
+        return self.decoder.predict(memory, self.heads, targets)
 
     def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
         """The backbone's maps of images as :meth:`predict` takes them, by name."""
@@ -145,12 +140,15 @@ def detector_parts(
             f"MODEL.SMCA.QUERY_GROUPS is {smca.QUERY_GROUPS}; it must be {decoder.query_groups} "
             f"with MODEL.SMCA.DECODER.NAME {smca.DECODER.NAME}, which does not read it"
         )
-    if (decoder.denoising is not None) != smca.DENOISING.ENABLED:
-        raise ConfigError(
-            f"MODEL.SMCA.DENOISING.ENABLED is {smca.DENOISING.ENABLED}; it needs a "
-            "MODEL.SMCA.DECODER.NAME whose queries are boxes, AnchoredSMCADecoder, not "
-            f"{smca.DECODER.NAME}"
-        )
+    for key, wanted, part in (
+        ("DENOISING.ENABLED", smca.DENOISING.ENABLED, decoder.denoising),
+        ("TWO_STAGE", smca.TWO_STAGE, decoder.proposals),
+    ):
+        if wanted != (part is not None):
+            raise ConfigError(
+                f"MODEL.SMCA.{key} is {wanted}; it needs a MODEL.SMCA.DECODER.NAME whose queries "
+                f"are boxes, AnchoredSMCADecoder, not {smca.DECODER.NAME}"
+            )
     if encoder.halves and any(2 * a != b for a, b in pairwise(used)):
         raise ConfigError(
             f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; each must be twice "

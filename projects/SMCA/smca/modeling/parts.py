@@ -9,7 +9,8 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..structures import Size
+from ..structures import Predictions, Size, Targets
+from .heads import DetectionHeads
 from .memory import Memory
 
 
@@ -69,8 +70,8 @@ class Decoder(Part):
         head_options: arguments that its :class:`~smca.modeling.heads.DetectionHeads` need besides
             their sizes.
         query_groups: G, the groups of N queries that it trains (MODEL.SMCA.QUERY_GROUPS).
-        denoising: makes noised queries of a training step's objects, which :meth:`forward` then
-            takes as ``noised``; or None.
+        denoising: makes noised queries of a training step's objects, or None.
+        proposals: finds boxes in the image where queries start, or None.
         has_attention_maps: each of its ``layers`` has a ``co_attention`` with a method
             ``weights``, which returns the weights of all keys, for pictures.
     """
@@ -82,6 +83,7 @@ class Decoder(Part):
     def __init__(self) -> None:
         super().__init__()
         self.denoising: nn.Module | None = None
+        self.proposals: nn.Module | None = None
 
     @property
     def groups_in_use(self) -> int:
@@ -92,6 +94,18 @@ class Decoder(Part):
         """The rows of an embedding of all groups' queries that :meth:`forward` runs with."""
         rows = len(embedding.weight) // self.query_groups * self.groups_in_use
         return embedding.weight[:rows]
+
+    def predict(
+        self, memory: Memory, heads: DetectionHeads, targets: Targets | None = None
+    ) -> Predictions:
+        """Run :meth:`forward` and the heads.
+
+        Args:
+            memory: the encoded image.
+            heads: read the outputs.
+            targets: the objects, for a decoder that learns from more than its queries' matches.
+        """
+        return heads(*self(memory, heads.box_offsets))
 
     def forward(
         self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None

@@ -66,15 +66,28 @@ class SetCriterion:
 
         Returns:
             ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
-            ``_0``, ``_1``, ... of the layers before it; with denoising also ``loss_class_dn``, ...
+            ``_0``, ``_1``, ... of the layers before it; with two stages also ``loss_class_enc``,
+            ..., with denoising ``loss_class_dn``, ...
         """
         if not self.auxiliary:
             logits, boxes = predictions.logits[-1:], predictions.boxes[-1:]
             predictions = replace(predictions, logits=logits, boxes=boxes)
+        losses = self._matched_losses(predictions, targets)
+        if predictions.proposals is not None:
+            losses |= self._matched_losses(predictions.proposals, targets, suffix="_enc")
+        if predictions.noised is not None:
+            noised, found = predictions.noised
+            losses |= self._noised_losses(noised, found)
+        return losses
+
+    def _matched_losses(
+        self, predictions: Predictions, targets: Targets, suffix: str = ""
+    ) -> dict[str, Tensor]:
+        """The losses of one kind of queries, matched: ``loss_class``, ..."""
         groups = predictions.logits.shape[1] // len(targets.counts)
         targets = targets.repeat(groups)
         matches = self.matcher(predictions, targets)
-        losses = self._losses(
+        return self._losses(
             predictions,
             (matches.layer, matches.image, matches.query),
             labels=targets.labels[matches.image, matches.target],
@@ -82,11 +95,8 @@ class SetCriterion:
             # The number of objects; at least 1 a group: the loss is the mean of the groups'.
             count=sum(targets.counts),
             least=groups,
+            suffix=suffix,
         )
-        if predictions.noised is not None:
-            noised, found = predictions.noised
-            losses |= self._noised_losses(noised, found)
-        return losses
 
     def _noised_losses(self, noised: NoisedQueries, found: Predictions) -> dict[str, Tensor]:
         """The same losses of noised queries, without matching: ``loss_class_dn``, ..."""
