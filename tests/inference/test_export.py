@@ -51,7 +51,10 @@ FAMILIES = {
         *(f"{MODULATION}.SCALE", "fixed", f"{MODULATION}.HEADS", "shared"),
     ),
     "anchored": (*ONE_SCALE, BLOCKS, [], "MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
-    "two_stages": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+    "two_stages": (
+        *("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+        *("MODEL.SMCA.ONE_TO_MANY.ENABLED", True),
+    ),
     "depthwise_single": (
         *TWO_SCALES,
         *("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder", "MODEL.SMCA.ENCODER.NUM_LAYERS", 1),

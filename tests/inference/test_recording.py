@@ -20,7 +20,10 @@ SMCA = {
     "oriented": (KIND, "oriented"),
     "one scale": (*ONE_SCALE, KIND, "independent"),
     "anchored": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
-    "two stages": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+    "two stages": (
+        *("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+        *("MODEL.SMCA.ONE_TO_MANY.ENABLED", True),
+    ),
     "shared": ("MODEL.SMCA.MODULATION.HEADS", "shared"),
     "no selection": ("MODEL.SMCA.DECODER.SCALE_SELECTION", False),
     "depthwise": (

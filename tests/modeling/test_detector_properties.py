@@ -71,6 +71,7 @@ def configurations(draw):
         "MODEL.SMCA.DECODER.NAME": decoder,
         "MODEL.SMCA.DENOISING.ENABLED": decoder == "AnchoredSMCADecoder" and draw(st.booleans()),
         "MODEL.SMCA.TWO_STAGE": decoder == "AnchoredSMCADecoder" and draw(st.booleans()),
+        "MODEL.SMCA.ONE_TO_MANY.ENABLED": decoder == "AnchoredSMCADecoder" and draw(st.booleans()),
         "MODEL.SMCA.DENOISING.KIND": one_of("classic", "contrastive"),
         "MODEL.SMCA.DECODER.NUM_LAYERS": draw(st.integers(1, 3)),
         "MODEL.SMCA.DECODER.SHARE_KEY_VALUE": draw(st.booleans()),

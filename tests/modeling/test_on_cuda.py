@@ -12,7 +12,10 @@ MODELS = {
     "oriented": ("MODEL.SMCA.MODULATION.SCALE", "oriented"),
     "depthwise": ("MODEL.SMCA.ENCODER.NAME", "DepthwiseEncoder"),
     "anchored": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder"),
-    "two stages": ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+    "two stages": (
+        *("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+        *("MODEL.SMCA.ONE_TO_MANY.ENABLED", True),
+    ),
     "DETR": ("MODEL.SMCA.DECODER.NAME", "DETRDecoder"),
     "Conditional DETR": ("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"),
     "heads of 12 channels": ("MODEL.SMCA.HIDDEN_DIM", 48),

@@ -125,7 +125,10 @@ FAMILIES = {
     "multi": [],
     "single": ["MODEL.SMCA.NUM_SCALES", 1, "MODEL.SMCA.IN_FEATURES", ["res5"]],
     "detr": ["MODEL.SMCA.DECODER.NAME", "DETRDecoder", "MODEL.SMCA.LOSS.CLASSIFICATION", "softmax"],
-    "anchored": ["MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True],
+    "anchored": [
+        *("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder", "MODEL.SMCA.TWO_STAGE", True),
+        *("MODEL.SMCA.ONE_TO_MANY.ENABLED", True),
+    ],
     "conditional": ["MODEL.SMCA.DECODER.NAME", "ConditionalDecoder"],
     "deformable": [
         *("MODEL.SMCA.ENCODER.NAME", "DeformableEncoder", "MODEL.SMCA.NECK.NORM", "GN"),

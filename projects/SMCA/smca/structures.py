@@ -131,6 +131,8 @@ class Predictions:
             the unpadded image; None where boxes start from no place (DETR).
         noised: in training with denoising, the predictions of these queries: (layers, B, Q, ...).
         proposals: in training with two stages, those of the first, as of one layer.
+        one_to_many: in training with one-to-many supervision, what queries predict before they see
+            each other.
     """
 
     logits: Tensor
@@ -138,6 +140,7 @@ class Predictions:
     centers: Tensor | None
     noised: tuple[NoisedQueries, Predictions] | None = None
     proposals: Predictions | None = None
+    one_to_many: Predictions | None = None
 
 
 @dataclass(frozen=True)

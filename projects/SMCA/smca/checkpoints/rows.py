@@ -19,6 +19,7 @@ CLASS_HEADS = {
     CLASS_HEAD: "MODEL.SMCA.NUM_CLASSES",
     "decoder.denoising.label_embed.": "MODEL.SMCA.NUM_CLASSES",
     "decoder.proposals.heads.class_head.": "MODEL.SMCA.NUM_CLASSES",
+    "decoder.one_to_many.class_head.": "MODEL.SMCA.NUM_CLASSES",
     "roi_heads.box_predictor.": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
 

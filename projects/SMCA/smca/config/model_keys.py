@@ -209,6 +209,15 @@ MODEL_KEYS |= group(
     BOX_NOISE=Own(0.4, "How far boxes move, in halves of their sides.", FRACTION),
 )
 MODEL_KEYS |= group(
+    "MODEL.SMCA.ONE_TO_MANY",
+    ENABLED=Own(
+        False, "Teach several queries an object before they see each other (docs/BEYOND.md)."
+    ),
+    NUMBER=Own(6, "Queries an object, at the most.", at_least(1)),
+    THRESHOLD=Own(0.4, "Queries of a lower quality are left out.", FRACTION),
+    IOU_WEIGHT=Own(0.7, "Weight of the IoU in the quality; the score has the rest.", FRACTION),
+)
+MODEL_KEYS |= group(
     "MODEL.SMCA.LOSS",
     CLASSIFICATION=Own(
         "focal",

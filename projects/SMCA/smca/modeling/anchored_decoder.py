@@ -6,6 +6,7 @@ Shapes: B images, N queries, C channels.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,15 @@ class AnchoredSMCADecoder(Decoder):
         query_groups: int = 1,
         denoising: Denoising | None = None,
         proposals: Proposals | None = None,
+        one_to_many: DetectionHeads | None = None,
     ):
         """
         Args:
             denoising: makes further queries in training.
             proposals: finds ``num_queries`` boxes in the image, where the queries of each group
                 start. What they look for is learned then, in place of the boxes.
+            one_to_many: heads that read each layer's queries before they see each other. Layers
+                look at the image first then, and have a second FFN.
 
         For the others see :class:`~smca.modeling.smca_decoder.SMCADecoder`; here boxes give the
         centres.
@@ -95,10 +99,12 @@ class AnchoredSMCADecoder(Decoder):
                 beta=beta,
                 scale_selection=scale_selection,
                 predicts_centers=False,
+                mixed=one_to_many is not None,
             )
         )
         self.norm = nn.LayerNorm(dim)
         self.denoising = denoising
+        self.one_to_many = one_to_many
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -108,6 +114,9 @@ class AnchoredSMCADecoder(Decoder):
             options["denoising"] = Denoising(**Denoising.from_config(cfg))
         if cfg.MODEL.SMCA.TWO_STAGE:
             options["proposals"] = Proposals(**Proposals.from_config(cfg))
+        if cfg.MODEL.SMCA.ONE_TO_MANY.ENABLED:
+            sizes = DetectionHeads.from_config(cfg)
+            options["one_to_many"] = DetectionHeads(**sizes, **cls.head_options)
         return options
 
     def predict(
@@ -119,34 +128,55 @@ class AnchoredSMCADecoder(Decoder):
             proposals, start = self.proposals(memory)
         if self.training and self.denoising is not None and targets is not None:
             noised = self.denoising(targets)
-        outputs = self(memory, heads.box_offsets, noised, start)
-        predictions = heads(*outputs[:2])
+        hidden, alone, references = self._run(memory, heads.box_offsets, noised, start)
         if not self.training:
-            return predictions
-        with_noise = None if noised is None else (noised, heads(*outputs[2:]))
-        return replace(predictions, noised=with_noise, proposals=proposals)
+            return heads(hidden, references)
+        count = hidden.shape[2] - (0 if noised is None else len(noised))
+        groups = self.groups_in_use
+        starts = by_group(references[:, :, :count], groups)
+        predictions = heads(by_group(hidden[:, :, :count], groups), starts)
+        further: dict[str, Any] = {"proposals": proposals}
+        if alone is not None and self.one_to_many is not None:
+            alone = by_group(alone[:, :, :count], groups)
+            further["one_to_many"] = self.one_to_many(alone, starts)
+        if noised is not None:
+            further["noised"] = noised, heads(hidden[:, :, count:], references[:, :, count:])
+        return replace(predictions, **further)
 
     def forward(
+        self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed."""
+        assert box_offsets is not None
+        start = None if self.proposals is None else self.proposals(memory)[1]
+        hidden, _, references = self._run(memory, box_offsets, None, start)
+        return by_group(hidden, self.groups_in_use), by_group(references, self.groups_in_use)
+
+    def _run(
         self,
         memory: Memory,
-        box_offsets: Callable[[Tensor, int], Tensor] | None = None,
-        noised: NoisedQueries | None = None,
-        start: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed.
+        box_offsets: Callable[[Tensor, int], Tensor],
+        noised: NoisedQueries | None,
+        start: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Run the layers with the queries of all groups, and noised ones behind them.
 
-        Given noised queries, it also returns their outputs (layers, B, Q, C) and where their boxes
-        start (layers, B, Q, 4). ``start`` (B, N, 4) are the boxes of proposals, as logits.
+        Args:
+            start: boxes of proposals (B, N, 4), as logits.
+
+        Returns:
+            of all layers, in evaluation of the last one: the outputs (layers, B, N, C), normed;
+            what they were before queries saw each other, if that teaches something; and the boxes
+            that they started from (layers, B, N, 4), as logits.
         """
-        assert box_offsets is not None
         reference, target = self._start(start, memory.tokens.shape[0])
-        count = target.shape[1]
         memory = memory.for_decoder()
         if noised is not None:
             reference = torch.cat((reference, noised.reference), dim=1)
             target = torch.cat((target, noised.content), dim=1)
         places = Places.of(reference[..., :2], memory, oriented=self.oriented)
         outputs: list[Tensor] = []
+        before: list[Tensor] = []
         references: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             if number > 0:
@@ -155,16 +185,15 @@ class AnchoredSMCADecoder(Decoder):
                 places = places.starting_at(reference[..., :2], memory)
             position = self.embed(reference)
             target = layer(target, position, memory, places, self.groups_in_use, noised)
+            if self.one_to_many is not None:
+                target, alone = target
+                before.append(alone)
             outputs.append(self.norm(target))
             references.append(reference)
         if not self.training:
-            outputs, references = outputs[-1:], references[-1:]
-        both = torch.stack(outputs), torch.stack(references)
-        rest: list[Tensor] = []
-        if noised is not None:
-            rest = [part[:, :, count:] for part in both]
-            both = both[0][:, :, :count], both[1][:, :, :count]
-        return (*(by_group(part, self.groups_in_use) for part in both), *rest)
+            return outputs[-1][None], None, references[-1][None]
+        alone = torch.stack(before) if before else None
+        return torch.stack(outputs), alone, torch.stack(references)
 
     def _start(self, proposed: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """The boxes (B, N, 4), as logits, and the contents (B, N, C) of the first layer's queries.

@@ -128,7 +128,6 @@ def detector_parts(
             f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; it must go from "
             "fine to coarse"
         )
-    softmax = smca.LOSS.CLASSIFICATION == "softmax"
     encoder: Encoder = build_from_registry(
         SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
     )
@@ -143,6 +142,7 @@ def detector_parts(
     for key, wanted, part in (
         ("DENOISING.ENABLED", smca.DENOISING.ENABLED, decoder.denoising),
         ("TWO_STAGE", smca.TWO_STAGE, decoder.proposals),
+        ("ONE_TO_MANY.ENABLED", smca.ONE_TO_MANY.ENABLED, decoder.one_to_many),
     ):
         if wanted != (part is not None):
             raise ConfigError(
@@ -170,12 +170,7 @@ def detector_parts(
         ),
         "encoder": encoder,
         "decoder": decoder,
-        "heads": DetectionHeads(
-            dim=smca.HIDDEN_DIM,
-            num_logits=smca.NUM_CLASSES + softmax,
-            prior_probability=None if softmax else 0.01,
-            **decoder.head_options,
-        ),
+        "heads": DetectionHeads(**DetectionHeads.from_config(cfg), **decoder.head_options),
     }
 
 

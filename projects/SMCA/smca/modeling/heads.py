@@ -60,6 +60,17 @@ class DetectionHeads(nn.Module):
                 nn.init.zeros_(head[-1].bias)
             nn.init.constant_(_sets(self.box_head)[0][-1].bias.data[2:], size_bias)
 
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        """The sizes and where scores start; a decoder knows more of its heads."""
+        smca = cfg.MODEL.SMCA
+        softmax = smca.LOSS.CLASSIFICATION == "softmax"
+        return {
+            "dim": smca.HIDDEN_DIM,
+            "num_logits": smca.NUM_CLASSES + softmax,
+            "prior_probability": None if softmax else 0.01,
+        }
+
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""

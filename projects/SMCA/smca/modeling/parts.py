@@ -72,6 +72,7 @@ class Decoder(Part):
         query_groups: G, the groups of N queries that it trains (MODEL.SMCA.QUERY_GROUPS).
         denoising: makes noised queries of a training step's objects, or None.
         proposals: finds boxes in the image where queries start, or None.
+        one_to_many: heads through which an object teaches several queries, or None.
         has_attention_maps: each of its ``layers`` has a ``co_attention`` with a method
             ``weights``, which returns the weights of all keys, for pictures.
     """
@@ -84,6 +85,7 @@ class Decoder(Part):
         super().__init__()
         self.denoising: nn.Module | None = None
         self.proposals: nn.Module | None = None
+        self.one_to_many: nn.Module | None = None
 
     @property
     def groups_in_use(self) -> int:

@@ -26,11 +26,11 @@ class Proposals(nn.Module):
     (arXiv 2203.03605), and learns like a decoder layer.
     """
 
-    def __init__(self, *, dim: int, num_queries: int, num_logits: int, softmax: bool = False):
+    def __init__(self, *, num_queries: int, dim: int, heads: DetectionHeads, softmax: bool = False):
         """
         Args:
-            dim, num_queries: C and N.
-            num_logits: see :class:`~smca.modeling.heads.DetectionHeads`.
+            num_queries, dim: N and C.
+            heads: read classes and boxes from tokens.
             softmax: the last logit is for no object.
         """
         super().__init__()
@@ -38,22 +38,16 @@ class Proposals(nn.Module):
         self.softmax = softmax
         self.proj = linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.heads = DetectionHeads(
-            dim=dim,
-            num_logits=num_logits,
-            prior_probability=None if softmax else 0.01,
-            zero_boxes=True,
-        )
+        self.heads = heads
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         smca = cfg.MODEL.SMCA
-        softmax = smca.LOSS.CLASSIFICATION == "softmax"
         return {
-            "dim": smca.HIDDEN_DIM,
             "num_queries": smca.NUM_QUERIES,
-            "num_logits": smca.NUM_CLASSES + softmax,
-            "softmax": softmax,
+            "dim": smca.HIDDEN_DIM,
+            "heads": DetectionHeads(**DetectionHeads.from_config(cfg), zero_boxes=True),
+            "softmax": smca.LOSS.CLASSIFICATION == "softmax",
         }
 
     def forward(self, memory: Memory) -> tuple[Predictions, Tensor]:

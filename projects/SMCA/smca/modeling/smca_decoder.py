@@ -7,8 +7,9 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..structures import NoisedQueries
 from .attention import attention_weights
 from .decoder import CoAttention, DecoderLayer, QueryDecoder, QuerySelfAttention
 from .layers import FFN, MLP, linear
@@ -53,6 +54,41 @@ class ModulatedLayer(DecoderLayer):
         return self.prior(target, position, places)
 
 
+class MixedLayer(ModulatedLayer):
+    """A layer whose queries look at the image first and at each other then (MS-DETR)."""
+
+    def __init__(self, *, observing_ffn: nn.Module, dim: int, **options: Any):
+        """
+        Args:
+            observing_ffn: maps (B, N, C) to (B, N, C) between the two.
+
+        See :class:`~smca.modeling.decoder.DecoderLayer` for the others.
+        """
+        super().__init__(dim=dim, **options)
+        self.observing_ffn = observing_ffn
+        self.norm4 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        target: Tensor,
+        position: Tensor,
+        memory: Memory,
+        places: Places,
+        groups: int = 1,
+        noised: NoisedQueries | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the content (B, N, C) after both, and what it was between them."""
+        prior = self.guide(target, position, places)
+        target = self.residual(
+            target, lambda x: self.co_attention(x, position, memory, prior), self.norm2
+        )
+        alone = self.residual(target, self.observing_ffn, self.norm4)
+        target = self.residual(
+            alone, lambda x: self._among_queries(x, position, groups, noised), self.norm1
+        )
+        return self.residual(target, self.ffn, self.norm3), alone
+
+
 def modulated_layers(
     *,
     num_layers: int,
@@ -68,15 +104,23 @@ def modulated_layers(
     beta: float,
     scale_selection: bool,
     predicts_centers: bool,
+    mixed: bool = False,
 ) -> list[ModulatedLayer]:
     """Make the layers of a decoder with modulated co-attention; see :class:`SMCADecoder`.
 
     Args:
         predicts_centers: the decoder predicts its centres from what the first layer observes.
+        mixed: make :class:`MixedLayer`.
     """
     heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
+
+    def layer(**options: Any) -> ModulatedLayer:
+        if mixed:
+            return MixedLayer(observing_ffn=FFN(dim, ffn_dim, dropout), **options)
+        return ModulatedLayer(**options)
+
     return [
-        ModulatedLayer(
+        layer(
             self_attention=QuerySelfAttention(**heads),
             co_attention=ModulatedCoAttention(
                 **heads, key_sets=1 if share_key_value else num_scales

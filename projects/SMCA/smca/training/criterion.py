@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import mean_over_workers, world_size
-from ..structures import NoisedQueries, Predictions, Targets
+from ..structures import NoisedQueries, Predictions, Targets, to_device
+from .assigner import TopKAssigner
 from .matcher import HungarianMatcher, box_iou, generalized_iou
 
 
@@ -30,6 +31,7 @@ class SetCriterion:
         iou_gamma: power of the IoU, and of the probabilities that weigh background, in "mal".
         no_object_weight: weight of no object in the cross-entropy.
         auxiliary: supervise every layer, not only the last.
+        assigner: assigns queries to objects for one-to-many supervision.
     """
 
     matcher: HungarianMatcher
@@ -42,6 +44,7 @@ class SetCriterion:
     iou_gamma: float = 1.5
     no_object_weight: float = 0.1
     auxiliary: bool = True
+    assigner: TopKAssigner = TopKAssigner()
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -57,6 +60,7 @@ class SetCriterion:
             "iou_gamma": loss.IOU_GAMMA,
             "no_object_weight": loss.NO_OBJECT_WEIGHT,
             "auxiliary": loss.AUXILIARY,
+            "assigner": TopKAssigner(**TopKAssigner.from_config(cfg)),
         }
 
     def __call__(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
@@ -66,8 +70,9 @@ class SetCriterion:
 
         Returns:
             ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
-            ``_0``, ``_1``, ... of the layers before it; with two stages also ``loss_class_enc``,
-            ..., with denoising ``loss_class_dn``, ...
+            ``_0``, ``_1``, ... of the layers before it; also ``loss_class_enc``, ... with two
+            stages, ``loss_class_many``, ... with one-to-many supervision, ``loss_class_dn``, ...
+            with denoising.
         """
         if not self.auxiliary:
             logits, boxes = predictions.logits[-1:], predictions.boxes[-1:]
@@ -75,6 +80,8 @@ class SetCriterion:
         losses = self._matched_losses(predictions, targets)
         if predictions.proposals is not None:
             losses |= self._matched_losses(predictions.proposals, targets, suffix="_enc")
+        if predictions.one_to_many is not None:
+            losses |= self._assigned_losses(predictions.one_to_many, targets)
         if predictions.noised is not None:
             noised, found = predictions.noised
             losses |= self._noised_losses(noised, found)
@@ -93,9 +100,32 @@ class SetCriterion:
             labels=targets.labels[matches.image, matches.target],
             boxes=targets.boxes[matches.image, matches.target],
             # The number of objects; at least 1 a group: the loss is the mean of the groups'.
-            count=sum(targets.counts),
+            count=_filled(sum(targets.counts), predictions.logits),
             least=groups,
             suffix=suffix,
+        )
+
+    def _assigned_losses(self, found: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """The same losses with one-to-many assignment: ``loss_class_many``, ..."""
+        if not self.auxiliary:
+            found = replace(found, logits=found.logits[-1:], boxes=found.boxes[-1:])
+        targets = targets.repeat(found.logits.shape[1] // len(targets.counts))
+        assigned = self.assigner(found, targets)
+        wanted, index = assigned >= 0, assigned.clamp(min=0)
+        # Every query has a place in the sums, so that nothing waits to know which have an object.
+        places = torch.meshgrid(*map(torch.arange, assigned.shape), indexing="ij")
+        layer, image, query = (to_device(x.flatten(), assigned.device) for x in places)
+        one_more = F.pad(targets.labels, (0, 1)), F.pad(targets.boxes, (0, 0, 0, 1))
+        labels, boxes = (x[image, index.flatten()] for x in one_more)
+        return self._losses(
+            found,
+            (layer, image, query),
+            labels=labels,
+            boxes=boxes,
+            count=wanted.sum((1, 2)).to(found.boxes.dtype),
+            least=1,
+            wanted=wanted.flatten(),
+            suffix="_many",
         )
 
     def _noised_losses(self, noised: NoisedQueries, found: Predictions) -> dict[str, Tensor]:
@@ -109,7 +139,7 @@ class SetCriterion:
             (every, noised.image.repeat(layers), noised.query.repeat(layers)),
             labels=noised.labels.repeat(layers),
             boxes=noised.boxes.repeat(layers, 1),
-            count=number,
+            count=_filled(number, found.logits),
             least=1,
             idle=None if noised.idle is None else noised.idle.repeat(1, noised.sets),
             suffix="_dn",
@@ -122,9 +152,10 @@ class SetCriterion:
         *,
         labels: Tensor,
         boxes: Tensor,
-        count: int,
+        count: Tensor,
         least: int,
         idle: Tensor | None = None,
+        wanted: Tensor | None = None,
         suffix: str = "",
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of all layers by name.
@@ -132,15 +163,15 @@ class SetCriterion:
         Args:
             found: layer, image and query (P,) of the predictions that have an object.
             labels, boxes: (P,) and (P, 4), these objects.
-            count: of objects that divides the losses, averaged over the workers.
+            count: of objects that divides the losses, averaged over the workers; or (Y,).
             least: of this count in all workers together.
             idle: (B, N), True where a query does not count.
+            wanted: (P,), True where ``found`` does have an object; None: everywhere.
             suffix: of the names.
         """
-        total = torch.full((), float(count), device=predictions.logits.device)
-        num_boxes = mean_over_workers(total).clamp(min=least / world_size())
-        class_loss = self._class_loss(predictions, found, labels, boxes, num_boxes, idle)
-        l1, giou = self._box_losses(predictions.boxes, found, boxes, num_boxes)
+        num_boxes = mean_over_workers(count).clamp(min=least / world_size())
+        class_loss = self._class_loss(predictions, found, labels, boxes, num_boxes, idle, wanted)
+        l1, giou = self._box_losses(predictions.boxes, found, boxes, num_boxes, wanted)
         by_name = {
             "class": self.class_weight * class_loss,
             "l1": self.l1_weight * l1,
@@ -161,20 +192,22 @@ class SetCriterion:
         boxes: Tensor,
         num_boxes: Tensor,
         idle: Tensor | None,
+        wanted: Tensor | None,
     ) -> Tensor:
         """(Y,)."""
         logits = predictions.logits
         if self.classification == "softmax":
-            return self._cross_entropy(logits, found, labels, idle)
+            return self._cross_entropy(logits, found, labels, idle, wanted)
         matched = (*found, labels)
         if self.classification == "focal":
             loss = _focal(logits, 1 - self.alpha, self.gamma)
-            loss[matched] = _focal(-logits[matched], self.alpha, self.gamma)
+            high = _focal(-logits[matched], self.alpha, self.gamma)
         else:
             power = self.iou_gamma if self.classification == "mal" else 2.0
             loss = _power(logits, power) * F.softplus(logits)
             iou = box_iou(predictions.boxes[found].detach(), boxes)
-            loss[matched] = self._quality_loss(logits[matched], iou.to(loss.dtype))
+            high = self._quality_loss(logits[matched], iou.to(loss.dtype))
+        loss[matched] = high if wanted is None else torch.where(wanted, high, loss[matched])
         if idle is not None:
             loss = loss.masked_fill(idle[..., None], 0.0)
         return loss.flatten(1).sum(1) / num_boxes
@@ -193,15 +226,18 @@ class SetCriterion:
         found: tuple[Tensor, Tensor, Tensor],
         labels: Tensor,
         idle: Tensor | None,
+        wanted: Tensor | None,
     ) -> Tensor:
         """(Y,)."""
         num_logits = logits.shape[-1]
-        wanted = logits.new_full(logits.shape[:3], num_logits - 1, dtype=torch.int64)
-        wanted[found] = labels
+        if wanted is not None:
+            labels = labels.where(wanted, num_logits - 1)
+        classes = logits.new_full(logits.shape[:3], num_logits - 1, dtype=torch.int64)
+        classes[found] = labels
         weight = logits.new_ones(num_logits)
         weight[-1:] = self.no_object_weight  # fills; [-1] has a GPU wait for a copy of the number
-        loss = F.cross_entropy(logits.movedim(-1, 1), wanted, weight, reduction="none")
-        counted = weight[wanted]
+        loss = F.cross_entropy(logits.movedim(-1, 1), classes, weight, reduction="none")
+        counted = weight[classes]
         if idle is not None:
             loss, counted = loss.masked_fill(idle, 0.0), counted.masked_fill(idle, 0.0)
         # Zero where no object has no weight and no image has an object; nothing is learned then.
@@ -211,14 +247,24 @@ class SetCriterion:
 
     @staticmethod
     def _box_losses(
-        predicted: Tensor, found: tuple[Tensor, Tensor, Tensor], boxes: Tensor, num_boxes: Tensor
+        predicted: Tensor,
+        found: tuple[Tensor, Tensor, Tensor],
+        boxes: Tensor,
+        num_boxes: Tensor,
+        wanted: Tensor | None,
     ) -> list[Tensor]:
         """The L1 and the GIoU loss, (Y,) each."""
         own = predicted[found]  # (P, 4)
         l1 = F.l1_loss(own, boxes, reduction="none").sum(-1)
         giou = 1 - generalized_iou(own, boxes)
+        if wanted is not None:
+            l1, giou = l1 * wanted, giou * wanted
         zeros = predicted.new_zeros(len(predicted))
         return [zeros.index_add(0, found[0], loss) / num_boxes for loss in (l1, giou)]
+
+
+def _filled(number: int, like: Tensor) -> Tensor:
+    return torch.full((), float(number), device=like.device)
 
 
 def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
