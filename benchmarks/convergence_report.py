@@ -25,6 +25,7 @@ _BARS = (
     ("smca-independent", "detr", (0.2, None)),
     ("smca-groups", "smca-independent", (0.6, 0.8)),
     ("smca-groups-short", "smca-independent", (0.6, 0.8)),
+    ("plus", "smca-independent", (0.5, 0.6)),
 )
 _LEVELS = (10, 20, 30)
 _MOST_COLUMNS = 6
