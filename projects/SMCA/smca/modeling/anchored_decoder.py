@@ -6,7 +6,7 @@ Shapes: B images, N queries, C channels.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,21 @@ from .spatial_prior import Places
 
 # Centres start at random between these fractions of the image, boxes with half of its sides.
 _CENTERS = (0.02, 0.98)
+
+
+class Decoded(NamedTuple):
+    """What the layers put out, in evaluation the last one.
+
+    Attributes:
+        hidden, reference: as :meth:`~smca.modeling.parts.Decoder.forward` returns them.
+        alone: like ``hidden``, before queries see each other; None where it teaches nothing.
+        noised: ``hidden`` and ``reference`` of noised queries, (layers, B, Q, ...).
+    """
+
+    hidden: Tensor
+    reference: Tensor
+    alone: Tensor | None
+    noised: tuple[Tensor, Tensor]
 
 
 @SMCA_DECODER_REGISTRY.register()
@@ -128,48 +143,33 @@ class AnchoredSMCADecoder(Decoder):
             proposals, start = self.proposals(memory)
         if self.training and self.denoising is not None and targets is not None:
             noised = self.denoising(targets)
-        hidden, alone, references = self._run(memory, heads.box_offsets, noised, start)
+        decoded = self(memory, heads.box_offsets, noised, start)
+        predictions = heads(decoded.hidden, decoded.reference)
         if not self.training:
-            return heads(hidden, references)
-        count = hidden.shape[2] - (0 if noised is None else len(noised))
-        groups = self.groups_in_use
-        starts = by_group(references[:, :, :count], groups)
-        predictions = heads(by_group(hidden[:, :, :count], groups), starts)
+            return predictions
         further: dict[str, Any] = {"proposals": proposals}
-        if alone is not None and self.one_to_many is not None:
-            alone = by_group(alone[:, :, :count], groups)
-            further["one_to_many"] = self.one_to_many(alone, starts)
+        if self.one_to_many is not None:
+            further["one_to_many"] = self.one_to_many(decoded.alone, decoded.reference)
         if noised is not None:
-            further["noised"] = noised, heads(hidden[:, :, count:], references[:, :, count:])
+            further["noised"] = noised, heads(*decoded.noised)
         return replace(predictions, **further)
 
     def forward(
-        self, memory: Memory, box_offsets: Callable[[Tensor, int], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed."""
-        assert box_offsets is not None
-        start = None if self.proposals is None else self.proposals(memory)[1]
-        hidden, _, references = self._run(memory, box_offsets, None, start)
-        return by_group(hidden, self.groups_in_use), by_group(references, self.groups_in_use)
-
-    def _run(
         self,
         memory: Memory,
-        box_offsets: Callable[[Tensor, int], Tensor],
-        noised: NoisedQueries | None,
-        start: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Run the layers with the queries of all groups, and noised ones behind them.
+        box_offsets: Callable[[Tensor, int], Tensor] | None = None,
+        noised: NoisedQueries | None = None,
+        start: Tensor | None = None,
+    ) -> Decoded:
+        """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed.
 
         Args:
-            start: boxes of proposals (B, N, 4), as logits.
-
-        Returns:
-            of all layers, in evaluation of the last one: the outputs (layers, B, N, C), normed;
-            what they were before queries saw each other, if that teaches something; and the boxes
-            that they started from (layers, B, N, 4), as logits.
+            noised: further queries, Q.
+            start: boxes of proposals (B, N, 4), as logits, for a decoder that has them.
         """
+        assert box_offsets is not None
         reference, target = self._start(start, memory.tokens.shape[0])
+        count = target.shape[1]
         memory = memory.for_decoder()
         if noised is not None:
             reference = torch.cat((reference, noised.reference), dim=1)
@@ -191,9 +191,16 @@ class AnchoredSMCADecoder(Decoder):
             outputs.append(self.norm(target))
             references.append(reference)
         if not self.training:
-            return outputs[-1][None], None, references[-1][None]
-        alone = torch.stack(before) if before else None
-        return torch.stack(outputs), alone, torch.stack(references)
+            outputs, before, references = outputs[-1:], [], references[-1:]
+        hidden, reference = torch.stack(outputs), torch.stack(references)
+        alone = torch.stack(before)[:, :, :count] if before else None
+        groups = self.groups_in_use
+        return Decoded(
+            hidden=by_group(hidden[:, :, :count], groups),
+            reference=by_group(reference[:, :, :count], groups),
+            alone=None if alone is None else by_group(alone, groups),
+            noised=(hidden[:, :, count:], reference[:, :, count:]),
+        )
 
     def _start(self, proposed: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """The boxes (B, N, 4), as logits, and the contents (B, N, C) of the first layer's queries.
