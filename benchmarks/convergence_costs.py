@@ -19,6 +19,8 @@ def measure_costs(
 ) -> None:
     """Measure what a training iteration of each system costs, and write it as CSV.
 
+    What the file says of other systems stays there.
+
     Multiply-adds are those of matrix products, convolutions and attention in forward and backward
     pass, counted by torch as they run. Times are taken in turns, and compared within each turn.
 
@@ -41,22 +43,27 @@ def measure_costs(
     functions = {system: work.train for system, work in works.items()}
     times = interleave(functions, device=torch.device(device), rounds=rounds)
     origin = describe("", threads="one thread", device=device)
+    rows = {row["system"]: row for row in _rows(path)}
+    for system, count in counts.items():
+        time = f"{ratio(times, system, BASELINE):.4f}"
+        rows[system] = {"system": system, "multiply_adds": f"{count:.0f}", "time": time}
+        rows[system] |= {key: origin[key] for key in ("commit", "machine", "software")}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["system", "multiply_adds", "time", "commit", "machine", "software"])
-        for system, count in counts.items():
-            time = ratio(times, system, BASELINE)
-            about = [origin[key] for key in ("commit", "machine", "software")]
-            writer.writerow([system, f"{count:.0f}", f"{time:.4f}", *about])
+        writer = csv.DictWriter(file, rows[BASELINE], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
 
 
 def read_costs(path: Path) -> dict[str, Costs]:
     """Return the costs by system, or none without that file."""
+    return {
+        row["system"]: Costs(float(row["multiply_adds"]), float(row["time"])) for row in _rows(path)
+    }
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
-        return {}
+        return []
     with path.open(newline="") as file:
-        return {
-            row["system"]: Costs(float(row["multiply_adds"]), float(row["time"]))
-            for row in csv.DictReader(file)
-        }
+        return list(csv.DictReader(file))
