@@ -65,7 +65,7 @@ SYSTEMS: dict[str, tuple[str, list[str]]] = {
 }
 TITLES = {name: title for name, (title, _) in SYSTEMS.items()}
 # The systems of the picture in the README.
-AT_A_GLANCE = ("detr", "conditional-detr", "smca-independent", "smca-groups-short")
+AT_A_GLANCE = ("detr", "conditional-detr", "smca-independent", "plus")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ _BARS = (
 )
 _LEVELS = (10, 20, 30)
 _MOST_COLUMNS = 6
-_COLORS = [*colormaps["tab10"].colors, *colormaps["Dark2"].colors]
+_COLORS = [c for name in ("tab10", "Dark2", "tab20b") for c in colormaps[name].colors]
 
 
 def columns(drawn: Mapping[str, Curve]) -> list[int]:
@@ -167,7 +168,7 @@ def plot(
         arrows: whether to show how much sooner a system has the final AP of a slower one.
     """
     figure = Figure(figsize=(1 + 6.3 * len(races), 4.6), dpi=120, layout="constrained")
-    colors = dict(zip(titles, _COLORS, strict=False))
+    colors = dict(zip(titles, cycle(_COLORS), strict=False))
     shown: dict[str, object] = {}
     for axes, (title, runs) in zip(
         figure.subplots(1, len(races), squeeze=False).flat, races.items(), strict=True
@@ -180,7 +181,12 @@ def plot(
                 _plot_arrow(axes, drawn[fast], drawn[slow], colors[slow])
     if shown:
         figure.legend(
-            shown.values(), shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9
+            shown.values(),
+            shown,
+            loc="outside lower center",
+            ncols=2 + len(races),
+            frameon=False,
+            fontsize=9,
         )
     figure.savefig(path)
 

@@ -169,6 +169,14 @@ def test_the_picture_has_a_line_and_a_band_of_its_own_color_a_system(tmp_path):
     report.plot({"Scenes": []}, TITLES, tmp_path / "empty.png")
 
 
+def test_the_picture_shows_any_number_of_systems(tmp_path):
+    names = [f"system {number}" for number in range(40)]
+    runs = [run(name, 0, {50: 1.0, 100: 2.0}) for name in names]
+    report.plot({"Scenes": runs}, dict(zip(names, names, strict=True)), tmp_path / "race.png")
+    with Image.open(tmp_path / "race.png") as picture:
+        assert len(picture.convert("RGB").getcolors(10**6)) > 20
+
+
 def test_an_arrow_leads_from_a_slower_systems_end_to_where_a_faster_one_is_as_good(tmp_path):
     runs = [
         run("smca-independent", 0, {50: 10.0, 100: 40.0}),
