@@ -113,8 +113,8 @@ class SetCriterion:
         assigned = self.assigner(found, targets)
         wanted, index = assigned >= 0, assigned.clamp(min=0)
         # Every query has a place in the sums, so that nothing waits to know which have an object.
-        places = torch.meshgrid(*map(torch.arange, assigned.shape), indexing="ij")
-        layer, image, query = (to_device(x.flatten(), assigned.device) for x in places)
+        places = to_device(torch.ones(assigned.shape).nonzero(), assigned.device)
+        layer, image, query = places.unbind(1)
         one_more = F.pad(targets.labels, (0, 1)), F.pad(targets.boxes, (0, 0, 0, 1))
         labels, boxes = (x[image, index.flatten()] for x in one_more)
         return self._losses(
