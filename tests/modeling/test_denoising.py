@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exact import exact_detector
 from operations import Operations
 from torch.testing import assert_close
 
@@ -12,7 +13,6 @@ from smca.errors import ConfigError
 from smca.modeling import build_detector
 from smca.modeling.denoising import Denoising
 from smca.structures import Targets
-from smca.training import SetCriterion
 
 SIZES = [(64, 96), (50, 96), (64, 80)]
 ANCHORED = ("MODEL.SMCA.DECODER.NAME", "AnchoredSMCADecoder")
@@ -30,13 +30,7 @@ def build(tiny_config):
 
     def made(kind, *options):
         chosen = (f"{DENOISING}.ENABLED", True, *KINDS[kind]) if kind else ()
-        cfg = tiny_config(*ANCHORED, *EXACT, *chosen, *options)
-        torch.manual_seed(0)
-        detector = build_detector(cfg).double()
-        for name, parameter in sorted(detector.named_parameters()):
-            if "box_head" in name:  # boxes that differ from their references
-                torch.nn.init.normal_(parameter, std=0.2)
-        return detector.train(), SetCriterion(**SetCriterion.from_config(cfg))
+        return exact_detector(tiny_config(*ANCHORED, *EXACT, *chosen, *options))
 
     return made
 
