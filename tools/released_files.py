@@ -100,6 +100,8 @@ def read_options(released: Released, kind: str) -> dict[str, object]:
             found["MODEL.RESNETS.RES5_DILATION"] = 1 + dilated
         if isinstance(heads := getattr(settings, "nheads", None), int):
             found["MODEL.SMCA.NHEADS"] = heads
+        if kind == "up_detr_pretrained":
+            found["MODEL.SMCA.UP_DETR.NUM_PATCHES"] = getattr(settings, "num_patches", None)
     return {key: value for key, value in found.items() if value}
 
 
@@ -115,6 +117,7 @@ def matching_configs(released: Released, kind: str) -> list[str]:
         config = "baselines/detr_focal_{}_50ep"
     names = (config.format(backbone), config.format(f"DC5_{backbone}"))
     configs = [name for name in dict.fromkeys(names) if name in config_names()]
+    configs = configs or [config.format("R50")]
     dilation = options.get("MODEL.RESNETS.RES5_DILATION")
     return {None: configs, 1: configs[:1], 2: configs[-1:]}[dilation]
 
@@ -175,7 +178,7 @@ def _fit(source: Tensor, theirs: str, name: str, wanted: tuple[int, ...]) -> Ten
         third = ("q_proj", "k_proj", "v_proj").index(name.split(".")[-2])
         fits = source.shape == (3 * wanted[0], *wanted[1:])
         return source.unflatten(0, (3, -1))[third] if fits else None
-    if name.startswith(CLASS_HEAD):
+    if name.startswith(CLASS_HEAD) and source.shape != wanted:
         columns = list(COCO_CLASSES)
         if wanted[0] > len(columns):
             columns.append(_NO_OBJECT)

@@ -11,6 +11,8 @@ from smca.checkpoints.names import TORCHVISION, Rules, rename
 # two meanings in them.
 _RELEASED: Rules = (
     (r"^transformer\.encoder\.layers\.", "encoder.blocks."),
+    (r"^transformer\.encoder\.norm\.", "encoder.norm."),
+    (r"^(patch2query|feature_align)\.", r"decoder.\1."),
     (r"^transformer\.decoder\.", "decoder."),
     (r"\.linear1\.", ".ffn.0."),
     (r"\.linear2\.", ".ffn.3."),
@@ -105,6 +107,17 @@ KINDS = {
         title="single-scale SMCA",
         marker="transformer.decoder.layers.0.point",
         config="smca_single_scale_R50_50ep",
+    ),
+    "up_detr_pretrained": Kind(
+        title="UP-DETR, pre-trained",
+        marker="patch2query.",
+        config="baselines/up_detr_pretrain_{}",
+    ),
+    # Of the models that are left, only pre-norm ones have it.
+    "up_detr": Kind(
+        title="UP-DETR, or a pre-norm DETR",
+        marker="transformer.encoder.norm.",
+        config="baselines/up_detr_{}_300ep",
     ),
     "detr": Kind(
         title="DETR",

@@ -24,6 +24,7 @@ class Sample(NamedTuple):
         image_id: COCO's.
         file_name: absolute path.
         height, width: of the file's image, in pixels.
+        patches: (M, 3, S, S) uint8, parts of the image that ``boxes`` show, to pre-train with.
     """
 
     image: Tensor
@@ -33,6 +34,7 @@ class Sample(NamedTuple):
     file_name: str
     height: int
     width: int
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Targets:
         labels: (B, M) contiguous classes; 0 where padded.
         boxes: (B, M, 4) cxcywh in [0, 1] of the unpadded image; 0 where padded.
         counts: number of objects of each image, on the host.
+        patches: (B, M, 3, S, S), what the boxes show, normalised, to pre-train with.
     """
 
     labels: Tensor
     boxes: Tensor
     counts: tuple[int, ...]
+    patches: Tensor | None = None
 
     @classmethod
     def from_images(
@@ -56,6 +60,7 @@ class Targets:
         boxes: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         device: torch.device,
+        patches: Tensor | None = None,
     ) -> Targets:
         """
         Args:
@@ -63,6 +68,7 @@ class Targets:
             boxes: (n, 4) float32 xyxy in pixels of each image, on any device.
             sizes: (h, w) of each image, in the same pixels.
             device: where to put the targets.
+            patches: on this device.
         """
         scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
         padded = pad_sequence(list(boxes), batch_first=True)
@@ -71,6 +77,7 @@ class Targets:
             labels=to_device(pad_sequence(list(labels), batch_first=True), device),
             boxes=to_device(box_convert(padded, "xyxy", "cxcywh"), device),
             counts=tuple(len(image) for image in labels),
+            patches=patches,
         )
 
     def repeat(self, times: int) -> Targets:
@@ -133,6 +140,8 @@ class Predictions:
         proposals: in training with two stages, those of the first, as of one layer.
         one_to_many: in training with one-to-many supervision, what queries predict before they see
             each other.
+        features: to pre-train, the features of patches (B, M, F), and those that queries predict
+            (layers, B, N, F).
     """
 
     logits: Tensor
@@ -141,6 +150,7 @@ class Predictions:
     noised: tuple[NoisedQueries, Predictions] | None = None
     proposals: Predictions | None = None
     one_to_many: Predictions | None = None
+    features: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
 from .names import QUERIES, RELEASED, TIMM, detectron2_names, timm_names
-from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fit_queries, with_level
+from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fine_tuned, fit_queries, with_level
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ def load_state(
         backbone = _FPN_RESNET
         if not _has(state, backbone):
             state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
+    state = fine_tuned(state, own, source, strict)
     if class_names and mine and list(class_names) != list(mine):
         if strict:
             raise CheckpointError(

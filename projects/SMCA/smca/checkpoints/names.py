@@ -20,6 +20,8 @@ RELEASED = (
     "transformer.decoder.layers.0.point",
     "transformer.decoder.layers.0.multihead_attn.",
 )
+# How tensors' names begin that only UP-DETR's pre-training has.
+PRETRAINING = ("decoder.patch2query.", "decoder.feature_align.")
 # The tensors with a row for each query.
 QUERIES = (
     *("decoder.query_embed.weight", "decoder.reference.weight"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data.classes import lacking, positions, shown
 from ..errors import CheckpointError
-from .names import QUERIES
+from .names import PRETRAINING, QUERIES
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,27 @@ def fit_queries(
             found = state[name][group * old : (group + 1) * old][:new]
             rows[group * new :][: len(found)] = found
     return {**state, **fitted}
+
+
+def fine_tuned(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
+) -> Mapping[str, Tensor]:
+    """``state`` without what UP-DETR's pre-training alone has, if the model detects objects."""
+    if not any(n.startswith(PRETRAINING) for n in state):
+        return state
+    if any(n.startswith(PRETRAINING) for n in own):
+        return state
+    if strict:
+        raise CheckpointError(
+            f"{source} is pre-trained to find patches, and knows no objects; fine-tune it first, "
+            "in a training run with this MODEL.WEIGHTS"
+        )
+    logger.info(
+        "%s is pre-trained: patch2query and feature_align are left out, the class head starts anew",
+        source,
+    )
+    kept = {n: t for n, t in state.items() if not n.startswith((*PRETRAINING, CLASS_HEAD))}
+    return kept | {n: t for n, t in own.items() if n.startswith(CLASS_HEAD)}
 
 
 def with_level(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> Mapping:

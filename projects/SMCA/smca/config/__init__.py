@@ -5,7 +5,14 @@ from .files import config_file, config_names, flatten, read_config_file
 from .keys import KEYS, add_smca_config, get_cfg, load_cfg, register_keys
 from .model_keys import PRECISION_CHANNELS
 from .rules import Own
-from .validation import choose_device, is_own_model, require_own_model, validate, validate_model
+from .validation import (
+    choose_device,
+    is_own_model,
+    pretrains,
+    require_own_model,
+    validate,
+    validate_model,
+)
 
 __all__ = [
     "KEYS",
@@ -20,6 +27,7 @@ __all__ = [
     "get_cfg",
     "is_own_model",
     "load_cfg",
+    "pretrains",
     "read_config_file",
     "register_keys",
     "require_own_model",

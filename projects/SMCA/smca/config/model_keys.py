@@ -28,6 +28,7 @@ ABOUT = {
     "MODEL.SMCA.MODULATION": "The Gaussian of the co-attention (Eqs. 3-6).",
     "MODEL.SMCA.CONDITIONAL": "Conditional DETR's decoder.",
     "MODEL.SMCA.DEFORMABLE": "Deformable DETR's encoder and decoder.",
+    "MODEL.SMCA.UP_DETR": "UP-DETR's pre-training: the UPDETRDecoder (docs/PRETRAINING.md).",
     "MODEL.SMCA.MATCHER": "The costs by which the Hungarian matcher gives each object a query.",
 }
 
@@ -108,6 +109,11 @@ MODEL_KEYS |= group(
     DROPOUT=Own(0.1, "Dropout in the blocks of the encoder and the decoder.", BELOW_ONE),
     ATTENTION_DROPOUT=Own(
         0.1, "Dropout of attention weights. Attention is fused on a CPU only without it.", BELOW_ONE
+    ),
+    PRE_NORM=Own(
+        False,
+        "Blocks norm their inputs, as UP-DETR's do, instead of their sums; with the "
+        "IntraMultiEncoder and DETR's decoder.",
     ),
     COMPILE=Own(
         False,
@@ -191,6 +197,14 @@ MODEL_KEYS |= group(
     REFINE=Own(False, "Each decoder layer starts from the boxes of the layer before."),
 )
 MODEL_KEYS |= group(
+    "MODEL.SMCA.UP_DETR",
+    NUM_PATCHES=Own(10, "Patches an image; NUM_QUERIES is a multiple.", at_least(1)),
+    FEATURE_DIM=Own(2048, "Channels of the last of IN_FEATURES.", at_least(1)),
+    PATCH_SIZE=Own(128, "Sides that patches are resized to, in pixels.", at_least(1)),
+    PATCH_DROPOUT=Own(0.1, "How often a query does not see its patch.", BELOW_ONE),
+    SHUFFLE=Own(False, "The embeddings of queries change places in each iteration."),
+)
+MODEL_KEYS |= group(
     "MODEL.SMCA.DENOISING",
     ENABLED=Own(False, "Train further queries that are objects with noise (docs/BEYOND.md)."),
     KIND=Own(
@@ -230,6 +244,9 @@ MODEL_KEYS |= group(
     GIOU_WEIGHT=Own(2.0, "Weight of the boxes' 1 - GIoU.", NOT_NEGATIVE),
     FOCAL_ALPHA=Own(0.25, "Weight of objects; background has the rest.", FRACTION),
     FOCAL_GAMMA=Own(2.0, "The larger, the less easy queries count.", NOT_NEGATIVE),
+    FEATURE_WEIGHT=Own(
+        1.0, "Weight of the distance of patches' features in UP-DETR's pre-training.", NOT_NEGATIVE
+    ),
     IOU_GAMMA=Own(
         1.5, "Power of the IoU in MAL; the larger, the less poor boxes score.", NOT_NEGATIVE
     ),

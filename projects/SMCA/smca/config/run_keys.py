@@ -77,7 +77,7 @@ RUN_KEYS |= group(
     COCO_FORMAT=Own(
         [],
         "Datasets in COCO's format. An annotation file `reader:path` has another format, which the "
-        "reader of this name in SMCA_READER_REGISTRY turns into COCO's.",
+        "reader of this name in SMCA_READER_REGISTRY turns into COCO's. To pre-train it is ''.",
         COCO_FORMAT,
     ),
 )

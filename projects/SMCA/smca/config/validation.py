@@ -21,6 +21,11 @@ def is_own_model(cfg: CN) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "SMCA"
 
 
+def pretrains(cfg: CN) -> bool:
+    """Whether the config is UP-DETR's pre-training, which reads images without annotations."""
+    return is_own_model(cfg) and cfg.MODEL.SMCA.DECODER.NAME == "UPDETRDecoder"
+
+
 def require_own_model(cfg: CN) -> None:
     """Raise a ConfigError if the config is for a model of Detectron2."""
     if not is_own_model(cfg):
@@ -71,6 +76,11 @@ def validate(cfg: CN, *, to_train: bool = True, but: Collection[str] = ()) -> No
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not is_range:
         allowed = "two sizes, least and greatest, with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
         raise _fault(cfg, "INPUT.MIN_SIZE_TRAIN", allowed)
+    if pretrains(cfg):
+        for name in ("DATASETS.TEST", "VIS_PERIOD", "DATALOADER.ASPECT_RATIO_GROUPING"):
+            if value := flatten(cfg)[name]:
+                allowed = f"{type(value)()!r} to pre-train, which finds patches and no objects"
+                raise _fault(cfg, name, allowed)
     detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if max(100, detections) < cfg.TEST.MAX_DETS_PER_IMAGE:
         allowed = f"at most TEST.DETECTIONS_PER_IMAGE ({detections}), which is to be raised as well"

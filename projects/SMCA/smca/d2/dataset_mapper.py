@@ -7,11 +7,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import Transform
 
 from ..data.images import read_record
 from ..data.mapper import LONGEST_BEFORE_CROP
+from ..data.patches import PatchMapper
 
 
 class Resize(T.ResizeShortestEdge):
@@ -91,6 +92,33 @@ class DetrDatasetMapper:
             instances = utils.annotations_to_instances(annotations, image.shape[:2])
             sample["instances"] = utils.filter_empty_instances(instances)
         return sample
+
+
+class PatchDatasetMapper:
+    """Maps a record to Detectron2's model input to pre-train with, by a :class:`PatchMapper`."""
+
+    def __init__(self, mapper: PatchMapper):
+        self.mapper = mapper
+
+    def __call__(self, record: dict) -> dict:
+        """
+        Returns:
+            the record with ``image`` (3, h, w) uint8, ``patches`` (M, 3, S, S) uint8, and
+            ``instances``, the places of the patches.
+
+        Raises:
+            OSError: see :class:`~smca.data.patches.PatchMapper`.
+        """
+        sample = self.mapper(record)
+        size = sample.image.shape[1:]
+        return {
+            **record,
+            "image": sample.image,
+            "height": sample.height,
+            "width": sample.width,
+            "patches": sample.patches,
+            "instances": Instances(size, gt_boxes=Boxes(sample.boxes), gt_classes=sample.labels),
+        }
 
 
 def _visible(entry: dict, height: int, width: int) -> dict:

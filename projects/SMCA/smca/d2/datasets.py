@@ -18,6 +18,7 @@ from ..data.coco import (
     usable_records,
 )
 from ..data.images import open_image, upright_size
+from ..data.patches import dataset_images
 from ..data.shapes import QUICKSTART, SPLITS, missing_shapes, write_shapes_dataset
 from ..errors import DatasetError
 
@@ -155,6 +156,20 @@ def training_records(
         if name in labels:
             relabel_records(records, labels[name])
     return usable_records(datasets, filter_empty=filter_empty)
+
+
+def pretraining_images(cfg: CfgNode, name: str) -> list[str]:
+    """Return the image files of a dataset as :func:`~smca.data.patches.dataset_images` does.
+
+    Those of a dataset that another project has registered are what its records name.
+    """
+    try:
+        dataset_files(cfg, name)
+    except DatasetError:
+        if name not in DatasetCatalog:
+            raise
+        return [record["file_name"] for record in DatasetCatalog.get(name)]
+    return dataset_images(cfg, name)
 
 
 def coco_content(name: str) -> dict:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import validate_model
 from ..data.coco import count_classes
-from ..modeling.detector import Detector, detector_parts, pad_images
+from ..modeling.detector import Detector, detector_parts, pad_images, stack_patches
 from ..modeling.heads import detect
 from ..modeling.parts import Backbone
 from ..structures import Detections, Size
@@ -95,8 +95,8 @@ class SMCA(Detector):
         Args:
             batched_inputs: a dict for each image, with ``image`` (3, h, w) in 0..255. In training
                 also ``instances`` with ``gt_boxes`` (xyxy, in pixels of ``image``) and
-                ``gt_classes``; in evaluation optionally ``height`` and ``width``, the size that
-                boxes are scaled to.
+                ``gt_classes``, and to pre-train ``patches`` (M, 3, S, S) in 0..255; in evaluation
+                optionally ``height`` and ``width``, the size that boxes are scaled to.
 
         Returns:
             in training the weighted losses, to be summed; in evaluation
@@ -113,6 +113,11 @@ class SMCA(Detector):
                 [image.gt_boxes.tensor for image in instances],
                 sizes,
                 images.device,
+                stack_patches(
+                    [image.get("patches") for image in batched_inputs],
+                    mean=self.pixel_mean,
+                    std=self.pixel_std,
+                ),
             )
             return self.criterion(self.predict(images, sizes, targets), targets)
         output_sizes = [

@@ -18,9 +18,10 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config import validate
+from ..config import pretrains, validate
 from ..data.classes import num_classes
 from ..data.loader import build_test_loader, build_train_loader
+from ..data.patches import PatchMapper, image_records
 from ..data.sampler import TrainingSampler
 from ..distributed import shared_seed
 from ..engine.iterations import Iterations
@@ -30,8 +31,8 @@ from ..engine.report import Results
 from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer
-from .dataset_mapper import DetrDatasetMapper
-from .datasets import check_datasets, dataset_records, training_records
+from .dataset_mapper import DetrDatasetMapper, PatchDatasetMapper
+from .datasets import check_datasets, dataset_records, pretraining_images, training_records
 from .evaluation import CocoEvaluator
 from .hooks import LRScheduler, PictureHook, Writer
 from .meta_arch import SMCA
@@ -91,7 +92,7 @@ class Trainer(DefaultTrainer):
         # Data that an evaluation cannot use are refused now, not hours later.
         for name in cfg.DATASETS.TEST:
             dataset_records(cfg, name)
-        model.class_names = check_datasets(cfg)
+        model.class_names = None if pretrains(cfg) else check_datasets(cfg)
         self.checkpointer = SMCACheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -248,16 +249,22 @@ class Trainer(DefaultTrainer):
         """Return an endless loader of lists of dicts, this worker's shares of the global batches.
 
         Args:
-            mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`.
+            mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`, or
+                to pre-train :class:`PatchDatasetMapper`.
         """
-        records = training_records(
-            names=cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            num_classes=num_classes(cfg),
-        )
+        if pretrains(cfg):
+            records = image_records(cfg, pretraining_images)
+            default = PatchDatasetMapper(PatchMapper.from_config(cfg))
+        else:
+            records = training_records(
+                names=cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                num_classes=num_classes(cfg),
+            )
+            default = DetrDatasetMapper(cfg, is_train=True)
         return build_train_loader(
             dataset=records,
-            mapper=mapper or DetrDatasetMapper(cfg, is_train=True),
+            mapper=mapper or default,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             sampler=cfg.DATALOADER.SAMPLER_TRAIN,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

@@ -30,6 +30,7 @@ _BUILTIN = {
     "coco_2017_test": ("coco/annotations/image_info_test2017.json", "coco/test2017"),
     "coco_2017_test-dev": ("coco/annotations/image_info_test-dev2017.json", "coco/test2017"),
     "shapes_train": ("shapes/annotations/train.json", "shapes/train"),
+    "imagenet_train": ("", "imagenet/train"),  # to pre-train
     "shapes_val": ("shapes/annotations/val.json", "shapes/val"),
 }
 # COCO's 80 classes by id. torchvision lists a name for each id from 0 to 90, used or not.

@@ -83,6 +83,11 @@ def read_annotation_file(name: str, json_file: str, image_root: str | None = Non
     Raises:
         DatasetError: a path does not exist; the file cannot be read or is not a JSON object.
     """
+    if not json_file:
+        raise DatasetError(
+            f"dataset {name!r} has no annotation file in DATASETS.COCO_FORMAT; only pre-training "
+            "(docs/PRETRAINING.md) does without"
+        )
     reader, _, path = json_file.partition(":")
     own = reader in SMCA_READER_REGISTRY
     file = os.path.expanduser(path) if own else json_file

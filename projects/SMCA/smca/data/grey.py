@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from . import coco_format
 from .coco import dataset_files, own_datasets
-from .images import brightest, open_image
+from .images import brightest, image_files, open_image
 
 _SAMPLE = 32  # images of a dataset, at most
 _FIRST = 4  # images of the sample; if none is grey of more than 8 bits, the others are not read
@@ -58,6 +58,9 @@ def _sample(json_file: str, image_root: str) -> list[str]:
 
 
 def _files(json_file: str, image_root: str) -> Iterator[str]:
+    if not json_file:
+        yield from image_files(image_root)
+        return
     if not os.path.isfile(json_file):
         # Of a file in another format only the reader knows the images.
         content = coco_format.read_annotation_file("", json_file)

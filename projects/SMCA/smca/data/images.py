@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+# How names of image files end, in lower case.
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 # The transposition that makes an image upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -24,6 +27,16 @@ _TURNED_BOX = {
     7: "[{height} - y - h, {width} - x - w, h, w]",
     8: "[y, {width} - x - w, h, w]",
 }
+
+
+def image_files(folder: str) -> list[str]:
+    """Return the paths of the image files in a folder and in all folders in it, sorted."""
+    return sorted(
+        os.path.join(place, file)
+        for place, _, files in os.walk(folder)
+        for file in files
+        if Path(file).suffix.lower() in IMAGES
+    )
 
 
 @contextmanager

@@ -163,7 +163,9 @@ class DetrMapper:
     def _augment(self, sample: dict[str, Any]) -> dict[str, Any]:
         for augment in self.augmentations:
             sample = augment(sample)
+        return {**sample, "image": self._pixels(sample["image"])}
+
+    def _pixels(self, image: Any) -> Tensor:
         # A transform may have made a tensor of the image, with fractions of 1.
-        pixels = F.to_dtype(F.to_image(sample["image"]), torch.uint8, scale=True)
-        pixels = pixels.as_subclass(Tensor)
-        return {**sample, "image": pixels.flip(0) if self.image_format == "BGR" else pixels}
+        pixels = F.to_dtype(F.to_image(image), torch.uint8, scale=True).as_subclass(Tensor)
+        return pixels.flip(0) if self.image_format == "BGR" else pixels

@@ -8,7 +8,7 @@ from iopath.common.file_io import PathManager
 from torch import Tensor, nn
 
 from ..config import get_cfg, load_cfg
-from ..modeling.detector import build_detector, pad_images, pixel_statistics
+from ..modeling.detector import build_detector, pad_images, pixel_statistics, stack_patches
 from ..modeling.heads import detect
 from ..structures import Detections, Size
 
@@ -50,6 +50,10 @@ class Inference:
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         """The detector's input for images (3, h, w) in 0..255; see :func:`pad_images`."""
         return pad_images(images, mean=self.mean, std=self.std)
+
+    def stack_patches(self, patches: Sequence[Tensor | None]) -> Tensor | None:
+        """The detector's input for the patches of images; see :func:`stack_patches`."""
+        return stack_patches(patches, mean=self.mean, std=self.std)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], output_sizes: Sequence[Size]) -> list[Detections]:

@@ -14,10 +14,9 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from ..data.images import read_rgb
+from ..data.images import IMAGES, read_rgb
 from ..errors import ConfigError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".webm", ".wmv"}
 # Pictures and videos of these formats are drawn in the same format.
 _KEPT = {".jpg", ".jpeg", ".png", ".mp4"}

@@ -19,6 +19,7 @@ from .parts import Backbone, Decoder, Encoder
 from .registry import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 from .smca_decoder import SMCADecoder
 from .timm_backbone import TimmBackbone
+from .up_detr import UPDETRDecoder
 
 __all__ = [
     "SMCA_BACKBONE_REGISTRY",
@@ -42,6 +43,7 @@ __all__ = [
     "ResNet",
     "SMCADecoder",
     "TimmBackbone",
+    "UPDETRDecoder",
     "build_detector",
     "detect",
     "detect_batch",

@@ -185,6 +185,10 @@ class QueryDecoder(Decoder):
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`~smca.modeling.parts.Decoder.forward`; the outputs are normed."""
         position = self.in_use(self.query_embed).expand(memory.tokens.shape[0], -1, -1)
+        return self.decode(memory, position, self.groups_in_use)
+
+    def decode(self, memory: Memory, position: Tensor, groups: int) -> tuple[Tensor, Tensor | None]:
+        """Run the layers with queries of these embeddings, in so many groups."""
         target = torch.zeros_like(position)
         memory = memory.for_decoder()
         with full_precision(position.device):  # places need it
@@ -192,12 +196,12 @@ class QueryDecoder(Decoder):
         places = self.places(reference, memory)
         hidden = []
         for layer in self.layers:
-            target = layer(target, position, memory, places, self.groups_in_use)
+            target = layer(target, position, memory, places, groups)
             hidden.append(target)
         outputs = self.norm(torch.stack(hidden if self.training else hidden[-1:]))
         if reference is not None:
-            reference = by_group(reference, self.groups_in_use)
-        return by_group(outputs, self.groups_in_use), reference
+            reference = by_group(reference, groups)
+        return by_group(outputs, groups), reference
 
 
 @SMCA_DECODER_REGISTRY.register()
@@ -215,6 +219,7 @@ class DETRDecoder(QueryDecoder):
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
         query_groups: int = 1,
+        pre_norm: bool = False,
     ):
         """
         Args:
@@ -224,6 +229,7 @@ class DETRDecoder(QueryDecoder):
             dropout: after attention, inside and after the FFN.
             attention_dropout: on attention weights.
             query_groups: G, the groups of ``num_queries`` each that it trains.
+            pre_norm: see :class:`~smca.modeling.layers.ResidualBlock`.
         """
         heads: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "dropout": attention_dropout}
         layers = [
@@ -233,7 +239,13 @@ class DETRDecoder(QueryDecoder):
                 ffn=FFN(dim, ffn_dim, dropout),
                 dim=dim,
                 dropout=dropout,
+                pre_norm=pre_norm,
             )
             for _ in range(num_layers)
         ]
         super().__init__(num_queries=num_queries, dim=dim, layers=layers, query_groups=query_groups)
+        self.pre_norm = pre_norm
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return {**super().from_config(cfg), "pre_norm": cfg.MODEL.SMCA.PRE_NORM}

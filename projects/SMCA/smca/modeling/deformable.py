@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..structures import Size
-from .decoder import DecoderLayer, DETRDecoder, QuerySelfAttention, by_group
+from .decoder import DecoderLayer, QueryDecoder, QuerySelfAttention, by_group
 from .encoder import EncoderBlock
 from .layers import FFN, full_precision, linear
 from .memory import Memory
@@ -263,7 +263,7 @@ class DeformableDecoder(Decoder):
                 "MODEL.SMCA.DEFORMABLE.REFINE, where each layer has heads of its own to train"
             )
         return {
-            **DETRDecoder.from_config(cfg),
+            **QueryDecoder.from_config(cfg),
             "num_scales": smca.NUM_SCALES,
             "num_points": smca.DEFORMABLE.NUM_POINTS,
             "refine": smca.DEFORMABLE.REFINE,

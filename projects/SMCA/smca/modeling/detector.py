@@ -1,6 +1,7 @@
 """The whole detector in plain PyTorch, from normalised pixels to boxes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import validate_model
 from ..errors import ConfigError
-from ..structures import Predictions, Size, Targets
+from ..structures import Predictions, Size, Targets, to_device
 from .heads import DetectionHeads
 from .neck import Neck
 from .parts import Backbone, Decoder, Encoder
@@ -67,10 +68,18 @@ class Detector(nn.Module):
         Args:
             images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
             sizes: (h, w) of each image in pixels, without its padding, or one for all of them.
-            targets: the objects, for denoising in training.
+            targets: the objects, for denoising in training, or the patches to pre-train with.
         """
         memory = self.encoder(self.neck(self.features(images, sizes), sizes))
+        if targets is not None and targets.patches is not None:
+            targets = replace(targets, patches=self.patch_features(targets.patches))
         return self.decoder.predict(memory, self.heads, targets)
+
+    def patch_features(self, patches: Tensor) -> Tensor:
+        """The mean (B, M, F) of the backbone's last map over each patch (B, M, 3, S, S)."""
+        maps = self.features(patches.flatten(0, 1), [(patches.shape[-2], patches.shape[-1])])
+        means = maps[self.neck.in_features[-1]].mean((-2, -1))
+        return means.unflatten(0, patches.shape[:2])
 
     def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
         """The backbone's maps of images as :meth:`predict` takes them, by name."""
@@ -149,6 +158,18 @@ def detector_parts(
                 f"MODEL.SMCA.{key} is {wanted}; it needs a MODEL.SMCA.DECODER.NAME whose queries "
                 f"are boxes, AnchoredSMCADecoder, not {smca.DECODER.NAME}"
             )
+    for part, name in ((encoder, smca.ENCODER.NAME), (decoder, smca.DECODER.NAME)):
+        if part.pre_norm != smca.PRE_NORM:
+            raise ConfigError(
+                f"MODEL.SMCA.PRE_NORM is {smca.PRE_NORM}; {name} does not read it, the "
+                "IntraMultiEncoder and the DETRDecoder do"
+            )
+    last = channels[smca.IN_FEATURES[-1]]
+    if decoder.feature_dim not in (None, last):
+        raise ConfigError(
+            f"MODEL.SMCA.UP_DETR.FEATURE_DIM is {decoder.feature_dim}; it must be {last}, the "
+            f"channels of {smca.IN_FEATURES[-1]!r}"
+        )
     if encoder.halves and any(2 * a != b for a, b in pairwise(used)):
         raise ConfigError(
             f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; each must be twice "
@@ -224,6 +245,14 @@ def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[
         place = slot[:, :h, :w].copy_(image)
         place.sub_(mean).div_(std)
     return batch, sizes
+
+
+def stack_patches(patches: Sequence[Tensor | None], *, mean: Tensor, std: Tensor) -> Tensor | None:
+    """Normalise the patches (M, 3, S, S) of each image: (B, M, 3, S, S). None if there are none."""
+    known = [image for image in patches if image is not None]
+    if not known:
+        return None
+    return to_device(torch.stack(known), mean.device).to(mean.dtype).sub_(mean).div_(std)
 
 
 def pixel_statistics(cfg: CfgNode) -> tuple[Tensor, Tensor]:

@@ -107,6 +107,7 @@ class IntraMultiEncoder(Encoder):
         share_attention: bool = True,
         share_ffn: bool = True,
         recompute: str = "none",
+        pre_norm: bool = False,
     ):
         """
         Args:
@@ -119,8 +120,10 @@ class IntraMultiEncoder(Encoder):
                 else each scale has its own.
             recompute: "none", "multi" or "all": training keeps no activations of these blocks,
                 but computes them again in the backward pass.
+            pre_norm: see :class:`ResidualBlock`; with it a norm follows the last block.
         """
         super().__init__()
+        self.pre_norm = pre_norm
         attention_sets = 1 if share_attention else num_scales
         self.recomputed = [recompute in ("all", kind) for kind in blocks]
         self.blocks = nn.ModuleList(
@@ -136,9 +139,11 @@ class IntraMultiEncoder(Encoder):
                 ffn=per_scale(lambda: FFN(dim, ffn_dim, dropout), 1 if share_ffn else num_scales),
                 dim=dim,
                 dropout=dropout,
+                pre_norm=pre_norm,
             )
             for kind in blocks
         )
+        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -154,12 +159,13 @@ class IntraMultiEncoder(Encoder):
             "share_attention": smca.ENCODER.SHARE_ATTENTION,
             "share_ffn": smca.ENCODER.SHARE_FFN,
             "recompute": smca.ENCODER.RECOMPUTE,
+            "pre_norm": smca.PRE_NORM,
         }
 
     def forward(self, memory: Memory) -> Memory:
         for block, recomputed in zip(self.blocks, self.recomputed, strict=True):
             memory = _recomputed(block, memory) if recomputed and self.training else block(memory)
-        return memory
+        return memory.with_tokens(self.norm(memory.tokens))
 
 
 def _recomputed(block: nn.Module, memory: Memory) -> Memory:

@@ -54,10 +54,12 @@ class Encoder(Part):
     Attributes:
         halves: the encoder needs scales that each have twice the stride of the one before.
         embeds_one_scale: see :class:`~smca.modeling.neck.Neck`.
+        pre_norm: its blocks norm their inputs (MODEL.SMCA.PRE_NORM).
     """
 
     halves: bool = False
     embeds_one_scale: bool = False
+    pre_norm: bool = False
 
     def forward(self, memory: Memory) -> Memory:
         raise NotImplementedError
@@ -70,6 +72,8 @@ class Decoder(Part):
         head_options: arguments that its :class:`~smca.modeling.heads.DetectionHeads` need besides
             their sizes.
         query_groups: G, the groups of N queries that it trains (MODEL.SMCA.QUERY_GROUPS).
+        pre_norm: its layers norm their inputs (MODEL.SMCA.PRE_NORM).
+        feature_dim: channels that it needs of the backbone's last map, to pre-train; None: any.
         denoising: makes noised queries of a training step's objects, or None.
         proposals: finds boxes in the image where queries start, or None.
         one_to_many: heads through which an object teaches several queries, or None.
@@ -79,6 +83,8 @@ class Decoder(Part):
 
     head_options: Mapping[str, Any] = {}
     query_groups: int = 1
+    pre_norm: bool = False
+    feature_dim: int | None = None
     has_attention_maps: bool = False
 
     def __init__(self) -> None:

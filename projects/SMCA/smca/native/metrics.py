@@ -45,14 +45,14 @@ class Metrics:
         left = (self.max_iter - iteration - 1) * means["time"]
         scalars = self.scalars(iteration)
         self.write(iteration, {**means, **scalars, "eta_seconds": left})
+        losses = {n: means.get(f"loss_{n}") for n in ("class", "l1", "giou", "feature")}
         logger.info(
-            "iter %d/%d  epoch %.2f  loss %.3f (class %.3f  l1 %.3f  giou %.3f)  %.2f it/s"
-            "  data %.3f s  lr %.2g  eta %s",
+            "iter %d/%d  epoch %.2f  loss %.3f (%s)  %.2f it/s  data %.3f s  lr %.2g  eta %s",
             iteration + 1,
             self.max_iter,
             scalars["epoch"],
             means["total_loss"],
-            *(means[f"loss_{name}"] for name in ("class", "l1", "giou")),
+            "  ".join(f"{n} {loss:.3f}" for n, loss in losses.items() if loss is not None),
             1 / means["time"],
             means["data_time"],
             scalars["lr"],

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints import SafeCheckpointing
 from ..checkpoints.checkpointer import FINAL
-from ..config import validate
+from ..config import pretrains, validate
 from ..data import loader
 from ..data.classes import check_test_classes
 from ..data.coco import CocoDataset, load_training_datasets, usable_records
 from ..data.mapper import DetrMapper
+from ..data.patches import PatchMapper, image_records
 from ..distributed import rank, shared_seed
 from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
@@ -57,7 +58,7 @@ class Trainer:
         self.optimizer = build_optimizer(cfg, self.detector)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rate_factor = build_lr_multiplier(cfg)
-        datasets = load_training_datasets(cfg)
+        datasets = [] if pretrains(cfg) else load_training_datasets(cfg)
         if datasets:
             self.detector.class_names = datasets[0].class_names
         self._datasets = datasets  # until training starts
@@ -86,7 +87,7 @@ class Trainer:
 
     def build_mapper(self) -> DetrMapper:
         """Return the mapper of training records; a subclass may change its augmentations."""
-        return DetrMapper.from_config(self.cfg, is_train=True)
+        return build_mapper(self.cfg)
 
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER.
@@ -158,6 +159,7 @@ class Trainer:
             [sample.boxes for sample in batch],
             sizes,
             images.device,
+            self.evaluator.stack_patches([sample.patches for sample in batch]),
         )
         return self.criterion(self.model(images, sizes, targets), targets)
 
@@ -185,6 +187,12 @@ class Trainer:
         return results
 
 
+def build_mapper(cfg: CfgNode) -> DetrMapper:
+    """Return the mapper of training records."""
+    mapper = PatchMapper if pretrains(cfg) else DetrMapper
+    return mapper.from_config(cfg, is_train=True)
+
+
 def build_train_loader(
     cfg: CfgNode,
     *,
@@ -199,14 +207,18 @@ def build_train_loader(
         seed, start: see :func:`~smca.data.loader.build_train_loader`.
         datasets: those of DATASETS.TRAIN; None: they are loaded.
     """
-    if datasets is None:
-        datasets = load_training_datasets(cfg)
-    return loader.build_train_loader(
-        dataset=usable_records(
+    if pretrains(cfg):
+        records = image_records(cfg)
+    else:
+        if datasets is None:
+            datasets = load_training_datasets(cfg)
+        records = usable_records(
             [(dataset.name, dataset.records) for dataset in datasets],
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        ),
-        mapper=mapper or DetrMapper.from_config(cfg, is_train=True),
+        )
+    return loader.build_train_loader(
+        dataset=records,
+        mapper=mapper or build_mapper(cfg),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         sampler=cfg.DATALOADER.SAMPLER_TRAIN,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

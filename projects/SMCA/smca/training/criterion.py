@@ -28,6 +28,8 @@ class SetCriterion:
             "mal", "ia_bce": sigmoid losses whose target for a matched query grows with its box's
             IoU (DEIM, arXiv 2412.04234; Align-DETR, arXiv 2304.07527).
         alpha, gamma: parameters of the focal loss.
+        feature_weight: weight of the distance of patches' features, to pre-train (UP-DETR, arXiv
+            2011.09094).
         iou_gamma: power of the IoU, and of the probabilities that weigh background, in "mal".
         no_object_weight: weight of no object in the cross-entropy.
         auxiliary: supervise every layer, not only the last.
@@ -38,6 +40,7 @@ class SetCriterion:
     class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
+    feature_weight: float = 1.0
     classification: str = "focal"
     alpha: float = 0.25
     gamma: float = 2.0
@@ -54,6 +57,7 @@ class SetCriterion:
             "class_weight": loss.CLASS_WEIGHT,
             "l1_weight": loss.L1_WEIGHT,
             "giou_weight": loss.GIOU_WEIGHT,
+            "feature_weight": loss.FEATURE_WEIGHT,
             "classification": loss.CLASSIFICATION,
             "alpha": loss.FOCAL_ALPHA,
             "gamma": loss.FOCAL_GAMMA,
@@ -72,7 +76,7 @@ class SetCriterion:
             ``loss_class``, ``loss_l1`` and ``loss_giou`` of the last layer, and the same with
             ``_0``, ``_1``, ... of the layers before it; also ``loss_class_enc``, ... with two
             stages, ``loss_class_many``, ... with one-to-many supervision, ``loss_class_dn``, ...
-            with denoising.
+            with denoising, and ``loss_feature``, ... where it learns features.
         """
         if not self.auxiliary:
             logits, boxes = predictions.logits[-1:], predictions.boxes[-1:]
@@ -94,14 +98,21 @@ class SetCriterion:
         groups = predictions.logits.shape[1] // len(targets.counts)
         targets = targets.repeat(groups)
         matches = self.matcher(predictions, targets)
+        found = matches.layer, matches.image, matches.query
+        features = None
+        if predictions.features is not None:
+            known, predicted = predictions.features
+            predicted = predicted[-len(predictions.logits) :]
+            features = _distance(predicted[found], known[matches.image, matches.target])
         return self._losses(
             predictions,
-            (matches.layer, matches.image, matches.query),
+            found,
             labels=targets.labels[matches.image, matches.target],
             boxes=targets.boxes[matches.image, matches.target],
             # The number of objects; at least 1 a group: the loss is the mean of the groups'.
             count=_filled(sum(targets.counts), predictions.logits),
             least=groups,
+            features=features,
             suffix=suffix,
         )
 
@@ -156,6 +167,7 @@ class SetCriterion:
         least: int,
         idle: Tensor | None = None,
         wanted: Tensor | None = None,
+        features: Tensor | None = None,
         suffix: str = "",
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of all layers by name.
@@ -167,16 +179,24 @@ class SetCriterion:
             least: of this count in all workers together.
             idle: (B, N), True where a query does not count.
             wanted: (P,), True where ``found`` does have an object; None: everywhere.
+            features: (P,), how far predicted features are from those of the patches.
             suffix: of the names.
         """
         num_boxes = mean_over_workers(count).clamp(min=least / world_size())
         class_loss = self._class_loss(predictions, found, labels, boxes, num_boxes, idle, wanted)
-        l1, giou = self._box_losses(predictions.boxes, found, boxes, num_boxes, wanted)
-        by_name = {
-            "class": self.class_weight * class_loss,
-            "l1": self.l1_weight * l1,
-            "giou": self.giou_weight * giou,
+        by_name = {"class": self.class_weight * class_loss}
+        own = predictions.boxes[found]  # (P, 4)
+        by_pair = {
+            "l1": (self.l1_weight, F.l1_loss(own, boxes, reduction="none").sum(-1)),
+            "giou": (self.giou_weight, 1 - generalized_iou(own, boxes)),
         }
+        if features is not None:
+            by_pair["feature"] = (self.feature_weight, features)
+        zeros = own.new_zeros(len(predictions.logits))
+        for name, (weight, loss) in by_pair.items():
+            if wanted is not None:
+                loss = loss * wanted
+            by_name[name] = weight * (zeros.index_add(0, found[0], loss) / num_boxes)
         last = len(predictions.logits) - 1
         return {
             f"loss_{name}{suffix}" + ("" if layer == last else f"_{layer}"): value
@@ -245,26 +265,16 @@ class SetCriterion:
         total = total.clamp(min=torch.finfo(weight.dtype).tiny)
         return loss.flatten(1).sum(1) / total
 
-    @staticmethod
-    def _box_losses(
-        predicted: Tensor,
-        found: tuple[Tensor, Tensor, Tensor],
-        boxes: Tensor,
-        num_boxes: Tensor,
-        wanted: Tensor | None,
-    ) -> list[Tensor]:
-        """The L1 and the GIoU loss, (Y,) each."""
-        own = predicted[found]  # (P, 4)
-        l1 = F.l1_loss(own, boxes, reduction="none").sum(-1)
-        giou = 1 - generalized_iou(own, boxes)
-        if wanted is not None:
-            l1, giou = l1 * wanted, giou * wanted
-        zeros = predicted.new_zeros(len(predicted))
-        return [zeros.index_add(0, found[0], loss) / num_boxes for loss in (l1, giou)]
-
 
 def _filled(number: int, like: Tensor) -> Tensor:
     return torch.full((), float(number), device=like.device)
+
+
+def _distance(features: Tensor, others: Tensor) -> Tensor:
+    """The squared distances (P,) of features (P, F) once all have length 1."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    features, others = (F.normalize(x.to(dtype), dim=-1) for x in (features, others))
+    return (features - others).square().sum(-1)
 
 
 def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
