@@ -2,8 +2,9 @@
 """Convert a file that others released to a checkpoint of this project.
 
 It reads files that the authors' PyTorch programs of DETR, Conditional DETR, UP-DETR (pre-trained or
-fine-tuned), single-scale SMCA and SMCA with the depthwise encoder wrote, and torchvision's ResNets. It converts every tensor, or
-writes nothing and names those that do not fit. It prints the config for the checkpoint.
+fine-tuned), single-scale SMCA and SMCA with the depthwise encoder wrote, and torchvision's ResNets.
+It converts every tensor, or writes nothing and names those that do not fit. It prints the config
+for the checkpoint.
 
 With --from ema it reads a checkpoint of this project, and writes its averaged weights as the
 "model" that Detectron2's tools load.

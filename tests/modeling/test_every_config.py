@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import smca
-from smca.config import is_own_model, load_cfg
+from smca.config import is_own_model, load_cfg, pretrains
 from smca.modeling import build_detector, detect
 from smca.training import SetCriterion, Targets
 from smca.training.solver import build_optimizer
@@ -26,7 +26,7 @@ def models():
         cfg = load_cfg(smca.get_cfg(), str(path), NARROW)
         # A ResNet-101 has blocks of the same kind.
         cfg.MODEL.RESNETS.DEPTH = min(cfg.MODEL.RESNETS.DEPTH, 50)
-        if is_own_model(cfg) and not path.stem.startswith("Base-"):
+        if is_own_model(cfg) and not pretrains(cfg) and not path.stem.startswith("Base-"):
             found.setdefault(cfg.MODEL.dump(), (path.stem, cfg))
     return found.values()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -86,7 +86,7 @@ class PatchMapper(DetrMapper):
             [
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
                 v2.RandomGrayscale(0.2),
-                v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
+                v2.RandomApply([v2.Lambda(_blur)], p=0.5),
             ]
         )
 
@@ -132,6 +132,10 @@ class PatchMapper(DetrMapper):
     def _patch(self, patch: Image.Image) -> Tensor:
         patch = F.resize(patch, [self.patch_size, self.patch_size])
         return self._pixels(self.patch_augmentations(patch))
+
+
+def _blur(patch: Image.Image) -> Image.Image:
+    return patch.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
 
 
 def random_boxes(size: Sequence[int], number: int) -> Tensor:
