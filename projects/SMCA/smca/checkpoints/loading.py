@@ -99,7 +99,8 @@ def load_state(
         backbone = _FPN_RESNET
         if not _has(state, backbone):
             state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
-    state = fine_tuned(state, own, source, strict)
+    if (tuned := fine_tuned(state, own, source, strict)) is not state:
+        state, class_names = tuned, mine
     if class_names and mine and list(class_names) != list(mine):
         if strict:
             raise CheckpointError(
