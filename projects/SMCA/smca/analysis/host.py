@@ -7,7 +7,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import get_cfg, load_cfg
+from ..config import get_cfg, load_cfg, pretrains
 from ..modeling.detector import Detector, build_detector
 from ..training import SetCriterion, Targets
 
@@ -80,29 +80,38 @@ def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:
     def forward(images: Tensor):
         # In a trace the sides are tensors.
         size = tuple(int(side) for side in images.shape[-2:])
-        return detector.predict(images, [size] * len(images))
+        patches = made_up_targets(images, cfg) if pretrains(cfg) else None
+        return detector.predict(images, [size] * len(images), patches)
 
     def infer(images: Tensor) -> tuple[Tensor, ...]:
         predictions = forward(images)
         return predictions.logits, predictions.boxes
 
     def loss(images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        labels = torch.arange(NUM_OBJECTS) % cfg.MODEL.SMCA.NUM_CLASSES
-        targets = Targets.from_images(
-            [labels] * len(images),
-            [made_up_boxes(height, width)] * len(images),
-            [(height, width)] * len(images),
-            images.device,
-        )
-        return sum(criterion(forward(images), targets).values())
+        return sum(criterion(forward(images), made_up_targets(images, cfg)).values())
 
     return Subject(model=detector, infer=infer, loss=loss)
 
 
-def made_up_boxes(height: int, width: int) -> Tensor:
-    """Boxes along the diagonal of an image, (NUM_OBJECTS, 4) xyxy in pixels."""
-    start = torch.arange(NUM_OBJECTS)[:, None] / (NUM_OBJECTS + 1)
+def made_up_targets(images: Tensor, cfg: CfgNode) -> Targets:
+    """Objects for images (B, 3, H, W), and patches to pre-train with where ``cfg`` does."""
+    height, width = (int(side) for side in images.shape[-2:])
+    smca, number, patches = cfg.MODEL.SMCA, NUM_OBJECTS, None
+    if pretrains(cfg):
+        number, side = smca.UP_DETR.NUM_PATCHES, smca.UP_DETR.PATCH_SIZE
+        patches = images.new_zeros(len(images), number, 3, side, side)
+    return Targets.from_images(
+        [torch.arange(number) % smca.NUM_CLASSES] * len(images),
+        [made_up_boxes(height, width, number)] * len(images),
+        [(height, width)] * len(images),
+        images.device,
+        patches,
+    )
+
+
+def made_up_boxes(height: int, width: int, number: int = NUM_OBJECTS) -> Tensor:
+    """Boxes along the diagonal of an image, (number, 4) xyxy in pixels."""
+    start = torch.arange(number)[:, None] / (number + 1)
     corners = torch.cat((start, start, start + 0.1, start + 0.1), dim=1)
     return corners * torch.tensor([width, height, width, height])
 
