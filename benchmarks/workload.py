@@ -12,13 +12,14 @@ from roofline import HALF, precision
 from torch import Tensor
 
 from smca.analysis.counting import count_model
-from smca.analysis.host import NUM_OBJECTS, detector_subject, made_up_boxes
+from smca.analysis.host import detector_subject, made_up_targets
+from smca.config import pretrains
 from smca.engine.step import TrainingStep
 from smca.modeling.detector import build_detector, pad_images, pixel_statistics
 from smca.modeling.heads import detect
 from smca.modeling.resnet_blocks import BasicBlock, Bottleneck
 from smca.structures import Detections, Size
-from smca.training import SetCriterion, Targets
+from smca.training import SetCriterion
 from smca.training.solver import build_optimizer
 
 # The detector's parts, in order; "heads" includes the selection of detections in inference.
@@ -68,16 +69,10 @@ class Workload:
         images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8)
         # Loaders return pinned images, too.
         self.images = list(images.pin_memory() if self.device.type == "cuda" else images)
-        labels = torch.arange(NUM_OBJECTS) % self.cfg.MODEL.SMCA.NUM_CLASSES
-        self.objects = [labels] * batch, [made_up_boxes(*size)] * batch
 
     def _batch(self) -> tuple[Tensor, list[Size]]:
         self.enter("input")
         return pad_images(self.images, mean=self.mean, std=self.std)
-
-    def targets(self, sizes: list[Size]) -> Targets:
-        """Return the objects of the batch, whose images have these sizes."""
-        return Targets.from_images(*self.objects, sizes, self.device)
 
     @torch.no_grad()
     def infer(self) -> list[Detections]:
@@ -85,9 +80,10 @@ class Workload:
         self.detector.eval()
         images, sizes = self._batch()
         half = torch.autocast(self.device.type, enabled=self.setting.half)
+        patches = made_up_targets(images, self.cfg) if pretrains(self.cfg) else None
         with precision(self.setting.precision), half:
             return detect(
-                self.detector(images, sizes),
+                self.detector(images, sizes, patches),
                 sizes,
                 max_detections=self.cfg.TEST.DETECTIONS_PER_IMAGE,
                 softmax=self.cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax",
@@ -100,7 +96,7 @@ class Workload:
         """
         self.detector.train()
         images, sizes = self._batch()
-        targets = self.targets(sizes)
+        targets = made_up_targets(images, self.cfg)
 
         def losses() -> dict[str, Tensor]:
             predictions = self.detector(images, sizes, targets)

@@ -20,6 +20,7 @@ from roofline import HALF, PRECISIONS, precision
 from torch import Tensor
 from workload import Setting, Workload
 
+from smca.analysis.host import made_up_targets
 from smca.structures import Size
 
 from .check import Check, holds
@@ -160,8 +161,9 @@ def _losses(workload: Workload, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits, and the gradients of the sum of the losses as one vector."""
     detector = workload.detector.train()
     sizes = padded_pair(tuple(images.shape[-2:]))
-    predictions = detector(images.to(workload.device), sizes)
-    targets = workload.targets(sizes)
+    images = images.to(workload.device)
+    predictions = detector(images, sizes)
+    targets = made_up_targets(images, workload.cfg)
     sum(workload.criterion(predictions, targets).values()).backward()
     gradients = [p.grad.flatten() for p in detector.parameters() if p.grad is not None]
     detector.zero_grad()
