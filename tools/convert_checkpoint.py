@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
     content = {"model": model, "__author__": KINDS[kind].title}
     content |= {"config_file": configs[0], "options": options}
-    if num_logits(model) and kind != "up_detr_pretrained":
+    if KINDS[kind].detects:
         content["class_names"] = list(COCO_CLASSES.values())
     write(content, args.output)
     print(f"{args.input}: {KINDS[kind].title}")
@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> None:
         print("softmax scores are exact as far as training left ids without a class no probability")
     texts = [part if isinstance(part, str) else json.dumps(part) for part in options]
     arguments = ["MODEL.WEIGHTS", args.output, *texts]
-    if kind == "up_detr_pretrained":  # the options are of its queries, which fine-tuning keeps
+    if kind == "up_detr_pretrained":  # fine-tuning has the same sizes
         configs = files_of(["baselines/up_detr_R50_300ep"])
-    purpose = [] if kind in ("torchvision_resnet", "up_detr_pretrained") else ["--eval-only"]
+    purpose = ["--eval-only"] if KINDS[kind].detects else []
     for config in configs:
         print(shlex.join(["python", "train_net.py", "--config-file", config, *purpose, *arguments]))
 

@@ -1,4 +1,4 @@
-"""Conversion of released files of DETR, Conditional DETR and SMCA, and of torchvision's ResNets.
+"""Conversion of released files of DETRs and SMCA, and of torchvision's ResNets.
 
 Conversion looks up each tensor of the matching config's detector in the file, and refuses the file
 if a tensor of it is left over. So all of a file is used, or nothing is converted.
@@ -100,8 +100,9 @@ def read_options(released: Released, kind: str) -> dict[str, object]:
             found["MODEL.RESNETS.RES5_DILATION"] = 1 + dilated
         if isinstance(heads := getattr(settings, "nheads", None), int):
             found["MODEL.SMCA.NHEADS"] = heads
-        if kind == "up_detr_pretrained":
-            found["MODEL.SMCA.UP_DETR.NUM_PATCHES"] = getattr(settings, "num_patches", None)
+        patches = getattr(settings, "num_patches", None)
+        if kind == "up_detr_pretrained" and isinstance(patches, int):
+            found["MODEL.SMCA.UP_DETR.NUM_PATCHES"] = patches
     return {key: value for key, value in found.items() if value}
 
 
@@ -148,7 +149,8 @@ def convert(
     for name in found:
         theirs, wanted = sources[name], tuple(expected[name].shape)
         source = released.tensors[theirs].detach()
-        fitted = _fit(source, theirs, name, wanted)
+        by_id = KINDS[kind].detects and name.startswith(CLASS_HEAD)
+        fitted = _of_classes(source, wanted) if by_id else _fit(source, theirs, name, wanted)
         if fitted is not None and fitted.shape == wanted:
             converted[name] = fitted.clone()
         else:
@@ -178,19 +180,22 @@ def _fit(source: Tensor, theirs: str, name: str, wanted: tuple[int, ...]) -> Ten
         third = ("q_proj", "k_proj", "v_proj").index(name.split(".")[-2])
         fits = source.shape == (3 * wanted[0], *wanted[1:])
         return source.unflatten(0, (3, -1))[third] if fits else None
-    if name.startswith(CLASS_HEAD) and source.shape != wanted:
-        columns = list(COCO_CLASSES)
-        if wanted[0] > len(columns):
-            columns.append(_NO_OBJECT)
-        rows = source.shape[0] if source.ndim else 0
-        fits = rows in (_NO_OBJECT, _NO_OBJECT + 1) and columns[-1] < rows
-        return source[columns] if fits else None
     if ".mixer." in name and source.shape == (*wanted, 1, 1):
         return source.flatten(1)
     if ".mixer." in name and source.ndim == len(wanted) == 4:
         # A smaller odd kernel is a larger one with zeros around.
         return F.pad(source, [max(0, wanted[-1] - source.shape[-1]) // 2] * 4)
     return source
+
+
+def _of_classes(source: Tensor, wanted: tuple[int, ...]) -> Tensor | None:
+    """The rows of COCO's classes, and of no-object if it is wanted; None when there are others."""
+    columns = list(COCO_CLASSES)
+    if wanted[0] > len(columns):
+        columns.append(_NO_OBJECT)
+    rows = source.shape[0] if source.ndim else 0
+    fits = rows in (_NO_OBJECT, _NO_OBJECT + 1) and columns[-1] < rows
+    return source[columns] if fits else None
 
 
 def _depth(tensors: Mapping[str, Tensor], body: str) -> int | None:

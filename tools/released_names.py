@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from smca.checkpoints.names import TORCHVISION, Rules, rename
 
-# From the names in files of DETR, Conditional DETR and SMCA to those of this project. No name has
-# two meanings in them.
+# From the names in files of DETR, Conditional DETR, UP-DETR and SMCA to those of this project. No
+# name has two meanings in them.
 _RELEASED: Rules = (
     (r"^transformer\.encoder\.layers\.", "encoder.blocks."),
     (r"^transformer\.encoder\.norm\.", "encoder.norm."),
-    (r"^(patch2query|feature_align)\.", r"decoder.\1."),
     (r"^transformer\.decoder\.", "decoder."),
     (r"\.linear1\.", ".ffn.0."),
     (r"\.linear2\.", ".ffn.3."),
@@ -29,6 +28,8 @@ _RELEASED: Rules = (
     (r"\.([qk])content_proj\.", r".\1_proj."),
     (r"\.([qk])pos_proj\.", r".\1_pos."),
     (r"\.qpos_sine_proj\.", ".q_sine."),
+    # UP-DETR's pre-training.
+    (r"^(patch2query|feature_align)\.", r"decoder.\1."),
     # SMCA.
     (r"\.point2\.", ".prior.offsets."),
     (r"\.point3\.", ".prior.scales."),
@@ -84,12 +85,14 @@ class Kind:
         marker: the start of a tensor's name, by which the kind is told from those after it.
         config: the matching file of configs/, where ``{}`` is the backbone.
         body: the start of the names of the backbone, which is torchvision's ResNet.
+        detects: whether it finds COCO's objects, and has a class column for each of their ids.
     """
 
     title: str
     marker: str
     config: str
     body: str = "backbone.0.body."
+    detects: bool = True
 
 
 KINDS = {
@@ -109,13 +112,14 @@ KINDS = {
         config="smca_single_scale_R50_50ep",
     ),
     "up_detr_pretrained": Kind(
-        title="UP-DETR, pre-trained",
+        title="pre-trained UP-DETR",
         marker="patch2query.",
         config="baselines/up_detr_pretrain_{}",
+        detects=False,
     ),
     # Of the models that are left, only pre-norm ones have it.
     "up_detr": Kind(
-        title="UP-DETR, or a pre-norm DETR",
+        title="UP-DETR or a pre-norm DETR",
         marker="transformer.encoder.norm.",
         config="baselines/up_detr_{}_300ep",
     ),
@@ -129,5 +133,6 @@ KINDS = {
         marker="layer1.0.conv1.",
         config="smca_{}_50ep",
         body="",
+        detects=False,
     ),
 }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch.testing import assert_close
 from weights_server import write_zoo_resnet
 
@@ -27,6 +28,31 @@ def test_backbone_weights_load_into_a_detector(tmp_path, config, caplog):
     assert_close(detector.neck.projections[0].weight, weight)
     with pytest.raises(CheckpointError, match=r"R-18\.pkl holds a backbone alone.*a trained"):
         load(detector, tmp_path / "R-18.pkl", strict=True)
+
+
+def test_swavs_backbone_starts_pretraining(tmp_path, config, caplog):
+    """Its file has a ResNet-50 in DDP, beside the heads of its own training."""
+    torch.manual_seed(1)
+    resnet = torchvision.models.resnet50().state_dict()
+    state = {name: torch.rand(t.shape) for name, t in resnet.items() if not name.startswith("fc.")}
+    state["projection_head.0.weight"] = torch.rand(2048, 2048)
+    state["prototypes.weight"] = torch.rand(3000, 128)
+    path = tmp_path / "swav_800ep_pretrain.pth.tar"
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    detector = build_detector(config("baselines/up_detr_pretrain_R50"))
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    with caplog.at_level("INFO"):
+        load(detector, path)
+    wrapped, loaded = caplog.messages
+    assert "module.conv1.weight; conv1.weight is taken" in wrapped
+    assert "backbone loaded, the rest starts anew" in loaded
+    after = detector.state_dict()
+    backbone = {name: tensor for name, tensor in after.items() if name.startswith("backbone.")}
+    assert_close(after["backbone.stem.conv1.norm.bias"], state["bn1.bias"])
+    assert_close(after["backbone.res4.5.conv2.weight"], state["layer3.5.conv2.weight"])
+    assert_close(after["backbone.res2.0.shortcut.weight"], state["layer1.0.downsample.0.weight"])
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in backbone.items())
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - backbone.keys())
 
 
 def test_another_backbone_is_refused(tmp_path, config):

@@ -58,7 +58,8 @@ def published(monkeypatch):
 
     def file(kind, columns, *, depth=50, kernels=(5,), **settings):
         sizes = {"encoder_layers": 6, "decoder_layers": 6}
-        sizes["queries"] = 100 if (kind, columns) == ("detr", 92) else 300
+        softmax = (kind, columns) == ("detr", 92) or kind.startswith("up_detr")
+        sizes["queries"] = 100 if softmax else 300
         sizes["ffn"] = 1024 if kind == "smca_depthwise" else 2048
         for name, value in sizes.items():
             monkeypatch.setattr(released_reference.Settings, name, value)

@@ -68,6 +68,7 @@ CASES = {
     "detr_dc5": dict(kind="detr", columns=92, dilated=True),
     "detr_focal": dict(kind="detr", columns=91),
     "conditional_detr": dict(kind="conditional_detr", columns=91),
+    "up_detr": dict(kind="up_detr", columns=92),
     "smca": dict(kind="smca", columns=91),
     "smca_92": dict(kind="smca", columns=92),
     "smca_depthwise": dict(kind="smca_depthwise", columns=91, kernels=(5,)),
@@ -83,7 +84,8 @@ def test_boxes_and_scores_are_those_of_the_original(case, original, converted):
     content = {"model": model.state_dict(), "args": settings, "epoch": 49}
     ((detector, cfg),), printed = converted(content)
     softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
-    assert softmax == (case in ("detr", "detr_dc5")) == ("softmax scores are exact" in printed)
+    assert softmax == (case in ("detr", "detr_dc5", "up_detr"))
+    assert softmax == ("softmax scores are exact" in printed)
 
     # No side is a multiple of a stride; the second image is padded on both sides in a batch.
     torch.manual_seed(1)
@@ -172,6 +174,13 @@ def test_the_config_decides_about_the_last_column(original, converted):
             "baselines/conditional_detr_{}R50_50ep",
             [],
         ),
+        ({"kind": "up_detr", "columns": 92}, "baselines/up_detr_R50_300ep", []),
+        (
+            {"kind": "up_detr", "columns": 92, "depth": 101},
+            "baselines/up_detr_R50_300ep",
+            ["MODEL.RESNETS.DEPTH", 101],
+        ),
+        ({"kind": "up_detr_pretrained", "columns": 3}, "baselines/up_detr_pretrain_R50", []),
         ({"kind": "smca", "columns": 92}, "smca_single_scale_R50_50ep", []),
         (
             {"kind": "smca", "columns": 92, "depth": 101},

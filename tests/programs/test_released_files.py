@@ -54,6 +54,8 @@ def with_shape(name, *shape):
             r"wrong shape: .*3\.self_attn\.in_proj_weight \(256, 256\) for .*q_proj",
         ),
         ("detr", with_shape("class_embed.weight", 251, 256), r"wrong shape: class_embed\.weight"),
+        # 80 classes and no-object, perhaps not COCO's.
+        ("detr", with_shape("class_embed.weight", 81, 256), r"wrong shape: class_embed\.weight"),
         ("detr", with_shape("class_embed.bias", 91), r"wrong shape: class_embed\.bias"),
         ("detr", with_shape("query_embed.weight"), r"wrong shape: query_embed\.weight \(\)"),
         (
@@ -107,7 +109,9 @@ def test_files_of_other_kinds_are_refused(published):
         recognise(ours)
 
 
-@pytest.mark.parametrize("kind", ["smca", "smca_depthwise", "conditional_detr", "detr"])
+@pytest.mark.parametrize(
+    "kind", ["smca", "smca_depthwise", "conditional_detr", "up_detr_pretrained", "up_detr", "detr"]
+)
 def test_the_converter_is_named_for_all_it_reads(published, tmp_path, tiny_config, kind):
     torch.save({"model": published(kind, 92).tensors}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"none of the model.*convert_checkpoint\.py reads"):

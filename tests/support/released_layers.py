@@ -84,7 +84,7 @@ def tokens(feature):
     return feature.flatten(2).transpose(1, 2)
 
 
-class PostNorm(nn.Module):
+class Layer(nn.Module):
     """What all layers have: linears of the FFN, and norms."""
 
     def __init__(self, norms):
@@ -98,7 +98,7 @@ class PostNorm(nn.Module):
         return self.linear2(self.linear1(x).relu())
 
 
-class EncoderLayer(PostNorm):
+class EncoderLayer(Layer):
     def __init__(self):
         super().__init__(norms=2)
         self.self_attn = attention()
@@ -108,7 +108,7 @@ class EncoderLayer(PostNorm):
         return self.norm2(x + self.ffn(x))
 
 
-class DecoderLayer(PostNorm):
+class DecoderLayer(Layer):
     """DETR's. `state` is what layers hand on; this one has no use for it."""
 
     def __init__(self, number, norms=3):
@@ -121,6 +121,25 @@ class DecoderLayer(PostNorm):
         ((memory, position, _, _),) = maps
         x = self.norm2(x + self.multihead_attn(x + query, memory + position, memory)[0])
         return self.norm3(x + self.ffn(x))
+
+
+class PreNormEncoderLayer(EncoderLayer):
+    """UP-DETR's: what attention and the FFN add is computed from normed tokens."""
+
+    def forward(self, x, position):
+        y = self.norm1(x)
+        x = x + self.self_attn(y + position, y + position, y)[0]
+        return x + self.ffn(self.norm2(x))
+
+
+class PreNormDecoderLayer(DecoderLayer):
+    def forward(self, x, query, maps, image_size, state):
+        y = self.norm1(x)
+        x = x + self.self_attn(y + query, y + query, y)[0]
+        ((memory, position, _, _),) = maps
+        y = self.norm2(x)
+        x = x + self.multihead_attn(y + query, memory + position, memory)[0]
+        return x + self.ffn(self.norm3(x))
 
 
 class SMCALayer(DecoderLayer):
@@ -186,7 +205,7 @@ def dense_attention(query, key, value):
     return (weights @ value).transpose(0, 1).flatten(1)[None]
 
 
-class ConditionalLayer(PostNorm):
+class ConditionalLayer(Layer):
     def __init__(self, number):
         super().__init__(norms=3)
         names = ["sa_qcontent", "sa_qpos", "sa_kcontent", "sa_kpos", "sa_v"]
@@ -222,7 +241,7 @@ class ConditionalLayer(PostNorm):
         return self.norm3(x + self.ffn(x))
 
 
-class DepthwiseLayer(PostNorm):
+class DepthwiseLayer(Layer):
     """A block of the bidirectional encoder; `kernels` are cycled through by its convolutions."""
 
     def __init__(self, kernels):

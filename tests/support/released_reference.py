@@ -15,6 +15,8 @@ from released_layers import (
     DecoderLayer,
     DepthwiseLayer,
     EncoderLayer,
+    PreNormDecoderLayer,
+    PreNormEncoderLayer,
     Settings,
     SMCALayer,
     positions,
@@ -25,9 +27,10 @@ from torch import nn
 
 
 class Detector(nn.Module):
-    """A released program: `kind` detr, conditional_detr, smca or smca_depthwise.
+    """A released program: `kind` detr, conditional_detr, up_detr, smca or smca_depthwise.
 
-    `columns` is the number of rows of the class layer.
+    Also up_detr_pretrained, as it finds boxes without patches. `columns` is the number of rows of
+    the class layer.
     """
 
     def __init__(self, kind, *, columns, depth=50, dilated=False, kernels=(5,)):
@@ -42,6 +45,8 @@ class Detector(nn.Module):
             decoder_layer = SMCALayer
         elif kind == "conditional_detr":
             decoder_layer = ConditionalLayer
+        elif kind.startswith("up_detr"):
+            encoder_layer, decoder_layer = PreNormEncoderLayer, PreNormDecoderLayer
         if kind == "smca_depthwise":
             encoder_layer = lambda: DepthwiseLayer(kernels)  # noqa: E731
             decoder_layer = lambda number: SMCALayer(number, scales=4)  # noqa: E731
@@ -55,10 +60,14 @@ class Detector(nn.Module):
         encoder, decoder = self.transformer.encoder, self.transformer.decoder
         encoder.layers = nn.ModuleList(encoder_layer() for _ in range(Settings.encoder_layers))
         decoder.layers = nn.ModuleList(map(decoder_layer, range(Settings.decoder_layers)))
+        encoder.norm = nn.LayerNorm(channels) if kind.startswith("up_detr") else nn.Identity()
         decoder.norm = nn.LayerNorm(channels)
         if kind == "conditional_detr":
             decoder.query_scale = MLP(channels, channels, channels)
             decoder.ref_point_head = MLP(channels, channels, 2)
+        if kind == "up_detr_pretrained":
+            self.patch2query = nn.Linear(2048, channels)
+            self.feature_align = MLP(channels, channels, 2048)
         self.query_embed = nn.Embedding(Settings.queries, channels)
         self.class_embed = nn.Linear(channels, columns)
         self.bbox_embed = MLP(channels, channels, channels, 4)
@@ -92,7 +101,7 @@ class Detector(nn.Module):
         x, position = tokens(projected), positions(*shape)
         for layer in self.transformer.encoder.layers:
             x = layer(x, position)
-        return [(x, position, shape, self.stride)]
+        return [(self.transformer.encoder.norm(x), position, shape, self.stride)]
 
     def encode_depthwise(self, features):
         """The same of the scales 16 (from 8), 16, 32, 64."""

@@ -12,7 +12,7 @@ from ..data.classes import shown
 from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
-from .names import QUERIES, RELEASED, TIMM, detectron2_names, timm_names
+from .names import PRETRAINING, QUERIES, RELEASED, TIMM, detectron2_names, timm_names
 from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fine_tuned, fit_queries, with_level
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,9 @@ def load_state(
         backbone = _FPN_RESNET
         if not _has(state, backbone):
             state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
-    if (tuned := fine_tuned(state, own, source, strict)) is not state:
-        state, class_names = tuned, mine
+    pretrained = _has(state, PRETRAINING) and not _has(own, PRETRAINING)
+    if pretrained:
+        state = fine_tuned(state, own, source, strict)
     if class_names and mine and list(class_names) != list(mine):
         if strict:
             raise CheckpointError(
@@ -153,7 +154,7 @@ def load_state(
         logger.warning("%s lacks %s; they start anew", source, some(missing))
     if unknown and not backbone_alone:
         logger.warning("%s has tensors the model does not know: %s", source, some(unknown))
-    if mine and not (strict or class_names) and _has(fitting, CLASS_HEAD):
+    if mine and not (strict or class_names or pretrained) and _has(fitting, CLASS_HEAD):
         logger.info("%s has no class names: its class head is taken in its own order", source)
     model.load_state_dict(fitting, strict=False)
     if strict and mine is None and class_names:
@@ -202,7 +203,7 @@ def frozen_tensors(model: nn.Module) -> list[str]:
     return [name for name in names if name.startswith("backbone.")]
 
 
-def _has(names: Mapping[str, object], prefix: str) -> bool:
+def _has(names: Mapping[str, object], prefix: str | tuple[str, ...]) -> bool:
     return any(name.startswith(prefix) for name in names)
 
 

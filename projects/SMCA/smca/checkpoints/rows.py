@@ -109,11 +109,10 @@ def fit_queries(
 def fine_tuned(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, strict: bool
 ) -> Mapping[str, Tensor]:
-    """``state`` without what UP-DETR's pre-training alone has, if the model detects objects."""
-    if not any(n.startswith(PRETRAINING) for n in state):
-        return state
-    if any(n.startswith(PRETRAINING) for n in own):
-        return state
+    """UP-DETR's pre-trained ``state`` for a model that detects objects.
+
+    The class head stays the model's own: that of patches may have its shape.
+    """
     if strict:
         raise CheckpointError(
             f"{source} is pre-trained to find patches, and knows no objects; fine-tune it first, "
