@@ -117,6 +117,7 @@ def test_datasets_that_other_projects_register(pretraining, train_net, shapes, t
             ("DATALOADER.ASPECT_RATIO_GROUPING", True),
             "ASPECT_RATIO_GROUPING is True; it must be False to pre-train",
         ),
+        (("MODEL.SMCA.NUM_CLASSES", 1), "NUM_CLASSES is 1; it must be 2 to pre-train, where class"),
         (("DATASETS.TRAIN", ()), "DATASETS.TRAIN is empty; name folders of images"),
     ],
 )

@@ -81,6 +81,8 @@ def validate(cfg: CN, *, to_train: bool = True, but: Collection[str] = ()) -> No
             if value := flatten(cfg)[name]:
                 allowed = f"{type(value)()!r} to pre-train, which finds patches and no objects"
                 raise _fault(cfg, name, allowed)
+        if cfg.MODEL.SMCA.NUM_CLASSES != 2:
+            raise _fault(cfg, "MODEL.SMCA.NUM_CLASSES", "2 to pre-train, where class 1 is a patch")
     detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if max(100, detections) < cfg.TEST.MAX_DETS_PER_IMAGE:
         allowed = f"at most TEST.DETECTIONS_PER_IMAGE ({detections}), which is to be raised as well"
