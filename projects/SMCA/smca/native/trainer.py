@@ -17,6 +17,7 @@ from ..config import validate
 from ..data import loader
 from ..data.classes import check_test_classes
 from ..data.coco import CocoDataset, load_training_datasets, usable_records
+from ..data.grey import count_grey_bits
 from ..data.mapper import DetrMapper
 from ..distributed import rank, shared_seed
 from ..engine.iterations import Iterations
@@ -48,6 +49,7 @@ class Trainer:
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+        cfg.INPUT.GREY_BITS = cfg.INPUT.GREY_BITS or count_grey_bits(cfg)[0]
         cfg.freeze()
         self.max_iter = cfg.SOLVER.MAX_ITER
         seed = shared_seed(cfg.SEED)
