@@ -78,7 +78,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         super(DefaultTrainer, self).__init__()
         for name in ("detectron2", "smca"):  # unless the program that builds it has set them up
-            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+            if not logging.getLogger(name).hasHandlers():
                 setup_logger(distributed_rank=comm.get_rank(), name=name)
         # A method that a subclass overrides reads its keys as it likes.
         mine = partial(getattr_static, Trainer)
@@ -176,10 +176,11 @@ class Trainer(DefaultTrainer):
             super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
         if comm.is_main_process():
             self.iterations.write_results(self._scores)
-            if self.cfg.TEST.EXPECTED_RESULTS and not self._scores:
-                logger.warning("TEST.EXPECTED_RESULTS: there are no scores to compare with")
-            elif self.cfg.TEST.EXPECTED_RESULTS:
-                verify_results(self.cfg, self._last_eval_results)
+            expected, found = self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results or {}
+            if any(not isinstance(found.get(task), Mapping) for task, *_ in expected):
+                logger.warning("TEST.EXPECTED_RESULTS: the evaluation has none to compare with")
+            elif expected:
+                verify_results(self.cfg, found)
         return self._last_eval_results
 
     def before_train(self) -> None:
