@@ -77,7 +77,9 @@ def main() -> None:
         text = f"{metadata['class_names'][label]} {score:.2f}"
         print(text, *(f"{side:.1f}" for side in box))
         draw.rectangle(box.tolist(), outline="red", width=2)
-        draw.text((box[0] + 4, box[1] + 2), text, fill="red")
+        # Pillow's own font has no other letters.
+        shown = text.encode("latin-1", "backslashreplace").decode("latin-1")
+        draw.text((box[0] + 4, box[1] + 2), shown, fill="red")
     if args.output:
         picture.save(args.output)
 

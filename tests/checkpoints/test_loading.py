@@ -132,6 +132,20 @@ def test_weights_of_other_types_are_rounded_or_refused(tmp_path, detector, tiny_
         assert_close(tensor, model[name].to(tensor.dtype), rtol=0, atol=0)
 
 
+def test_a_model_without_names_gets_those_of_its_class_head(tiny_config, tmp_path):
+    """Unless it is known that its data has none."""
+    model = build_detector(tiny_config())
+    write_checkpoint({"model": model.state_dict(), "class_names": list("abc")}, tmp_path / "a.pth")
+    for names, expected in ((None, ("a", "b", "c")), ((), ())):
+        fresh = build_detector(tiny_config())
+        fresh.class_names = names
+        load(fresh, tmp_path / "a.pth")
+        assert fresh.class_names == expected
+    other = build_detector(tiny_config("MODEL.SMCA.NUM_CLASSES", 4))
+    load(other, tmp_path / "a.pth")
+    assert other.class_names is None
+
+
 def test_other_numbers_of_queries_keep_the_first(tmp_path, detector, tiny_config, caplog):
     learned = ("MODEL.SMCA.DECODER.NAME", "ConditionalDecoder")
     learned += ("MODEL.SMCA.CONDITIONAL.REFERENCE", "parameter")

@@ -9,6 +9,7 @@ from torch import nn
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
+from detectron2.export import TracingAdapter  # noqa: E402
 from detectron2.modeling import META_ARCH_REGISTRY, build_model  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
@@ -180,3 +181,14 @@ def test_a_part_of_another_project_by_name():
 def test_impossible_values_are_refused(opts, message):
     with pytest.raises(ConfigError, match=message):
         build_model(small_cfg(*opts))
+
+
+@pytest.mark.parametrize("name", ["SMCADecoder", "ConditionalDecoder"])
+def test_files_that_detectron2_traces_run_where_gradients_are_enabled(d2_config, name):
+    model = build_model(d2_config("MODEL.SMCA.DECODER.NAME", name)).eval()
+    image = torch.rand(3, 64, 96) * 255
+    adapter = TracingAdapter(model, [{"image": image}])
+    traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+    first = traced(image)
+    for _ in range(3):
+        torch.testing.assert_close(traced(image), first)

@@ -201,6 +201,14 @@ def test_loader_processes_change_nothing(d2_config):
     assert helped == alone
 
 
+def test_a_trainer_is_heard_in_a_plain_script(d2_config, loggers, monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    train(d2_config("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()))
+    printed = capsys.readouterr().out
+    assert "smca.engine.report]: results written to" in printed
+    assert "Starting training from iteration 0" in printed
+
+
 def test_an_unreadable_image_is_passed_over(d2_config, shapes, caplog, tmp_path):
     train_json, folder = shapes["train"]
     copies = tmp_path / "images"

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engines import needs_detectron2
+from PIL import Image
 
 import smca
 from smca import hosts
@@ -72,6 +74,18 @@ def test_a_home_folder(build, monkeypatch, tmp_path):
     trainer = type(trainer)(cfg)
     assert trainer.checkpointer.save_dir == str(tmp_path / "home/run")
     assert not (tmp_path / "~").exists()
+
+
+def test_grey_values_of_12_bits(build, shapes, tmp_path):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for number, path in enumerate(sorted(Path(shapes["train"][1]).iterdir())):
+        grey = np.asarray(Image.open(path).convert("L"), dtype=np.uint16)
+        # The first image is dark: it does not tell what is white.
+        Image.fromarray(grey * 16 + 15 if number else grey).save(folder / path.name)
+    files = [["train", shapes["train"][0], str(folder)], ["val", *shapes["val"]]]
+    assert build("DATASETS.COCO_FORMAT", files).cfg.INPUT.GREY_BITS == 12
+    assert build("DATASETS.COCO_FORMAT", files, "INPUT.GREY_BITS", 14).cfg.INPUT.GREY_BITS == 14
 
 
 @needs_detectron2

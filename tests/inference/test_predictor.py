@@ -116,6 +116,13 @@ def test_every_form_of_an_image_gives_the_same(model, picture):
     assert not torch.allclose(swapped.scores, expected.scores, atol=1e-4)
 
 
+def test_a_path_may_begin_at_the_home_folder(model, picture, monkeypatch):
+    _, path = picture
+    predictor = smca.Predictor(*model()[::2])
+    monkeypatch.setenv("HOME", str(path.parent))
+    same(predictor(f"~/{path.name}"), predictor(path))
+
+
 def test_a_photograph_is_turned_as_its_file_says(model, picture, tmp_path):
     image, path = picture
     turned = Image.Exif()

@@ -114,6 +114,22 @@ def test_demo_writes_the_ids_of_the_file(program, config_file, checkpoint, with_
     assert set(found) == {10, 20}
 
 
+def test_demo_warns_of_a_dataset_with_none_of_the_classes(
+    program, config_file, checkpoint, with_classes, tmp_path, caplog
+):
+    ids = dict(zip(NAMES, (10, 20, 30), strict=True))
+    dataset = with_classes("val", ids, rename=dict(zip(NAMES, "xyz", strict=True)))
+    config = config_file("DATASETS.COCO_FORMAT", [dataset], "DATASETS.TRAIN", ())
+    image = next(Path(dataset[2]).iterdir())
+    output = ["--output", tmp_path / "pictures", "--save-json", tmp_path / "r.json"]
+    model = ["--config-file", config, "--weights", checkpoint]
+    program("demo.py", *model, "--input", image, *output, "--threshold", 0).done()
+    assert "none is the same; give the 'categories'" in caplog.text
+    assert "all ids in the results count from 1" in caplog.text
+    entries = json.loads((tmp_path / "r.json").read_text())
+    assert {entry["category_id"] for entry in entries} == {1, 2, 3}
+
+
 def test_training_takes_classes_by_name(train_net, config_file, with_classes, engine, tmp_path):
     """Two training files and a test set, in one order or each in its own."""
     weights, printed = [], []

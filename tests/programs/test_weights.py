@@ -79,6 +79,8 @@ def test_every_config_names_weights_of_its_own_depth(config):
     """Or none, and then nothing is frozen."""
     for name in smca.model_zoo.list():
         cfg = smca.model_zoo.get_config(name)
+        if name.startswith("baselines/up_detr"):
+            continue  # SwAV's ResNet-50, and the run that starts from it
         depth, weights = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.WEIGHTS
         assert (f"R-{depth}.pkl" in weights or f"/resnet{depth}-" in weights) == bool(weights)
         frozen = cfg.MODEL.BACKBONE.FREEZE_AT > 0 or cfg.MODEL.RESNETS.NORM == "FrozenBN"

@@ -75,7 +75,8 @@ def load_state(
     """Load tensors as :func:`load` does.
 
     Rows of the class head are taken by the classes' names where these are known, if the model has
-    other ``class_names`` than the file. A model that has none gets the file's with ``strict``.
+    other ``class_names`` than the file. A model that has none (``None``) gets the file's with its
+    class head.
 
     Args:
         source: names the tensors' origin in messages.
@@ -157,7 +158,7 @@ def load_state(
     if mine and not (strict or class_names or pretrained) and _has(fitting, CLASS_HEAD):
         logger.info("%s has no class names: its class head is taken in its own order", source)
     model.load_state_dict(fitting, strict=False)
-    if strict and mine is None and class_names:
+    if mine is None and class_names and _has(fitting, CLASS_HEAD):
         model.class_names = tuple(class_names)  # type: ignore[assignment]
     return missing
 

@@ -97,7 +97,8 @@ def fit_queries(
     if had != wanted:
         theirs = f"{had} groups of {theirs}" if had > 1 else theirs
         mine = f"MODEL.SMCA.QUERY_GROUPS is {wanted}, NUM_QUERIES {new}"
-    logger.warning("%s has %s, %s: %s%s", source, theirs, mine, taken, anew)
+    if not strict or old > new:  # inference has the first group alone
+        logger.warning("%s has %s, %s: %s%s", source, theirs, mine, taken, anew)
     fitted = {name: own[name].to(state[name], copy=True) for name in names}
     for name, rows in fitted.items():
         for group in range(min(had, wanted)):

@@ -23,6 +23,7 @@ from ..modeling import (
     IntraMultiEncoder,
     Neck,
     SMCADecoder,
+    UPDETRDecoder,
 )
 from .backbone import SMCAResNet, build_smca_resnet_backbone
 from .dataset_mapper import DetrDatasetMapper
@@ -48,6 +49,7 @@ __all__ = [
     "SMCADecoder",
     "SMCAResNet",
     "Trainer",
+    "UPDETRDecoder",
     "add_smca_config",
     "build_optimizer",
     "build_smca_resnet_backbone",

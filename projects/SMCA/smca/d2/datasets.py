@@ -1,6 +1,7 @@
 """Datasets in Detectron2's catalogs, and the records of the datasets that a config names."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -149,7 +150,7 @@ def training_records(
         records = _complete(name, DatasetCatalog.get(name), num_classes)
         if records and not any("annotations" in record for record in records):
             place = MetadataCatalog.get(name).get("json_file", "its records")
-            raise DatasetError(f"dataset {name!r}: {place} has no annotations to train on")
+            raise DatasetError(f"dataset {name!r}: no annotations to train on in {place}")
         datasets.append((name, [{"annotations": [], **record} for record in records]))
     labels = training_labels({name: class_names(name) for name, _ in datasets if class_names(name)})
     for name, records in datasets:
@@ -238,4 +239,8 @@ def _numbered(name: str, records: Sequence[dict]) -> list[dict]:
     """Return records with an ``image_id``, which is their place where they have none."""
     if "json_file" in vars(MetadataCatalog.get(name)) and not all("image_id" in r for r in records):
         raise DatasetError(f"dataset {name!r}: a record has no image_id, as its json_file has")
-    return [{"image_id": number, **record} for number, record in enumerate(records)]
+    numbered = [{"image_id": number, **record} for number, record in enumerate(records)]
+    twice = [i for i, n in Counter(record["image_id"] for record in numbered).items() if n > 1]
+    if twice:
+        raise DatasetError(f"dataset {name!r}: several records have image_id {twice[0]!r}")
+    return numbered

@@ -1,5 +1,6 @@
 """Train on Detectron2: its loop, hooks and writers around the step that both hosts share."""
 
+import logging
 import math
 import os
 import weakref
@@ -10,16 +11,18 @@ from inspect import getattr_static
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import setup_logger
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..config import pretrains, validate
 from ..data.classes import num_classes
+from ..data.grey import count_grey_bits
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.patches import PatchMapper, image_records
 from ..data.sampler import TrainingSampler
@@ -36,6 +39,8 @@ from .datasets import check_datasets, dataset_records, pretraining_images, train
 from .evaluation import CocoEvaluator
 from .hooks import LRScheduler, PictureHook, Writer
 from .meta_arch import SMCA
+
+logger = logging.getLogger(__name__)
 
 # Values of each scalar that are kept, of which the printer estimates the remaining time. Detectron2
 # keeps a million: the losses of six layers would take a gigabyte in 300,000 iterations.
@@ -73,6 +78,9 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         super(DefaultTrainer, self).__init__()
+        for name in ("detectron2", "smca"):  # unless the program that builds it has set them up
+            if not logging.getLogger(name).hasHandlers():
+                setup_logger(distributed_rank=comm.get_rank(), name=name)
         # A method that a subclass overrides reads its keys as it likes.
         mine = partial(getattr_static, Trainer)
         theirs = [name for name in _READ if getattr_static(type(self), name) is not mine(name)]
@@ -81,6 +89,7 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
         cfg.SEED = shared_seed(cfg.SEED)
+        cfg.INPUT.GREY_BITS = cfg.INPUT.GREY_BITS or count_grey_bits(cfg)[0]
         cfg.freeze()
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -92,7 +101,8 @@ class Trainer(DefaultTrainer):
         # Data that an evaluation cannot use are refused now, not hours later.
         for name in cfg.DATASETS.TEST:
             dataset_records(cfg, name)
-        model.class_names = None if pretrains(cfg) else check_datasets(cfg)
+        # Nothing names the classes of nameless data, and pre-training has none.
+        model.class_names = (not pretrains(cfg) and check_datasets(cfg)) or ()
         self.checkpointer = SMCACheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -165,9 +175,14 @@ class Trainer(DefaultTrainer):
     def train(self) -> dict:
         """Train to SOLVER.MAX_ITER, and return the last evaluation as :meth:`test` does."""
         with self.iterations.stop:
-            super().train()
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
         if comm.is_main_process():
             self.iterations.write_results(self._scores)
+            expected, found = self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results or {}
+            if any(not isinstance(found.get(task), Mapping) for task, *_ in expected):
+                logger.warning("TEST.EXPECTED_RESULTS: the evaluation has none to compare with")
+            elif expected:
+                verify_results(self.cfg, found)
         return self._last_eval_results
 
     def before_train(self) -> None:

@@ -6,7 +6,6 @@ size and without padding. It gives ``boxes`` (B, D, 4) xyxy in pixels of the ima
 """
 
 import contextlib
-import copy
 import importlib.util
 import json
 import logging
@@ -208,9 +207,7 @@ def _write_export(model: PixelDetector, path: Path, metadata: dict, _opset: None
 
 def _write_torchscript(model: PixelDetector, path: Path, metadata: dict, _opset: None) -> None:
     images = torch.zeros(2, 3, *(metadata["size"] or _EXAMPLE))
-    # A file whose weights need gradients fails from its second call on, unless under no_grad.
-    fixed = copy.deepcopy(model).requires_grad_(False)
-    traced = torch.jit.trace(fixed, images, check_trace=False)
+    traced = torch.jit.trace(model, images, check_trace=False)
     torch.jit.save(traced, path, _extra_files={METADATA_FILE: json.dumps(metadata)})
 
 

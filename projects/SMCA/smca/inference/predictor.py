@@ -179,7 +179,7 @@ def read_image(image: ImageLike, grey_bits: int = 0) -> Image.Image:
     """Return an image as :func:`~smca.data.images.upright_rgb` does; see :class:`Predictor`."""
     if isinstance(image, (str, os.PathLike)):
         try:
-            return read_rgb(os.fspath(image), grey_bits)
+            return read_rgb(os.path.expanduser(image), grey_bits)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -1,6 +1,7 @@
 """Detections in COCO's format for results."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ from ..errors import DatasetError
 from ..evaluation.detections import coco_results, relabel, tabulate
 from .predictor import Result
 from .sources import Frame
+
+logger = logging.getLogger(__name__)
 
 
 class CocoResults:
@@ -45,7 +48,8 @@ def _ids(
     """Image ids by path, category ids by label, and the label of each class of the model, of the
     dataset that has all images and some of the classes.
 
-    If there is no such dataset, there are no image ids, and the category ids count from 1.
+    If there is no such dataset, there are no image ids, and the category ids count from 1. A
+    dataset with all images and none of the classes is warned of.
     """
     wanted = {os.path.realpath(path) for path in paths}
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
@@ -60,6 +64,10 @@ def _ids(
                 os.path.realpath(each["file_name"]): each["image_id"] for each in dataset.records
             }
             if wanted <= ids.keys():
-                labels = dataset_labels(name, dataset.class_names, class_names)
+                try:
+                    labels = dataset_labels(name, dataset.class_names, class_names)
+                except DatasetError as error:
+                    logger.warning("%s. Until then all ids in the results count from 1", error)
+                    break
                 return ids, dataset.category_ids, labels
     return {}, range(1, len(class_names) + 1), np.arange(len(class_names))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,6 +31,13 @@ def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Line
     return layer
 
 
+class ReLU(nn.Module):
+    """ReLU in place, but for traces: later calls of a traced file may record gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=not torch.jit.is_tracing())
+
+
 class MLP(nn.Sequential):
     """``num_layers`` linear layers, made by ``make(in, out)``, with ReLU between them."""
 
@@ -45,7 +53,7 @@ class MLP(nn.Sequential):
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
         layers: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [make(before, after), nn.ReLU(inplace=True)]
+            layers += [make(before, after), ReLU()]
         super().__init__(*layers[:-1])
 
 
@@ -55,7 +63,7 @@ class FFN(nn.Sequential):
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__(
             # Before the ReLU dropout does the same in place, without a tensor of its own.
-            *(linear(dim, hidden), nn.Dropout(dropout, inplace=True), nn.ReLU(inplace=True)),
+            *(linear(dim, hidden), nn.Dropout(dropout, inplace=True), ReLU()),
             linear(hidden, dim),
         )
 

@@ -17,6 +17,7 @@ from ..config import pretrains, validate
 from ..data import loader
 from ..data.classes import check_test_classes
 from ..data.coco import CocoDataset, load_training_datasets, usable_records
+from ..data.grey import count_grey_bits
 from ..data.mapper import DetrMapper
 from ..data.patches import PatchMapper, image_records
 from ..distributed import rank, shared_seed
@@ -49,6 +50,7 @@ class Trainer:
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+        cfg.INPUT.GREY_BITS = cfg.INPUT.GREY_BITS or count_grey_bits(cfg)[0]
         cfg.freeze()
         self.max_iter = cfg.SOLVER.MAX_ITER
         seed = shared_seed(cfg.SEED)
@@ -59,8 +61,7 @@ class Trainer:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rate_factor = build_lr_multiplier(cfg)
         datasets = [] if pretrains(cfg) else load_training_datasets(cfg)
-        if datasets:
-            self.detector.class_names = datasets[0].class_names
+        self.detector.class_names = datasets[0].class_names if datasets else ()
         self._datasets = datasets  # until training starts
         self.checkpointer = SafeCheckpointing(
             self.detector,
