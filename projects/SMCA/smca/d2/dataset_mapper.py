@@ -10,6 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import Transform
 
+from ..config import pretrains
 from ..data.images import read_record
 from ..data.mapper import LONGEST_BEFORE_CROP
 from ..data.patches import PatchMapper
@@ -119,6 +120,13 @@ class PatchDatasetMapper:
             "patches": sample.patches,
             "instances": Instances(size, gt_boxes=Boxes(sample.boxes), gt_classes=sample.labels),
         }
+
+
+def build_training_mapper(cfg: CfgNode) -> DetrDatasetMapper | PatchDatasetMapper:
+    """Return the mapper of training records."""
+    if pretrains(cfg):
+        return PatchDatasetMapper(PatchMapper.from_config(cfg))
+    return DetrDatasetMapper(cfg, is_train=True)
 
 
 def _visible(entry: dict, height: int, width: int) -> dict:

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
 
+from ..config import pretrains
 from ..data.classes import check_count, check_test_classes, num_classes, training_labels
 from ..data.coco import (
     dataset_files,
@@ -19,7 +20,7 @@ from ..data.coco import (
     usable_records,
 )
 from ..data.images import open_image, upright_size
-from ..data.patches import dataset_images
+from ..data.patches import dataset_images, image_records
 from ..data.shapes import QUICKSTART, SPLITS, missing_shapes, write_shapes_dataset
 from ..errors import DatasetError
 
@@ -157,6 +158,21 @@ def training_records(
         if name in labels:
             relabel_records(records, labels[name])
     return usable_records(datasets, filter_empty=filter_empty)
+
+
+def records_to_train_on(cfg: CfgNode) -> list[dict]:
+    """Return the records of DATASETS.TRAIN; to pre-train, all images of its folders.
+
+    Raises:
+        DatasetError: see :func:`training_records` and :func:`~smca.data.patches.image_records`.
+    """
+    if pretrains(cfg):
+        return image_records(cfg, pretraining_images)
+    return training_records(
+        names=cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        num_classes=num_classes(cfg),
+    )
 
 
 def pretraining_images(cfg: CfgNode, name: str) -> list[str]:

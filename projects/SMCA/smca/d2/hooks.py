@@ -40,7 +40,7 @@ class PictureHook(HookBase):
             [sample["instances"].gt_boxes.tensor for sample in batch],
             to_detections(outputs),
             image_format=trainer.cfg.INPUT.FORMAT,
-            class_names=trainer.iterations.model.class_names or None,
+            class_names=trainer.iterations.model.class_names,
         )
         trainer.storage.put_image("detections", picture.transpose(2, 0, 1))
 

@@ -24,7 +24,6 @@ from ..config import pretrains, validate
 from ..data.classes import num_classes
 from ..data.grey import count_grey_bits
 from ..data.loader import build_test_loader, build_train_loader
-from ..data.patches import PatchMapper, image_records
 from ..data.sampler import TrainingSampler
 from ..distributed import shared_seed
 from ..engine.iterations import Iterations
@@ -34,8 +33,8 @@ from ..engine.report import Results
 from ..evaluation.detections import results_folder
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from .checkpointer import SMCACheckpointer
-from .dataset_mapper import DetrDatasetMapper, PatchDatasetMapper
-from .datasets import check_datasets, dataset_records, pretraining_images, training_records
+from .dataset_mapper import DetrDatasetMapper, build_training_mapper
+from .datasets import check_datasets, dataset_records, records_to_train_on
 from .evaluation import CocoEvaluator
 from .hooks import LRScheduler, PictureHook, Writer
 from .meta_arch import SMCA
@@ -267,19 +266,9 @@ class Trainer(DefaultTrainer):
             mapper: from a dataset's dict to the model's input; None: :class:`DetrDatasetMapper`, or
                 to pre-train :class:`PatchDatasetMapper`.
         """
-        if pretrains(cfg):
-            records = image_records(cfg, pretraining_images)
-            default = PatchDatasetMapper(PatchMapper.from_config(cfg))
-        else:
-            records = training_records(
-                names=cfg.DATASETS.TRAIN,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                num_classes=num_classes(cfg),
-            )
-            default = DetrDatasetMapper(cfg, is_train=True)
         return build_train_loader(
-            dataset=records,
-            mapper=mapper or default,
+            dataset=records_to_train_on(cfg),
+            mapper=mapper or build_training_mapper(cfg),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             sampler=cfg.DATALOADER.SAMPLER_TRAIN,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

@@ -67,7 +67,7 @@ def draw_detections(
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     unit = max(1, round(max(picture.size) / 600))  # line widths and text grow with the picture
-    names = None if class_names is None else legible(tuple(class_names))
+    names = legible(tuple(class_names)) if class_names else None
 
     for box in np.asarray(gt_boxes, dtype=float).reshape(-1, 4) * factor:
         _dashed_rectangle(draw, box, width=unit, dash=5 * unit)
