@@ -183,6 +183,7 @@ def test_impossible_values_are_refused(opts, message):
         build_model(small_cfg(*opts))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["SMCADecoder", "ConditionalDecoder"])
 def test_files_that_detectron2_traces_run_where_gradients_are_enabled(d2_config, name):
     model = build_model(d2_config("MODEL.SMCA.DECODER.NAME", name)).eval()

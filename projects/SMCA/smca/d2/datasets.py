@@ -150,8 +150,9 @@ def training_records(
     for name in [names] if isinstance(names, str) else names:
         records = _complete(name, DatasetCatalog.get(name), num_classes)
         if records and not any("annotations" in record for record in records):
-            place = MetadataCatalog.get(name).get("json_file", "its records")
-            raise DatasetError(f"dataset {name!r}: no annotations to train on in {place}")
+            file = MetadataCatalog.get(name).get("json_file")
+            who = f"{file} has" if file else "its records have"
+            raise DatasetError(f"dataset {name!r}: {who} no annotations to train on")
         datasets.append((name, [{"annotations": [], **record} for record in records]))
     labels = training_labels({name: class_names(name) for name, _ in datasets if class_names(name)})
     for name, records in datasets:
