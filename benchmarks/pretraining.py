@@ -28,6 +28,7 @@ from origin import record_start, starts
 from smca.analysis.markdown import markdown_table
 from smca.analysis.runs import read_metrics
 from smca.checkpoints import read_checkpoint, write_checkpoint
+from smca.config import ConfigError
 from smca.data.shapes import write_shapes_dataset
 from smca.engine.guard import guarded
 
@@ -136,14 +137,20 @@ def train(args: argparse.Namespace) -> int:
             if held is None:
                 print(f"{folder}: another program is at it", flush=True)
                 return 0
-            if not (folder / "done").exists():
-                arguments = command(args, name, seed)
+            arguments, done = command(args, name, seed), folder / "done"
+            recipe = shlex.join(arguments[arguments.index("SOLVER.MAX_ITER") :])
+            if done.exists() and done.read_text() != recipe:
+                raise ConfigError(
+                    f"{folder} holds a run of another recipe; name another folder with --output, "
+                    "or remove this one"
+                )
+            if not done.exists():
                 print(shlex.join(arguments), flush=True)
                 record_start(folder)
                 if code := run_program(arguments, held):
                     return code if code > 0 else 128 - code
                 keep(args, name, seed, args.iterations or stage.iterations)
-                (folder / "done").touch()
+                done.write_text(recipe)
     return 0
 
 

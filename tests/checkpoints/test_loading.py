@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from weights_server import write_zoo_resnet
 
 from smca.checkpoints import SafeCheckpointing, load, read_checkpoint, write_checkpoint
+from smca.checkpoints.loading import trained_classes
 from smca.errors import CheckpointError
 from smca.modeling import build_detector
 
@@ -130,6 +131,28 @@ def test_weights_of_other_types_are_rounded_or_refused(tmp_path, detector, tiny_
     load(found, tmp_path / "a.pth")
     for name, tensor in found.state_dict().items():
         assert_close(tensor, model[name].to(tensor.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_blocks_that_norm_something_else_are_refused(tiny_config, tmp_path, pre_norm, strict):
+    detr = "MODEL.SMCA.DECODER.NAME", "DETRDecoder", "MODEL.SMCA.PRE_NORM"
+    model = build_detector(tiny_config(*detr, pre_norm))
+    write_checkpoint({"model": model.state_dict()}, tmp_path / "a.pth")
+    other = build_detector(tiny_config(*detr, not pre_norm))
+    with pytest.raises(CheckpointError, match=f"set MODEL.SMCA.PRE_NORM {pre_norm}: its blocks"):
+        load(other, tmp_path / "a.pth", strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("logits", "softmax", "other"), [(4, False, "softmax"), (3, True, "focal")]
+)
+def test_a_file_of_another_classification_is_told_by_its_names(logits, softmax, other):
+    state, content = {"heads.class_head.bias": torch.zeros(logits)}, {"class_names": list("abc")}
+    assert trained_classes(state, content, not softmax) == 3
+    assert trained_classes(state, {}, softmax) == logits - softmax
+    with pytest.raises(CheckpointError, match=f"for 3 classes; set .*CLASSIFICATION .* to {other}"):
+        trained_classes(state, content, softmax)
 
 
 def test_a_model_without_names_gets_those_of_its_class_head(tiny_config, tmp_path):

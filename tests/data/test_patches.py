@@ -44,6 +44,18 @@ def test_every_image_in_a_tree_of_folders_is_a_record(pretraining, folder):
     ]
 
 
+def test_links_are_followed_once(pretraining, folder, tmp_path):
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "more" / "z.png")
+    (tmp_path / "more" / "._z.png").write_bytes(b"a Mac's")
+    (folder / "linked").symlink_to(tmp_path / "more")
+    (folder / "b" / "up").symlink_to(folder)
+    names = [record["file_name"] for record in image_records(pretraining())]
+    assert [name.removeprefix(f"{folder}/") for name in names] == [
+        *("a.png", "b/c.JPG", "b/d/e.webp", "linked/z.png")
+    ]
+
+
 def test_imagenet_lies_beside_coco(config, folder, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder.parent))
     (folder.parent / "imagenet").mkdir()

@@ -112,6 +112,10 @@ def test_datasets_that_other_projects_register(pretraining, train_net, shapes, t
     ("opts", "message"),
     [
         (("DATASETS.TEST", ("val",)), r"DATASETS.TEST is \('val',\); it must be \(\) to pre-train"),
+        (
+            ("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [20, 20]),
+            "CROP.ENABLED is True; it must",
+        ),
         (("VIS_PERIOD", 5), "VIS_PERIOD is 5; it must be 0 to pre-train"),
         (
             ("DATALOADER.ASPECT_RATIO_GROUPING", True),
@@ -140,6 +144,8 @@ def test_it_finds_no_objects_itself(pretraining, train_net, program, tmp_path, s
     train_net("--engine", "native", "--config-file", file)
     weights = tmp_path / "pre" / "model_final.pth"
     picture = next(Path(shapes["train"][1]).iterdir())
+    evaluated = program("train_net.py", "--config-file", file, "--eval-only")
+    assert evaluated.returncode == 2 and "patches, and cannot be evaluated" in evaluated.last
     look = "--config-file", file, "--input", picture, "--output", tmp_path / "drawn"
     ended = program("demo.py", *look, "--opts", "MODEL.WEIGHTS", weights)
     assert ended.returncode == 2 and "finds patches, not objects; fine-tune" in ended.last

@@ -17,6 +17,9 @@ from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fine_tuned, fit_queries, wi
 
 logger = logging.getLogger(__name__)
 
+# Only pre-norm encoders end with it.
+_LAST_NORM = "encoder.norm."
+
 # Detectron2's feature pyramid has its ResNet here.
 _FPN_RESNET = "backbone.bottom_up."
 
@@ -56,6 +59,26 @@ def pop_weights(content: dict) -> dict[str, Tensor]:
 def num_logits(state: Mapping[str, Tensor]) -> int:
     """The number of outputs of a checkpoint's class head; 0 if it has no such head."""
     return max((len(t) for name, t in state.items() if name.startswith(CLASS_HEAD)), default=0)
+
+
+def trained_classes(state: Mapping[str, Tensor], content: Mapping[str, Any], softmax: bool) -> int:
+    """The number of classes of a checkpoint with a class head, else 0 or less.
+
+    Args:
+        content: the rest of the file.
+        softmax: the config has one logit more than classes, for no object.
+
+    Raises:
+        CheckpointError: the file names another number of classes.
+    """
+    number, names = num_logits(state) - softmax, content.get("class_names")
+    if names and number > 0 and number != len(names):
+        raise CheckpointError(
+            f"the checkpoint has {number + softmax} logits for {len(names)} classes; set "
+            f"MODEL.SMCA.LOSS.CLASSIFICATION as in its training, to "
+            f"{'focal' if softmax else 'softmax'}"
+        )
+    return number
 
 
 def query_groups(model: nn.Module) -> int:
@@ -115,6 +138,13 @@ def load_state(
         groups = (content.get("query_groups"), query_groups(model))
         state = fit_queries(state, own, source, strict, groups)
     state = with_level(state, own, source)
+    if any(n.startswith("encoder.blocks.") for n in state) and _has(state, _LAST_NORM) != _has(
+        own, _LAST_NORM
+    ):
+        raise CheckpointError(
+            f"{source} does not fit the model, set MODEL.SMCA.PRE_NORM {_has(state, _LAST_NORM)}: "
+            "its blocks norm their inputs or their sums, and the model's do the other"
+        )
     missing = [name for name in own if name not in state]
     # A frozen batch norm has no such counter.
     unknown = [n for n in state if n not in own and not n.endswith("num_batches_tracked")]

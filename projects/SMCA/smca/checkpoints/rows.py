@@ -117,7 +117,7 @@ def fine_tuned(
     if strict:
         raise CheckpointError(
             f"{source} is pre-trained to find patches, and knows no objects; fine-tune it first, "
-            "in a training run with this MODEL.WEIGHTS"
+            "in a training run with this MODEL.WEIGHTS, another OUTPUT_DIR, and without --resume"
         )
     logger.info(
         "%s is pre-trained: patch2query and feature_align are left out, the class head starts anew",

@@ -77,9 +77,12 @@ def validate(cfg: CN, *, to_train: bool = True, but: Collection[str] = ()) -> No
         allowed = "two sizes, least and greatest, with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
         raise _fault(cfg, "INPUT.MIN_SIZE_TRAIN", allowed)
     if pretrains(cfg):
-        for name in ("DATASETS.TEST", "VIS_PERIOD", "DATALOADER.ASPECT_RATIO_GROUPING"):
+        for name in (
+            *("DATASETS.TEST", "VIS_PERIOD"),
+            *("DATALOADER.ASPECT_RATIO_GROUPING", "INPUT.CROP.ENABLED"),
+        ):
             if value := flatten(cfg)[name]:
-                allowed = f"{type(value)()!r} to pre-train, which finds patches and no objects"
+                allowed = f"{type(value)()!r} to pre-train, which finds patches of whole images"
                 raise _fault(cfg, name, allowed)
         if cfg.MODEL.SMCA.NUM_CLASSES != 2:
             raise _fault(cfg, "MODEL.SMCA.NUM_CLASSES", "2 to pre-train, where class 1 is a patch")

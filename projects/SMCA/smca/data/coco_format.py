@@ -86,7 +86,7 @@ def read_annotation_file(name: str, json_file: str, image_root: str | None = Non
     if not json_file:
         raise DatasetError(
             f"dataset {name!r} has no annotation file in DATASETS.COCO_FORMAT; only pre-training "
-            "(docs/PRETRAINING.md) does without"
+            "by train_net.py or smca.d2.Trainer does without (docs/PRETRAINING.md)"
         )
     reader, _, path = json_file.partition(":")
     own = reader in SMCA_READER_REGISTRY

@@ -31,12 +31,17 @@ _TURNED_BOX = {
 
 def image_files(folder: str) -> list[str]:
     """Return the paths of the image files in a folder and in all folders in it, sorted."""
-    return sorted(
-        os.path.join(place, file)
-        for place, _, files in os.walk(folder)
-        for file in files
-        if Path(file).suffix.lower() in IMAGES
-    )
+    found: list[str] = []
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        # A link may lead back to a folder above.
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name in real if real[name] not in seen]
+        seen.update(real.values())
+        images = (name for name in files if Path(name).suffix.lower() in IMAGES)
+        # Macs put files with "._" before the names of others.
+        found += [os.path.join(place, name) for name in images if not name.startswith("._")]
+    return sorted(found)
 
 
 @contextmanager

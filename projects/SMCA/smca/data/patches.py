@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,6 +19,8 @@ from ..structures import Sample
 from .coco import dataset_files
 from .images import image_files, read_rgb
 from .mapper import DetrMapper, build_augmentations
+
+logger = logging.getLogger(__name__)
 
 # The least side of a patch in pixels; a patch is also so much shorter than its image.
 _LEAST = 8
@@ -39,6 +42,7 @@ def dataset_images(cfg: CfgNode, name: str) -> list[str]:
             f"dataset {name!r}: the folder {folder} {fault}; name a folder of images in "
             f"DATASETS.COCO_FORMAT, as [[{name!r}, '', 'FOLDER']]"
         )
+    logger.info("%s: %d images in %s", name, len(files), folder)
     return files
 
 

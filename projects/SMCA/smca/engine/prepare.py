@@ -12,8 +12,8 @@ from ..checkpoints import fetch, pop_weights, read_checkpoint
 from ..checkpoints.checkpointer import can_resume, newest_checkpoint
 from ..checkpoints.choosing import Weights, trained_weights
 from ..checkpoints.files import require_file
-from ..checkpoints.loading import num_logits
-from ..config import is_own_model, validate
+from ..checkpoints.loading import trained_classes
+from ..config import is_own_model, pretrains, validate
 from ..data.coco import count_classes, own_datasets
 from ..data.grey import count_grey_bits
 from ..data.shapes import QUICKSTART, missing_shapes, write_shapes_dataset
@@ -70,8 +70,10 @@ def prepare(cfg: CfgNode, world_size: int = 1, args: argparse.Namespace | None =
     if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
         if args is not None and args.eval_only and path:
             softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
-            logits, source = num_logits(pop_weights(read_checkpoint(path))), cfg.MODEL.WEIGHTS
-            cfg.MODEL.SMCA.NUM_CLASSES = max(0, logits - softmax)
+            content, source = read_checkpoint(path), cfg.MODEL.WEIGHTS
+            cfg.MODEL.SMCA.NUM_CLASSES = max(
+                0, trained_classes(pop_weights(content), content, softmax)
+            )
         if cfg.MODEL.SMCA.NUM_CLASSES == 0:
             cfg.MODEL.SMCA.NUM_CLASSES, source = count_classes(cfg)
         say(f"MODEL.SMCA.NUM_CLASSES: {cfg.MODEL.SMCA.NUM_CLASSES}, as in {source}")
@@ -97,6 +99,11 @@ def _have_weights(cfg: CfgNode, args: argparse.Namespace, say: Callable[[str], N
     """
     resumes = args.resume and can_resume(cfg.OUTPUT_DIR)
     if args.eval_only:
+        if pretrains(cfg):
+            raise ConfigError(
+                "MODEL.SMCA.DECODER.NAME is 'UPDETRDecoder', which finds patches, and cannot be "
+                "evaluated; fine-tune its checkpoint, and evaluate that"
+            )
         if not cfg.DATASETS.TEST:
             raise ConfigError("DATASETS.TEST is empty; name the datasets to evaluate on")
         if resumes:

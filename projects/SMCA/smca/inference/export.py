@@ -19,7 +19,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..errors import ExportError
+from ..errors import ConfigError, ExportError
 from ..modeling.detector import Detector, pixel_statistics
 from ..modeling.heads import detect_batch
 from ..structures import Size
@@ -121,6 +121,8 @@ def export(
         try:
             with torch.no_grad(), _silence():
                 chosen.write(model, temporary, metadata, opset)
+        except ConfigError:  # the model itself refuses to run
+            raise
         except OSError as error:
             raise ExportError(f"{path} cannot be written: {error}") from error
         except Exception as error:  # the exporters' errors have no base class of their own

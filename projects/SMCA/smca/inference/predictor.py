@@ -20,7 +20,7 @@ from .. import hosts
 from ..checkpoints import load_state, pop_weights, read_checkpoint
 from ..checkpoints.choosing import trained_weights
 from ..checkpoints.fetching import local_file
-from ..checkpoints.loading import num_logits
+from ..checkpoints.loading import trained_classes
 from ..config import choose_device, config_file, is_own_model, load_cfg, validate
 from ..data.classes import num_classes
 from ..data.coco import dataset_classes, trained_names
@@ -105,7 +105,7 @@ class Predictor:
         state = pop_weights(content)
         if is_own_model(cfg) and cfg.MODEL.SMCA.NUM_CLASSES == 0:
             softmax = cfg.MODEL.SMCA.LOSS.CLASSIFICATION == "softmax"
-            cfg.MODEL.SMCA.NUM_CLASSES = num_logits(state) - softmax
+            cfg.MODEL.SMCA.NUM_CLASSES = trained_classes(state, content, softmax)
         self.device = choose_device(cfg, device)
         cfg.MODEL.DEVICE = str(self.device)
         validate(cfg, to_train=False)

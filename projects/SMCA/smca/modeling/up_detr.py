@@ -84,9 +84,12 @@ class UPDETRDecoder(DETRDecoder):
             ConfigError: there are no patches: detection starts with fine-tuning.
         """
         if targets is None or targets.patches is None:
+            remedy = "fine-tune its checkpoint, as configs/baselines/up_detr_R50_300ep.yaml does"
+            if self.training:
+                remedy = "pre-train with train_net.py or smca.d2.Trainer, which cut patches out"
             raise ConfigError(
                 "MODEL.SMCA.DECODER.NAME is 'UPDETRDecoder', which finds patches, not objects; "
-                "fine-tune its checkpoint, as configs/baselines/up_detr_R50_300ep.yaml does"
+                + remedy
             )
         features = targets.patches
         groups = features.shape[1]
