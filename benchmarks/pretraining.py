@@ -12,6 +12,7 @@ The same command continues what was stopped. --report-only makes the tables from
 
 import argparse
 import csv
+import os
 import shlex
 import statistics
 import sys
@@ -19,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from convergence import lock, run_program
 from convergence_report import origins
 from convergence_results import add_results, curves, read_results, read_run
@@ -136,7 +136,7 @@ def train(args: argparse.Namespace) -> int:
             held = lock(folder)
             if held is None:
                 print(f"{folder}: another program is at it", flush=True)
-                return 0
+                break  # later stages of the seed start from this one
             arguments, done = command(args, name, seed), folder / "done"
             recipe = shlex.join(arguments[arguments.index("SOLVER.MAX_ITER") :])
             if done.exists() and done.read_text() != recipe:
@@ -151,6 +151,7 @@ def train(args: argparse.Namespace) -> int:
                     return code if code > 0 else 128 - code
                 keep(args, name, seed, args.iterations or stage.iterations)
                 done.write_text(recipe)
+            os.close(held)
     return 0
 
 
@@ -229,7 +230,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     code = 0
     if not args.report_only:
-        torch.set_num_threads(1)
         train_images, val_images = args.images or (4000, 300)
         write_shapes_dataset(
             args.data,

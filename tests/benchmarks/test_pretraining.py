@@ -19,17 +19,17 @@ TINY = [
 def test_each_stage_starts_from_the_one_before_and_is_run_once(start_program, tmp_path):
     def run():
         return start_program(
-            *("--output", tmp_path / "out", "--data", tmp_path / "data", "--seeds", 0),
-            *("--images", 8, 4, "--iterations", 40, "--opts", *TINY, "SOLVER.IMS_PER_BATCH", 2),
+            *("--output", tmp_path / "out", "--data", tmp_path / "data", "--seeds", 0, 1),
+            *("--images", 8, 4, "--iterations", 20, "--opts", *TINY, "SOLVER.IMS_PER_BATCH", 2),
             script=ROOT / "benchmarks/pretraining.py",
         ).done()
 
     printed = run()
     commands = [line for line in printed.splitlines() if "train_net.py" in line]
-    assert len(commands) == 4
+    assert len(commands) == 4 + 3  # the seeds have one backbone
     starts = [line.partition("MODEL.WEIGHTS ")[2].partition(" ")[0] for line in commands]
     out = tmp_path / "out"
-    assert starts[1:] == [
+    assert starts[1:4] == [
         str(out / "smca/seed0/backbone.pth"),
         str(out / "smca/seed0/backbone.pth"),
         str(out / "pretraining/seed0/model_final.pth"),
@@ -38,13 +38,15 @@ def test_each_stage_starts_from_the_one_before_and_is_run_once(start_program, tm
     assert "is pre-trained: patch2query" in printed
     rows = list(csv.DictReader((out / "pretraining.csv").open()))
     assert [(row["system"], int(row["iteration"])) for row in rows] == [
-        (name, iteration) for name in ("backbone", "pretrained") for iteration in range(5, 41, 5)
+        (name, iteration)
+        for name in ("backbone", "pretrained") * 2
+        for iteration in range(2, 21, 2)
     ]
     losses = list(csv.DictReader((out / "pretraining_losses.csv").open()))
-    assert [row["part"] for row in losses] == ["start", "end"]
+    assert [row["part"] for row in losses] == ["start", "end"] * 2
     assert all(float(row[name]) > 0 for row in losses for name in benchmark.LOSSES)
     assert "train_net.py" not in run()
-    assert len((out / "pretraining.csv").read_text().splitlines()) == 17
+    assert len((out / "pretraining.csv").read_text().splitlines()) == 41
 
 
 def test_the_document_shows_the_results_that_are_kept():
