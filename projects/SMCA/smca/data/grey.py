@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from fvcore.common.config import CfgNode
 
@@ -14,6 +15,7 @@ from .images import brightest, image_files, open_image
 
 _SAMPLE = 32  # images of a dataset, at most
 _FIRST = 4  # images of the sample; if none is grey of more than 8 bits, the others are not read
+_LISTED = 1000  # images of a folder without annotations that the sample is taken from
 _PART = 2**18  # bytes at either end of an annotation file, where the images' names are looked for
 _NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")')
 
@@ -59,7 +61,8 @@ def _sample(json_file: str, image_root: str) -> list[str]:
 
 def _files(json_file: str, image_root: str) -> Iterator[str]:
     if not json_file:
-        yield from image_files(image_root)
+        # The folders of a pre-training may have millions, whose listing takes minutes.
+        yield from islice(image_files(image_root), _LISTED)
         return
     if not os.path.isfile(json_file):
         # Of a file in another format only the reader knows the images.

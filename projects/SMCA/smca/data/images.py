@@ -29,9 +29,8 @@ _TURNED_BOX = {
 }
 
 
-def image_files(folder: str) -> list[str]:
-    """Return the paths of the image files in a folder and in all folders in it, sorted."""
-    found: list[str] = []
+def image_files(folder: str) -> Iterator[str]:
+    """Yield the paths of the image files in a folder and in all folders in it, in fixed order."""
     seen = {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
         # A link may lead back to a folder above.
@@ -40,8 +39,7 @@ def image_files(folder: str) -> list[str]:
         seen.update(real.values())
         images = (name for name in files if Path(name).suffix.lower() in IMAGES)
         # Macs put files with "._" before the names of others.
-        found += [os.path.join(place, name) for name in images if not name.startswith("._")]
-    return sorted(found)
+        yield from (os.path.join(place, n) for n in sorted(images) if not n.startswith("._"))
 
 
 @contextmanager

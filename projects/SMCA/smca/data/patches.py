@@ -35,7 +35,7 @@ def dataset_images(cfg: CfgNode, name: str) -> list[str]:
         DatasetError: the folder does not exist, or there are no images in it.
     """
     folder = os.path.abspath(dataset_files(cfg, name)[1])
-    files = image_files(folder)
+    files = list(image_files(folder))
     if not files:
         fault = "has no images in it" if os.path.isdir(folder) else "does not exist"
         raise DatasetError(
