@@ -1,7 +1,7 @@
 """Datasets that other projects have registered, with all that Detectron2's standard dict allows."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +285,23 @@ def test_any_evaluator_ends_a_training(train, tmp_path, results):
     page = (tmp_path / "out/results.md").read_text()
     assert ("## " in page) == (results == {"bbox": {"recall": 4.0}})
     assert not (tmp_path / "out/model_best.pth").exists()
+
+
+@pytest.mark.parametrize(("wanted", "passes"), [(4.5, True), (9.0, False)])
+def test_expected_results_are_compared(train, wanted, passes, tmp_path):
+    class Theirs(Trainer):
+        def __init__(self, cfg):
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", wanted, 1.0]]
+            super().__init__(cfg)
+
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            evaluator = Other()
+            evaluator.results = {"bbox": {"AP": 4.0}}
+            return evaluator
+
+    with nullcontext() if passes else pytest.raises(SystemExit):
+        train(trainer=Theirs)
+    assert "4.0" in (tmp_path / "out/results.md").read_text()

@@ -75,7 +75,7 @@ def trained_classes(state: Mapping[str, Tensor], content: Mapping[str, Any], sof
     if names and number > 0 and number != len(names):
         raise CheckpointError(
             f"the checkpoint has {number + softmax} logits for {len(names)} classes; set "
-            f"MODEL.SMCA.LOSS.CLASSIFICATION as in its training, to "
+            "MODEL.SMCA.LOSS.CLASSIFICATION as in its training, to "
             f"{'focal' if softmax else 'softmax'}"
         )
     return number
@@ -138,11 +138,10 @@ def load_state(
         groups = (content.get("query_groups"), query_groups(model))
         state = fit_queries(state, own, source, strict, groups)
     state = with_level(state, own, source)
-    if any(n.startswith("encoder.blocks.") for n in state) and _has(state, _LAST_NORM) != _has(
-        own, _LAST_NORM
-    ):
+    pre_norm = _has(state, _LAST_NORM)
+    if _has(state, "encoder.blocks.") and pre_norm != _has(own, _LAST_NORM):
         raise CheckpointError(
-            f"{source} does not fit the model, set MODEL.SMCA.PRE_NORM {_has(state, _LAST_NORM)}: "
+            f"{source} does not fit the model, set MODEL.SMCA.PRE_NORM {pre_norm}: "
             "its blocks norm their inputs or their sums, and the model's do the other"
         )
     missing = [name for name in own if name not in state]
