@@ -262,10 +262,8 @@ class Other(DatasetEvaluator):
         return self.results
 
 
-@pytest.mark.parametrize(
-    "results", [None, {}, {"segm": {"AP": 4.0}}, {"bbox": 4.0}, {"bbox": {"recall": 4.0}}], ids=str
-)
-def test_any_evaluator_ends_a_training(train, tmp_path, results):
+def trainer_of(results, *expected):
+    """A trainer whose evaluations have these results, and expect AP to be a number, or nothing."""
     evaluator = Other()
     evaluator.results = results
 
@@ -273,35 +271,29 @@ def test_any_evaluator_ends_a_training(train, tmp_path, results):
         def __init__(self, cfg):
             cfg = cfg.clone()
             cfg.defrost()
-            if results != {"bbox": {"recall": 4.0}}:
-                cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 4.0, 1.0]]
+            cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", number, 1.0] for number in expected]
             super().__init__(cfg)
 
         @classmethod
         def build_evaluator(cls, cfg, dataset_name):
             return evaluator
 
-    assert train(trainer=Theirs)[0] == (results or {})
+    return Theirs
+
+
+@pytest.mark.parametrize(
+    "results", [None, {}, {"segm": {"AP": 4.0}}, {"bbox": 4.0}, {"bbox": {"recall": 4.0}}], ids=str
+)
+def test_any_evaluator_ends_a_training(train, tmp_path, results):
+    recall = results == {"bbox": {"recall": 4.0}}
+    assert train(trainer=trainer_of(results, *[4.0] * (not recall)))[0] == (results or {})
     page = (tmp_path / "out/results.md").read_text()
-    assert ("## " in page) == (results == {"bbox": {"recall": 4.0}})
+    assert ("## " in page) == recall
     assert not (tmp_path / "out/model_best.pth").exists()
 
 
 @pytest.mark.parametrize(("wanted", "passes"), [(4.5, True), (9.0, False)])
 def test_expected_results_are_compared(train, wanted, passes, tmp_path):
-    class Theirs(Trainer):
-        def __init__(self, cfg):
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", wanted, 1.0]]
-            super().__init__(cfg)
-
-        @classmethod
-        def build_evaluator(cls, cfg, dataset_name):
-            evaluator = Other()
-            evaluator.results = {"bbox": {"AP": 4.0}}
-            return evaluator
-
     with nullcontext() if passes else pytest.raises(SystemExit):
-        train(trainer=Theirs)
+        train(trainer=trainer_of({"bbox": {"AP": 4.0}}, wanted))
     assert "4.0" in (tmp_path / "out/results.md").read_text()
