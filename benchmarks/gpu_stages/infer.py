@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from measuring import Row, interleave, summary
-from torch import Tensor
 from workload import Workload
 
 from .check import Check
@@ -61,10 +60,10 @@ def compiled(check: Check, number: str, mode: str | None) -> Iterator[Row]:
     )
 
     class Compiled(torch.nn.Module):
-        def forward(self, images: Tensor, sizes: list) -> object:
+        def forward(self, *inputs: object) -> object:
             if mode:
                 torch.compiler.cudagraph_mark_step_begin()
-            return call(images, sizes)
+            return call(*inputs)
 
     workload.detector = Compiled()
     after = interleave(
