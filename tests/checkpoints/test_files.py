@@ -88,8 +88,8 @@ def test_what_torch_saved_is_read_whatever_its_name_ends_in(tmp_path, detector):
         ({"model": {"a": "text"}}, "'a' is a str"),
         ([1, 2], "a list"),
         ({"model": {"a": torch.ones(1)}}, "none of the model's tensors"),
-        ({"model": {"conv1_w": torch.ones(1)}}, "Caffe2"),
-        ({"blobs": {"conv1_w": torch.ones(1)}}, "Caffe2"),
+        ({"model": {"conv1_w": torch.ones(1)}}, "STRIDE_IN_1X1 True"),
+        ({"blobs": {"conv1_w": torch.ones(1)}}, "STRIDE_IN_1X1 True"),
     ],
 )
 def test_files_that_are_no_checkpoint_are_named(tmp_path, detector, content, message):

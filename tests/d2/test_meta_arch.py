@@ -172,10 +172,6 @@ def test_a_part_of_another_project_by_name():
         (["MODEL.SMCA.ENCODER.NAME", "Encoder"], "MODEL.SMCA.ENCODER.NAME.*IntraMultiEncoder"),
         (["MODEL.SMCA.NHEADS", 5], "MODEL.SMCA.HIDDEN_DIM"),
         (["MODEL.SMCA.IN_FEATURES", ["p4"]], "IN_FEATURES names 'p4'.*res4"),
-        (
-            ["MODEL.BACKBONE.NAME", "build_smca_resnet_backbone"],
-            "MODEL.RESNETS.STRIDE_IN_1X1 is True",
-        ),
     ],
 )
 def test_impossible_values_are_refused(opts, message):

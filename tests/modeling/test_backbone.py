@@ -129,7 +129,6 @@ def test_frozen_stages_do_not_train():
     [
         ("MODEL.RESNETS.DEPTH", 51),
         ("MODEL.RESNETS.NORM", "IN"),
-        ("MODEL.RESNETS.STRIDE_IN_1X1", True),
         ("MODEL.RESNETS.STEM_TYPE", "deep"),
         ("MODEL.SMCA.IN_FEATURES", ["res9"]),
     ],

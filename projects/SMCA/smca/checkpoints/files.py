@@ -142,11 +142,8 @@ def _is_text(name: object) -> bool:
 def _tensors(part: object, key: str, path: str) -> dict[str, Tensor]:
     if not isinstance(part, Mapping) or not part:
         raise CheckpointError(f"{path} holds no tensors under {key!r}")
-    if "blobs" in part or "conv1_w" in part:
-        raise CheckpointError(
-            f"{path} holds Caffe2's ResNet; take one with torchvision's layout, "
-            "such as detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-        )
+    if isinstance(part.get("blobs"), Mapping):  # Caffe2's, with its optimizer's state
+        part = {name: blob for name, blob in part["blobs"].items() if "_momentum" not in str(name)}
     tensors = {}
     for name, value in part.items():
         place = f"{path}: {reprlib.repr(name)}"

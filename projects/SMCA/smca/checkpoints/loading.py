@@ -12,7 +12,15 @@ from ..data.classes import shown
 from ..errors import CheckpointError
 from .fetching import fetch
 from .files import read_tensors
-from .names import PRETRAINING, QUERIES, RELEASED, TIMM, detectron2_names, timm_names
+from .names import (
+    PRETRAINING,
+    QUERIES,
+    RELEASED,
+    TIMM,
+    detectron2_names,
+    is_caffe2,
+    timm_names,
+)
 from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fine_tuned, fit_queries, with_level
 
 logger = logging.getLogger(__name__)
@@ -118,7 +126,13 @@ def load_state(
         backbone, keys = TIMM, "MODEL.TIMM.NAME"
         state = timm_names(state, own)
     else:
+        bare, caffe2 = not _has(state, backbone), is_caffe2(state)
         state = detectron2_names(state)
+        if bare and _has(state, backbone) and caffe2 != _strides_first(model):
+            raise CheckpointError(
+                f"{source} is a ResNet for MODEL.RESNETS.STRIDE_IN_1X1 {caffe2}: "
+                f"{'the first 1x1' if caffe2 else 'the 3x3'} convolutions of its bottlenecks stride"
+            )
     if _has(own, _FPN_RESNET):
         backbone = _FPN_RESNET
         if not _has(state, backbone):
@@ -190,6 +204,12 @@ def load_state(
     if mine is None and class_names and _has(fitting, CLASS_HEAD):
         model.class_names = tuple(class_names)  # type: ignore[assignment]
     return missing
+
+
+def _strides_first(model: nn.Module) -> bool:
+    """Whether the first 1x1 convolutions of a ResNet's bottlenecks stride, in either host."""
+    convs = (module for name, module in model.named_modules() if name.endswith("res3.0.conv1"))
+    return any(conv.kernel_size == (1, 1) and conv.stride == (2, 2) for conv in convs)
 
 
 def _fitting(

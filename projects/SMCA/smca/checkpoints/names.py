@@ -1,8 +1,9 @@
-"""How torchvision and timm name the tensors of backbones."""
+"""How torchvision, Caffe2 and timm name the tensors of backbones."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
@@ -37,6 +38,20 @@ TORCHVISION: Rules = (
     (r"\bdownsample\.1\b", "shortcut.norm"),
 )
 
+# From Caffe2's names of a ResNet, which MSRA's has in Detectron2's model zoo, to Detectron2's.
+CAFFE2: Rules = (
+    (r"^(conv1|res_conv1)_", "stem.conv1_"),
+    (r"^(res\d)_(\d+)_", r"\1.\2."),
+    (r"\bbranch1_", "shortcut_"),
+    (r"\bbranch2([abc])_", lambda match: f"conv{'abc'.index(match[1]) + 1}_"),
+    (r"_bn_s$", ".norm.weight"),
+    (r"_bn_b$", ".norm.bias"),
+    (r"_w$", ".weight"),
+    (r"_b$", ".bias"),
+)
+# What a frozen batch norm adds to the variance: Caffe2's have no statistics, and change nothing.
+_EPSILON = 1e-5
+
 
 def rename(name: str, rules: Rules) -> str:
     """Return a name after all rules, each a regular expression and its replacement, in order."""
@@ -46,10 +61,16 @@ def rename(name: str, rules: Rules) -> str:
 
 
 def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a bare ResNet's tensors, torchvision's or Detectron2's, to ``backbone.res2...``.
+    """Rename a bare ResNet's tensors, of :data:`TORCHVISION` etc., to ``backbone.res2...``.
 
-    Tensors of a whole detector keep their names. The classifier ``fc`` of a bare ResNet is dropped.
+    Tensors of a whole detector keep their names. The classifier of a bare ResNet is dropped.
     """
+    if is_caffe2(model):
+        model = {rename(name, CAFFE2): tensor for name, tensor in model.items()}
+        for name in [name for name in model if name.endswith("norm.weight")]:
+            norm, like = name.removesuffix("weight"), model[name]
+            model[f"{norm}running_mean"] = torch.zeros_like(like)
+            model[f"{norm}running_var"] = torch.ones_like(like) - _EPSILON
     if "layer1.0.conv1.weight" in model:
         model = {rename(name, TORCHVISION): tensor for name, tensor in model.items()}
     if "stem.conv1.weight" not in model:
@@ -59,6 +80,11 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in model.items()
         if name.startswith(("stem.conv1.", "res"))
     }
+
+
+def is_caffe2(model: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of Caffe2's ResNet, whose first 1x1 convolutions stride."""
+    return "conv1_w" in model
 
 
 def timm_names(model: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:

@@ -132,7 +132,13 @@ RUN_KEYS |= group(
     SAMPLING_MULTIPLIER=Own(
         0.1, "The same of Deformable DETR's sampling offsets and reference points.", NOT_NEGATIVE
     ),
-    OPTIMIZER=Own("AdamW", "SGD is for Detectron2's Faster R-CNN.", one_of("AdamW", "SGD")),
+    ENCODER_MULTIPLIER=Own(1.0, "The same of the encoder.", NOT_NEGATIVE),
+    OPTIMIZER=Own(
+        "AdamW",
+        "'SGD' is for Detectron2's Faster R-CNN. 'SGD+AdamW' is TSP's: AdamW trains the encoder, "
+        "whose gradients alone are clipped, and SGD all else.",
+        one_of("AdamW", "SGD", "SGD+AdamW"),
+    ),
 )
 RUN_KEYS |= group(
     "SOLVER.CLIP_GRADIENTS",

@@ -50,6 +50,7 @@ class ResNet(Backbone):
         res2_channels: int = 256,
         groups: int = 1,
         width_per_group: int = 64,
+        stride_in_1x1: bool = False,
     ):
         """
         Args:
@@ -64,6 +65,8 @@ class ResNet(Backbone):
                 has twice those of the one before.
             groups, width_per_group: groups of the bottlenecks' 3x3 convolutions, and channels a
                 group in res2.
+            stride_in_1x1: bottlenecks stride in their first 1x1 convolution (MSRA's weights), else
+                in the 3x3 (torchvision's).
         """
         super().__init__()
         # With channels last, oneDNN's strided 1x1 convolutions of fewer than 16 channels write
@@ -90,6 +93,7 @@ class ResNet(Backbone):
                         width=width,
                         groups=groups,
                         dilation=res5_dilation if dilated and block > 0 else 1,
+                        stride_in_1x1=stride_in_1x1,
                     )
                 )
                 in_channels = out_channels
@@ -109,7 +113,6 @@ class ResNet(Backbone):
             "DEPTH": DEPTHS,
             "NORM": NORMS,
             "STEM_TYPE": STEMS,
-            "STRIDE_IN_1X1": (False,),
         }
         for key, allowed in allowed_values.items():
             if resnets[key] not in allowed:
@@ -144,6 +147,7 @@ class ResNet(Backbone):
             "res2_channels": resnets.RES2_OUT_CHANNELS,
             "groups": resnets.NUM_GROUPS,
             "width_per_group": resnets.WIDTH_PER_GROUP,
+            "stride_in_1x1": resnets.STRIDE_IN_1X1,
         }
 
     def _freeze(self, freeze_at: int) -> None:

@@ -80,7 +80,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions (ResNet-50 and deeper)."""
+    """1x1, 3x3 and 1x1 convolutions (ResNet-50 and deeper); the 3x3 strides, or the first 1x1."""
 
     def __init__(
         self,
@@ -92,17 +92,21 @@ class Bottleneck(Block):
         width: int,
         groups: int,
         dilation: int,
+        stride_in_1x1: bool = False,
     ):
         super().__init__(in_channels, out_channels, stride=stride, norm=norm)
-        self.conv1 = ConvNorm(in_channels, width, 1, norm=norm)
+        self.stride_in_1x1 = stride_in_1x1
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = ConvNorm(in_channels, width, 1, stride=first, norm=norm)
         self.conv2 = ConvNorm(
-            width, width, 3, stride=stride, groups=groups, dilation=dilation, norm=norm
+            width, width, 3, stride=second, groups=groups, dilation=dilation, norm=norm
         )
         self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
 
     def convolve(self, x: Tensor, valid_in: Tensor | None, valid_out: Tensor | None) -> Tensor:
-        out = F.relu_(self.conv1(x, valid_in))
-        out = F.relu_(self.conv2(zero_padding(out, valid_in), valid_out))
+        valid = valid_out if self.stride_in_1x1 else valid_in
+        out = F.relu_(self.conv1(x, valid))
+        out = F.relu_(self.conv2(zero_padding(out, valid), valid_out))
         return self.conv3(out, valid_out)
 
 

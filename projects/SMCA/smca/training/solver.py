@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -27,48 +28,101 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW or SGD, :func:`with_clipping`.
+    """Return the optimizer SOLVER.OPTIMIZER, :func:`with_clipping`.
 
-    The backbone and the layers that place samples have learning rates of their own, and
-    normalisation layers have their own weight decay.
+    The backbone, the encoder and the layers that place samples have learning rates of their own,
+    and normalisation layers have their own weight decay. With "SGD+AdamW" AdamW trains the encoder,
+    whose gradients alone are clipped.
     """
     solver = cfg.SOLVER
     multipliers = {
         "": 1.0,
         "backbone": solver.BACKBONE_MULTIPLIER,
+        "encoder": solver.ENCODER_MULTIPLIER,
         "sampling": solver.SAMPLING_MULTIPLIER,
     }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for module_name, module in model.named_modules():
+        role = role_of(module_name.split("."))
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            rate = solver.BASE_LR * multipliers[role_of(module_name.split("."))]
+            rate = solver.BASE_LR * multipliers[role]
             is_norm = isinstance(module, _NORMS)
             decay = solver.WEIGHT_DECAY_NORM if is_norm else solver.WEIGHT_DECAY
             if name == "bias":
                 rate *= solver.BIAS_LR_FACTOR
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
-            groups.setdefault((rate, decay), []).append(parameter)
-    described = [
-        {"params": parameters, "lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
+            adamw = solver.OPTIMIZER == "AdamW" or (solver.OPTIMIZER != "SGD" and role == "encoder")
+            groups.setdefault((adamw, rate, decay), []).append(parameter)
+    by_adamw, by_sgd = (
+        [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (is_adamw, rate, decay), parameters in groups.items()
+            if is_adamw == adamw
+        ]
+        for adamw in (True, False)
+    )
+    momentum: dict[str, Any] = {
+        "momentum": solver.MOMENTUM,
+        "nesterov": solver.NESTEROV and solver.MOMENTUM > 0,  # else it is plain SGD
+    }
+    # The fused kernel passes once over each parameter. SGD's has uninitialised memory for momentum
+    # if AMP skips the first step, which it does when the scaled gradients overflow.
+    fused: dict[str, Any] = {"fused": next(model.parameters()).device.type in _FUSED}
     optimizer: torch.optim.Optimizer
-    if solver.OPTIMIZER == "SGD":
-        # The fused kernel's momentum is uninitialised memory if AMP skips the first step, which it
-        # does when the scaled gradients overflow.
-        optimizer = torch.optim.SGD(
-            described,
-            lr=solver.BASE_LR,
-            momentum=solver.MOMENTUM,
-            nesterov=solver.NESTEROV and solver.MOMENTUM > 0,  # else it is plain SGD
-        )
+    if not by_adamw:
+        optimizer = torch.optim.SGD(by_sgd, lr=solver.BASE_LR, **momentum)
+    elif not by_sgd:
+        optimizer = torch.optim.AdamW(by_adamw, lr=solver.BASE_LR, **fused)
     else:
-        # The fused kernel passes once over each parameter.
-        fused = next(model.parameters()).device.type in _FUSED
-        optimizer = torch.optim.AdamW(described, lr=solver.BASE_LR, fused=fused)
+        optimizer = SGDWithAdamW(by_sgd, by_adamw, momentum=momentum, adamw=fused)
     return with_clipping(optimizer, solver.CLIP_GRADIENTS)
+
+
+class SGDWithAdamW(torch.optim.Optimizer):
+    """SGD of some parameters and AdamW of others (TSP, arXiv 2011.10881), as one optimizer.
+
+    Its groups are SGD's and then AdamW's.
+    """
+
+    def __init__(
+        self,
+        by_sgd: Sequence[dict],
+        by_adamw: Sequence[dict],
+        *,
+        momentum: dict[str, Any],
+        adamw: dict[str, Any],
+    ):
+        """
+        Args:
+            by_sgd, by_adamw: groups of parameters, with ``lr`` and ``weight_decay``.
+            momentum, adamw: further arguments of torch's SGD and AdamW.
+        """
+        self.rules = torch.optim.SGD(by_sgd, **momentum), torch.optim.AdamW(by_adamw, **adamw)
+        super().__init__([group for rule in self.rules for group in rule.param_groups], {})
+        self._share()
+
+    @property
+    def clipped_groups(self) -> list[dict]:
+        """The groups whose gradients are clipped, AdamW's."""
+        return self.rules[1].param_groups
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Have both rules read and write the groups and the state of this optimizer."""
+        number = len(self.rules[0].param_groups)
+        groups = self.param_groups[:number], self.param_groups[number:]
+        for rule, own in zip(self.rules, groups, strict=True):
+            rule.param_groups, rule.state = own, self.state
+
+    def step(self, closure: Any = None) -> None:
+        """Update all parameters. There is no ``closure`` that would compute gradients anew."""
+        for rule in self.rules:
+            rule.step()
 
 
 def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.optim.Optimizer:
@@ -82,7 +136,8 @@ def with_clipping(optimizer: torch.optim.Optimizer, clip: CfgNode) -> torch.opti
         group["initial_lr"] = group["lr"]  # a schedule that is built after a resume reads it
     optimizer.register_load_state_dict_pre_hook(_fitted)
     if clip.ENABLED:
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = getattr(optimizer, "clipped_groups", optimizer.param_groups)
+        trained = [p for group in groups for p in group["params"]]
 
         def clip_gradients(*_) -> None:
             # AMP leaves unscaling to a fused kernel, unless the trainer has called ``unscale_``.
@@ -130,10 +185,12 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
 
 
 def role_of(path: Sequence[str]) -> str:
-    """Return the role that sets a module's learning rate: "backbone", "sampling" or ""."""
+    """Return the role that sets a module's rate: "backbone", "sampling", "encoder" or ""."""
     if "backbone" in path and "pyramid" not in path:  # which starts anew, as the neck does
         return "backbone"
-    return "" if _SAMPLING.isdisjoint(path) else "sampling"
+    if not _SAMPLING.isdisjoint(path):
+        return "sampling"
+    return "encoder" if "encoder" in path else ""
 
 
 def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:

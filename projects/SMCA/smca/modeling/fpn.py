@@ -1,0 +1,104 @@
+"""A feature pyramid with two more levels, as TSP has it (arXiv 2011.10881).
+
+Lin et al.: Feature Pyramid Networks for Object Detection (arXiv 1612.03144).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import Size
+from .memory import valid_mask
+from .norms import SyncBatchNorm
+from .resnet_blocks import zero_padding
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Conv2d:
+    """Make a convolution that starts as Caffe2's Xavier filler has it, with a zero bias."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, **options)  # type: ignore[arg-type]
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+class StridedConv(nn.Module):
+    """A 3x3 convolution of stride 2 with bias, and a batch norm over all workers."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = _conv(dim, dim, 3, stride=2, padding=1)
+        self.bn = SyncBatchNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class TopLevels(nn.Module):
+    """The levels p6 and p7 above p5."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.p6 = StridedConv(dim)
+        self.p7 = StridedConv(dim)
+
+    def forward(self, p5: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """Return p6 and p7; ``valid`` (B, 1, h, w) is True where p6 is not padding."""
+        p6 = self.p6(p5)
+        return [p6, self.p7(zero_padding(F.relu(p6), valid))]
+
+
+class FPN(nn.Module):
+    """Maps of one width, from fine to coarse, that know what the coarser ones have seen.
+
+    Attributes:
+        in_features: the backbone's maps that it reads.
+        strides: pixels a cell of the maps it returns.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        dim: int,
+    ):
+        """
+        Args:
+            in_features: names of backbone maps, from fine to coarse, each of half the size.
+            in_channels, in_strides: their channels and strides.
+            dim: C.
+        """
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.strides = (*in_strides, 2 * in_strides[-1], 4 * in_strides[-1])
+        self.lateral = nn.ModuleList(_conv(channels, dim, 1) for channels in in_channels)
+        self.output = nn.ModuleList(_conv(dim, dim, 3, padding=1) for _ in in_channels)
+        self.top = TopLevels(dim)
+
+    def forward(self, features: Mapping[str, Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+        """Return maps (B, C, h, w), with zeros in their padding.
+
+        Args:
+            features: the backbone's maps by name.
+            sizes: (h, w) of each image in pixels, without padding, or one for all of them.
+        """
+
+        def clean(x: Tensor, level: int) -> Tensor:
+            mask = valid_mask(sizes, self.strides[level], x.shape[-2:], x.device)
+            return zero_padding(x, mask)
+
+        maps: list[Tensor] = []
+        above = None
+        for level in reversed(range(len(self.in_features))):
+            x = self.lateral[level](features[self.in_features[level]])
+            if above is not None:
+                height, width = x.shape[-2:]
+                x = x + F.interpolate(above, scale_factor=2.0)[..., :height, :width]
+            above = clean(x, level)
+            maps.insert(0, clean(self.output[level](above), level))
+        shape = [(side + 1) // 2 for side in maps[-1].shape[-2:]]
+        valid = valid_mask(sizes, self.strides[-2], shape, maps[-1].device)
+        top = self.top(maps[-1], valid)
+        return maps + [clean(x, len(maps) + n) for n, x in enumerate(top)]
