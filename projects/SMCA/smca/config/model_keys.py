@@ -29,6 +29,7 @@ ABOUT = {
     "MODEL.SMCA.CONDITIONAL": "Conditional DETR's decoder.",
     "MODEL.SMCA.DEFORMABLE": "Deformable DETR's encoder and decoder.",
     "MODEL.SMCA.UP_DETR": "UP-DETR's pre-training: the UPDETRDecoder (docs/PRETRAINING.md).",
+    "MODEL.SMCA.TSP": "TSP-FCOS and TSP-RCNN (docs/TSP.md).",
     "MODEL.SMCA.MATCHER": "The costs by which the Hungarian matcher gives each object a query.",
 }
 
@@ -203,6 +204,20 @@ MODEL_KEYS |= group(
     PATCH_SIZE=Own(128, "Sides that patches are resized to, in pixels.", at_least(1)),
     PATCH_DROPOUT=Own(0.1, "How often a query does not see its patch.", BELOW_ONE),
     SHUFFLE=Own(False, "The embeddings of queries change places in each iteration."),
+)
+MODEL_KEYS |= group(
+    "MODEL.SMCA.TSP",
+    NUM_FEATURES=Own(700, "Places of the maps that TSP-FCOS encodes: the best ones.", at_least(1)),
+    LEAST_KEPT=Own(
+        0.7, "Least part of the inputs that is kept in training; drawn between it and 1.", FRACTION
+    ),
+    PYRAMID_DIM=Own(256, "Channels of TSP-FCOS's pyramid and towers.", at_least(4)),
+    NMS_THRESH=Own(
+        0.6,
+        "IoU from which TSP-FCOS leaves out boxes beside a better one of their class; 1.0: none "
+        "is. TSP-RCNN has MODEL.ROI_HEADS.NMS_THRESH_TEST.",
+        FRACTION,
+    ),
 )
 MODEL_KEYS |= group(
     "MODEL.SMCA.DENOISING",
