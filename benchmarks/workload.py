@@ -19,7 +19,7 @@ from smca.modeling.detector import build_detector, pad_images, pixel_statistics
 from smca.modeling.heads import detect
 from smca.modeling.resnet_blocks import BasicBlock, Bottleneck
 from smca.structures import Detections, Size
-from smca.training import SetCriterion
+from smca.training import build_criterion
 from smca.training.solver import build_optimizer
 
 # The detector's parts, in order; "heads" includes the selection of detections in inference.
@@ -57,7 +57,7 @@ class Workload:
         self.device = torch.device(setting.device)
         self.detector = build_detector(cfg).to(self.device)
         _damp_residuals(self.detector.backbone)
-        self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
+        self.criterion = build_criterion(cfg)
         self.mean, self.std = (part.to(self.device) for part in pixel_statistics(cfg))
         optimizer = build_optimizer(cfg, self.detector)
         self.step = TrainingStep(optimizer, device=self.device, amp=HALF.get(setting.precision))

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     pictures = [output / "detections.png"]
     grid(drawn).save(pictures[0])
-    if predictor.detector.decoder.has_attention_maps:
+    if predictor.detector.has_attention_maps:
         inspection = inspect_image(predictor, records[0]["file_name"])
         best = inspection.best(args.queries)
         rows = [[(found, *inspection.record.views(found.query))] for found in best]

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from .checkpoints import load
 from .config import choose_device, config_file, config_names, get_cfg, load_cfg, require_own_model
-from .modeling import Detector, build_detector
+from .modeling import BaseDetector, build_detector
 
 
 def list() -> Sequence[str]:
@@ -35,7 +35,7 @@ def get(
     *,
     opts: Sequence[object] = (),
     device: str | torch.device | None = None,
-) -> Detector:
+) -> BaseDetector:
     """The detector of a config, in evaluation mode.
 
     Args:

@@ -46,12 +46,14 @@ class Targets:
         boxes: (B, M, 4) cxcywh in [0, 1] of the unpadded image; 0 where padded.
         counts: number of objects of each image, on the host.
         patches: (B, M, 3, S, S), what the boxes show, normalised, to pre-train with.
+        pixel_boxes: (B, M, 4), the boxes as they were given: xyxy in pixels, on their device.
     """
 
     labels: Tensor
     boxes: Tensor
     counts: tuple[int, ...]
     patches: Tensor | None = None
+    pixel_boxes: Tensor | None = None
 
     @classmethod
     def from_images(
@@ -72,12 +74,13 @@ class Targets:
         """
         scales = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32)
         padded = pad_sequence(list(boxes), batch_first=True)
-        padded = padded / to_device(scales, padded.device)[:, None]
+        fractions = padded / to_device(scales, padded.device)[:, None]
         return cls(
             labels=to_device(pad_sequence(list(labels), batch_first=True), device),
-            boxes=to_device(box_convert(padded, "xyxy", "cxcywh"), device),
+            boxes=to_device(box_convert(fractions, "xyxy", "cxcywh"), device),
             counts=tuple(len(image) for image in labels),
             patches=patches,
+            pixel_boxes=padded,
         )
 
     def repeat(self, times: int) -> Targets:
@@ -126,6 +129,37 @@ class NoisedQueries:
 
 
 @dataclass(frozen=True)
+class PlacePredictions:
+    """What TSP-FCOS predicts of places of its maps: S levels, L places in all, N of them encoded.
+
+    Attributes:
+        levels: (B, N), the level of each encoded place.
+        num_levels: S.
+        nms_thresh: IoU from which a box is left out beside a better one of its class.
+        padding: (B, N), True where an encoded place is padding; None where none is.
+        local_logits: (B, L, K), by which places are chosen; very low in padding.
+        points: (B, N, 2), x and y of encoded places in pixels.
+        strides: (B, N), pixels a cell.
+        distances: (B, N, 4), from the places to their boxes' left, top, right and bottom, in
+            strides.
+        centerness: (B, N), logits.
+        assigned: in training the object of each place, (B, L), and of each encoded one, (B, N);
+            -1 where it has none.
+    """
+
+    levels: Tensor
+    num_levels: int
+    nms_thresh: float
+    padding: Tensor | None
+    local_logits: Tensor
+    points: Tensor
+    strides: Tensor
+    distances: Tensor
+    centerness: Tensor
+    assigned: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
 class Predictions:
     """The detector's output for a batch: B images, N queries, K logits a query.
 
@@ -142,6 +176,7 @@ class Predictions:
             each other.
         features: to pre-train, the features of patches (B, M, F), and those that queries predict
             (layers, B, N, F).
+        places: of TSP-FCOS.
     """
 
     logits: Tensor
@@ -151,6 +186,7 @@ class Predictions:
     proposals: Predictions | None = None
     one_to_many: Predictions | None = None
     features: tuple[Tensor, Tensor] | None = None
+    places: PlacePredictions | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from ..config import get_cfg, load_cfg, pretrains
-from ..modeling.detector import Detector, build_detector
-from ..training import SetCriterion, Targets
+from ..modeling.detector import build_detector
+from ..modeling.parts import BaseDetector
+from ..training import Targets, build_criterion
 
 # Objects in each made-up training image.
 NUM_OBJECTS = 8
@@ -73,22 +74,23 @@ def uncompiled(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def detector_subject(detector: Detector, cfg: CfgNode) -> Subject:
+def detector_subject(detector: BaseDetector, cfg: CfgNode) -> Subject:
     """The subject of a detector of either host."""
-    criterion = SetCriterion(**SetCriterion.from_config(cfg))
+    criterion = build_criterion(cfg)
 
-    def forward(images: Tensor):
+    def forward(images: Tensor, targets: Targets | None):
         # In a trace the sides are tensors.
         size = tuple(int(side) for side in images.shape[-2:])
-        patches = made_up_targets(images, cfg) if pretrains(cfg) else None
-        return detector.predict(images, [size] * len(images), patches)
+        return detector.predict(images, [size] * len(images), targets)
 
     def infer(images: Tensor) -> tuple[Tensor, ...]:
-        predictions = forward(images)
+        patches = made_up_targets(images, cfg) if pretrains(cfg) else None
+        predictions = forward(images, patches)
         return predictions.logits, predictions.boxes
 
     def loss(images: Tensor) -> Tensor:
-        return sum(criterion(forward(images), made_up_targets(images, cfg)).values())
+        targets = made_up_targets(images, cfg)
+        return sum(criterion(forward(images, targets), targets).values())
 
     return Subject(model=detector, infer=infer, loss=loss)
 

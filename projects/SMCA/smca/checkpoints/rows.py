@@ -17,6 +17,7 @@ CLASS_HEAD = "heads.class_head."
 # Faster R-CNN, and the key that sets this number.
 CLASS_HEADS = {
     CLASS_HEAD: "MODEL.SMCA.NUM_CLASSES",
+    "towers.class_head.": "MODEL.SMCA.NUM_CLASSES",
     "decoder.denoising.label_embed.": "MODEL.SMCA.NUM_CLASSES",
     "decoder.proposals.heads.class_head.": "MODEL.SMCA.NUM_CLASSES",
     "decoder.one_to_many.class_head.": "MODEL.SMCA.NUM_CLASSES",

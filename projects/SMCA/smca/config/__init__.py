@@ -8,6 +8,7 @@ from .rules import Own
 from .validation import (
     choose_device,
     is_own_model,
+    is_tsp,
     pretrains,
     require_own_model,
     validate,
@@ -26,6 +27,7 @@ __all__ = [
     "flatten",
     "get_cfg",
     "is_own_model",
+    "is_tsp",
     "load_cfg",
     "pretrains",
     "read_config_file",

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode as CN
 
 from ..errors import ConfigError
 from .files import flatten, read_config_file
-from .model_keys import MODEL_KEYS
+from .model_keys import MODEL_KEYS, OWN_MODELS
 from .rules import PATH, Key, Own, group
 from .run_keys import RUN_KEYS
 
@@ -140,7 +140,7 @@ def load_cfg(
         if key.startswith("--"):
             raise ConfigError(f"{key} stands after KEY VALUE pairs; flags come before them")
         theirs = key.startswith("MODEL.") and not key.startswith(_BACKBONES)
-        if cfg.MODEL.META_ARCHITECTURE == "SMCA" and theirs and _is_of_detectron2(key):
+        if cfg.MODEL.META_ARCHITECTURE in OWN_MODELS and theirs and _is_of_detectron2(key):
             raise ConfigError(
                 f"{key} in the command line: only Detectron2's own models read it; SMCA has "
                 "MODEL.SMCA.NUM_CLASSES, and demo.py's --threshold chooses the least score"

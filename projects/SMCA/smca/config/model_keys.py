@@ -19,6 +19,8 @@ from .rules import (
     one_of,
 )
 
+# MODEL.META_ARCHITECTURE of the project's own models.
+OWN_MODELS = ("SMCA", "TSPFCOS")
 # How many channels predict the precision of a Gaussian, by MODEL.SMCA.MODULATION.SCALE.
 PRECISION_CHANNELS = {"fixed": 0, "single": 1, "independent": 2, "oriented": 3}
 
@@ -36,7 +38,9 @@ ABOUT = {
 MODEL_KEYS: dict[str, Key] = {}
 MODEL_KEYS |= group(
     "MODEL",
-    META_ARCHITECTURE=Key("GeneralizedRCNN", "'SMCA', or with Detectron2 any of its models."),
+    META_ARCHITECTURE=Key(
+        "GeneralizedRCNN", "'SMCA', 'TSPFCOS', or with Detectron2 any of its models."
+    ),
     WEIGHTS=Key(
         "",
         "Starting weights: a checkpoint of this project, a torchvision ResNet (.pth, or .pkl "

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode as CN
 from ..errors import ConfigError
 from .files import flatten
 from .keys import only_trains
-from .model_keys import MODEL_KEYS
+from .model_keys import MODEL_KEYS, OWN_MODELS
 from .rules import DEVICE, Key
 from .run_keys import RUN_KEYS
 
@@ -17,22 +17,29 @@ logger = logging.getLogger(__name__)
 
 
 def is_own_model(cfg: CN) -> bool:
-    """Whether the config is for the project's model, and not for one of Detectron2's."""
-    return cfg.MODEL.META_ARCHITECTURE == "SMCA"
+    """Whether the config is for one of the project's models, and not for one of Detectron2's."""
+    return cfg.MODEL.META_ARCHITECTURE in OWN_MODELS
+
+
+def is_tsp(cfg: CN) -> bool:
+    """Whether the config is for TSP-FCOS, which has other parts than the DETR family."""
+    return cfg.MODEL.META_ARCHITECTURE == "TSPFCOS"
 
 
 def pretrains(cfg: CN) -> bool:
     """Whether the config is UP-DETR's pre-training, which reads images without annotations."""
-    return is_own_model(cfg) and cfg.MODEL.SMCA.DECODER.NAME == "UPDETRDecoder"
+    return cfg.MODEL.META_ARCHITECTURE == "SMCA" and (
+        cfg.MODEL.SMCA.DECODER.NAME == "UPDETRDecoder"
+    )
 
 
 def require_own_model(cfg: CN) -> None:
     """Raise a ConfigError if the config is for a model of Detectron2."""
     if not is_own_model(cfg):
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA', or "
-            "one of Detectron2's in its own host: train_net.py --engine detectron2, or "
-            'smca.Predictor(..., engine="detectron2")'
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; it must be 'SMCA' or "
+            "'TSPFCOS', or one of Detectron2's in its own host: train_net.py --engine detectron2, "
+            'or smca.Predictor(..., engine="detectron2")'
         )
 
 

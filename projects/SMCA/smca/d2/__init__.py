@@ -28,7 +28,7 @@ from ..modeling import (
 from .backbone import SMCAResNet, build_smca_resnet_backbone
 from .dataset_mapper import DetrDatasetMapper
 from .datasets import register_datasets, register_unknown_datasets
-from .meta_arch import SMCA
+from .meta_arch import SMCA, TSPFCOS
 from .solver import build_optimizer
 from .trainer import Trainer
 
@@ -48,6 +48,7 @@ __all__ = [
     "Neck",
     "SMCADecoder",
     "SMCAResNet",
+    "TSPFCOS",
     "Trainer",
     "UPDETRDecoder",
     "add_smca_config",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..analysis.host import Host, Subject, detector_subject, made_up_boxes, uncompiled
 from ..config import load_cfg
-from ..modeling.detector import Detector
+from ..modeling.parts import BaseDetector
 from .predictor import Detectron2Host
 
 
@@ -34,7 +34,7 @@ def build(cfg: CfgNode, device: str) -> Subject:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     with torch.device(device):
         model = build_model(cfg)
-    if isinstance(model, Detector):
+    if isinstance(model, BaseDetector):
         return detector_subject(model, cfg)
     for name, module in model.named_modules():
         if name.endswith(("rpn_head.objectness_logits", "rpn_head.anchor_deltas")):

@@ -1,4 +1,4 @@
-"""SMCA as a meta-architecture of Detectron2: the detector, with Detectron2's dicts in and out."""
+"""The detectors as meta-architectures of Detectron2, with Detectron2's dicts in and out."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ from ..config import validate_model
 from ..data.coco import count_classes
 from ..modeling.detector import Detector, detector_parts, pad_images, stack_patches
 from ..modeling.heads import detect
-from ..modeling.parts import Backbone
+from ..modeling.parts import Backbone, BaseDetector
+from ..modeling.tsp_fcos import TSPFCOS as TSPFCOSDetector
 from ..structures import Detections, Size
-from ..training import SetCriterion, Targets
+from ..training import SetCriterion, Targets, TSPCriterion, build_criterion
 from .backbone import build_backbone, strides_and_channels
 from .datasets import register_unknown_datasets
 from .solver import refuse_default_trainer, unread_keys, watched
@@ -24,18 +25,17 @@ from .solver import refuse_default_trainer, unread_keys, watched
 logger = logging.getLogger(__name__)
 
 
-@META_ARCH_REGISTRY.register()
-class SMCA(Detector):
-    """The detector around any backbone of this project or of Detectron2.
+class Detectron2Detector(BaseDetector):
+    """The base of the meta-architectures, around any backbone of this project or of Detectron2.
 
-    Its parameters have the names they have without Detectron2, on disk as in memory.
+    Their parameters have the names they have without Detectron2, on disk as in memory.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        criterion: SetCriterion,
+        criterion: SetCriterion | TSPCriterion,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         max_detections: int = 300,
@@ -50,7 +50,7 @@ class SMCA(Detector):
             max_detections: the most that an image can have.
             unread: see :func:`~smca.d2.solver.unread_keys`. Whoever builds the optimizer from them
                 empties it; otherwise the first step of SGD warns.
-            parts: see :class:`Detector`; the backbone may also be any of Detectron2's.
+            parts: of the detector; its backbone may also be any of Detectron2's.
         """
         super().__init__(**parts)
         self.criterion = criterion
@@ -74,7 +74,7 @@ class SMCA(Detector):
         backbone = build_backbone(cfg)
         return {
             **detector_parts(cfg, backbone, *strides_and_channels(backbone)),
-            "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
+            "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -88,7 +88,7 @@ class SMCA(Detector):
     @property
     def has_unread_maps(self) -> bool:
         """Whether the backbone returns maps that no loss depends on."""
-        return not set(strides_and_channels(self.backbone)[0]) <= set(self.neck.in_features)
+        return not set(strides_and_channels(self.backbone)[0]) <= set(self.in_features)
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """
@@ -163,6 +163,16 @@ class SMCA(Detector):
                 list(images), divisibility, padding_constraints=constraints
             ).tensor
         return images, sizes
+
+
+@META_ARCH_REGISTRY.register()
+class SMCA(Detectron2Detector, Detector):
+    """SMCA, and the other detectors of its family."""
+
+
+@META_ARCH_REGISTRY.register()
+class TSPFCOS(Detectron2Detector, TSPFCOSDetector):
+    """TSP-FCOS."""
 
 
 def to_detections(outputs: Sequence[dict]) -> list[Detections]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import add_smca_config, load_cfg
 from ..errors import ConfigError
 from ..structures import Detections, Size
-from .meta_arch import SMCA, to_detections
+from .meta_arch import Detectron2Detector, to_detections
 
 
 def require_registered(cfg: CfgNode) -> None:
@@ -18,7 +18,8 @@ def require_registered(cfg: CfgNode) -> None:
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY:
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {name!r}; it must be 'SMCA' or one of Detectron2's"
+            f"MODEL.META_ARCHITECTURE is {name!r}; it must be 'SMCA', 'TSPFCOS' or one of "
+            "Detectron2's"
         )
 
 
@@ -45,7 +46,7 @@ class Detectron2Host:
 
     def pad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         inputs = [{"image": image} for image in images]
-        if isinstance(self.detector, SMCA):
+        if isinstance(self.detector, Detectron2Detector):
             return self.detector.preprocess(inputs)
         padded = self.detector.preprocess_image(inputs)
         return padded.tensor, padded.image_sizes

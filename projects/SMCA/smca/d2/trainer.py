@@ -37,7 +37,7 @@ from .dataset_mapper import DetrDatasetMapper, build_training_mapper
 from .datasets import check_datasets, dataset_records, records_to_train_on
 from .evaluation import CocoEvaluator
 from .hooks import LRScheduler, PictureHook, Writer
-from .meta_arch import SMCA
+from .meta_arch import Detectron2Detector
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         self.iterations = Iterations(cfg, model, optimizer, self.checkpointer, seed=cfg.SEED)
-        unused = isinstance(model, SMCA) and model.has_unread_maps
+        unused = isinstance(model, Detectron2Detector) and model.has_unread_maps
         model = data_parallel(model, find_unused_parameters=unused)
         self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

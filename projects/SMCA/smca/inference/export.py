@@ -54,7 +54,7 @@ class PixelDetector(nn.Module):
 
         All maps must have more than one row and column. The other formats have no such bound.
         """
-        return self.detector.neck.strides[-1] + 1
+        return self.detector.strides[-1] + 1
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of ``images``; see the module's docstring."""
@@ -141,8 +141,7 @@ def export(
 
 
 def _why(model: PixelDetector, form: str, size: Size | None, error: Exception) -> str:
-    parts = (model.detector.backbone, model.detector.encoder, model.detector.decoder)
-    names = ", ".join(type(part).__name__ for part in parts)
+    names = ", ".join(type(part).__name__ for part in model.detector.children())
     lines = str(error).strip().splitlines() or ["no reason given"]
     reason = f"{type(error).__name__}: {lines[0]}"
     remedy = "" if size else "; with images of one size, --size HEIGHT WIDTH, it may be possible"

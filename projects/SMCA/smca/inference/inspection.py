@@ -103,13 +103,14 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
         ConfigError: the decoder has no maps to draw, or has no such layer.
         FloatingPointError: the model's weights are not finite.
     """
-    decoder = predictor.detector.decoder
-    if not decoder.has_attention_maps:
+    detector = predictor.detector
+    if not detector.has_attention_maps:
+        part = getattr(detector, "decoder", detector)
         raise ConfigError(
-            f"MODEL.SMCA.DECODER.NAME is {type(decoder).__name__!r}, which samples a few places "
-            "and has no co-attention maps to draw; those of SMCA, DETR and Conditional DETR have"
+            f"the model's {type(part).__name__} has no co-attention maps to draw; the decoders of "
+            "SMCA, DETR and Conditional DETR have"
         )
-    count = len(decoder.layers)
+    count = len(detector.decoder.layers)
     if layer is not None and not -count <= layer < count:
         raise ConfigError(
             f"there is no decoder layer {layer}: MODEL.SMCA.DECODER.NUM_LAYERS is {count}, so "
@@ -118,7 +119,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
     batch, sizes, (original,) = predictor.inputs([image])
     height, width = original.shape[:2]
     predictions, record = record_co_attention(
-        predictor.detector,
+        detector,
         batch,
         sizes,
         layers=range(count) if layer is None else (layer,),

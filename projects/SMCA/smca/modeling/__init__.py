@@ -15,10 +15,11 @@ from .encoder import IntraMultiEncoder
 from .heads import detect, detect_batch
 from .memory import Memory
 from .neck import Neck
-from .parts import Backbone, Decoder, Encoder
+from .parts import Backbone, BaseDetector, Decoder, Encoder
 from .registry import SMCA_BACKBONE_REGISTRY, SMCA_DECODER_REGISTRY, SMCA_ENCODER_REGISTRY
 from .smca_decoder import SMCADecoder
 from .timm_backbone import TimmBackbone
+from .tsp_fcos import TSPFCOS
 from .up_detr import UPDETRDecoder
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SMCA_ENCODER_REGISTRY",
     "AnchoredSMCADecoder",
     "Backbone",
+    "BaseDetector",
     "ConditionalDecoder",
     "DETRDecoder",
     "Decoder",
@@ -42,6 +44,7 @@ __all__ = [
     "Predictions",
     "ResNet",
     "SMCADecoder",
+    "TSPFCOS",
     "TimmBackbone",
     "UPDETRDecoder",
     "build_detector",

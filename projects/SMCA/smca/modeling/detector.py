@@ -9,33 +9,27 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from ..config import validate_model
+from ..config import is_tsp, validate_model
 from ..errors import ConfigError
 from ..structures import Predictions, Size, Targets, to_device
 from .heads import DetectionHeads
 from .neck import Neck
-from .parts import Backbone, Decoder, Encoder
+from .parts import Backbone, BaseDetector, Decoder, Encoder
 from .registry import (
     SMCA_BACKBONE_REGISTRY,
     SMCA_DECODER_REGISTRY,
     SMCA_ENCODER_REGISTRY,
     build_from_registry,
 )
+from .tsp_fcos import TSPFCOS, tsp_parts
 
 # Config files also call the ResNet by its names in Detectron2's registry, its own and that of
 # Detectron2's ResNet: that has the same parameters, and the same maps where nothing is padded.
 _RESNETS = ("build_smca_resnet_backbone", "build_resnet_backbone")
 
 
-class Detector(nn.Module):
-    """Backbone, neck, encoder, decoder and heads.
-
-    Attributes:
-        class_names: names of the classes by contiguous index, of the training data or of the
-            checkpoint that was loaded; None where they are not known.
-    """
-
-    class_names: Sequence[str] | None = None
+class Detector(BaseDetector):
+    """Backbone, neck, encoder, decoder and heads."""
 
     def __init__(
         self,
@@ -54,22 +48,21 @@ class Detector(nn.Module):
         self.decoder = decoder
         self.heads = heads
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
-    ) -> Predictions:
-        """Run :meth:`predict`. A host may have another ``forward`` around it."""
-        return self.predict(images, sizes, targets)
+    @property
+    def in_features(self) -> Sequence[str]:
+        return self.neck.in_features
+
+    @property
+    def strides(self) -> Sequence[int]:
+        return self.neck.strides
+
+    @property
+    def has_attention_maps(self) -> bool:
+        return self.decoder.has_attention_maps
 
     def predict(
         self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
     ) -> Predictions:
-        """Predict classes and boxes.
-
-        Args:
-            images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
-            sizes: (h, w) of each image in pixels, without its padding, or one for all of them.
-            targets: the objects, for denoising in training, or the patches to pre-train with.
-        """
         memory = self.encoder(self.neck(self.features(images, sizes), sizes))
         if targets is not None and targets.patches is not None:
             targets = replace(targets, patches=self.patch_features(targets.patches))
@@ -80,11 +73,6 @@ class Detector(nn.Module):
         maps = self.features(patches.flatten(0, 1), [(patches.shape[-2], patches.shape[-1])])
         means = maps[self.neck.in_features[-1]].mean((-2, -1))
         return means.unflatten(0, patches.shape[:2])
-
-    def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
-        """The backbone's maps of images as :meth:`predict` takes them, by name."""
-        padded = any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
-        return self.backbone(images, sizes if padded else None)
 
 
 def check_maps(backbone: Backbone) -> None:
@@ -110,10 +98,32 @@ def check_maps(backbone: Backbone) -> None:
             )
 
 
+def used_strides(cfg: CfgNode, backbone: nn.Module, strides: Mapping[str, int]) -> list[int]:
+    """Return the strides of MODEL.SMCA.IN_FEATURES, of the backbone's ``strides`` by name.
+
+    Raises:
+        ConfigError: the backbone returns no such map, or they are in another order.
+    """
+    if isinstance(backbone, Backbone):
+        check_maps(backbone)
+    names = cfg.MODEL.SMCA.IN_FEATURES
+    for name in names:
+        if name not in strides:
+            raise ConfigError(
+                f"MODEL.SMCA.IN_FEATURES names {name!r}; the backbone returns {sorted(strides)}"
+            )
+    used = [strides[name] for name in names]
+    if used != sorted(used):
+        raise ConfigError(
+            f"MODEL.SMCA.IN_FEATURES is {names}, of strides {used}; it must go from fine to coarse"
+        )
+    return used
+
+
 def detector_parts(
     cfg: CfgNode, backbone: nn.Module, strides: Mapping[str, int], channels: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Build the parts around a backbone: the constructor arguments of :class:`Detector`.
+    """Build the parts around a backbone: the constructor arguments of the config's detector.
 
     Args:
         backbone: is returned with the others.
@@ -124,19 +134,9 @@ def detector_parts(
     """
     validate_model(cfg)
     smca = cfg.MODEL.SMCA
-    if isinstance(backbone, Backbone):
-        check_maps(backbone)
-    for name in smca.IN_FEATURES:
-        if name not in strides:
-            raise ConfigError(
-                f"MODEL.SMCA.IN_FEATURES names {name!r}; the backbone returns {sorted(strides)}"
-            )
-    used = [strides[name] for name in smca.IN_FEATURES]
-    if used != sorted(used):
-        raise ConfigError(
-            f"MODEL.SMCA.IN_FEATURES is {smca.IN_FEATURES}, of strides {used}; it must go from "
-            "fine to coarse"
-        )
+    used = used_strides(cfg, backbone, strides)
+    if is_tsp(cfg):
+        return tsp_parts(cfg, backbone, used, [channels[name] for name in smca.IN_FEATURES])
     encoder: Encoder = build_from_registry(
         SMCA_ENCODER_REGISTRY, cfg, "MODEL.SMCA.ENCODER.NAME", smca.ENCODER.NAME
     )
@@ -208,7 +208,7 @@ def compile_layers(*parts: nn.Module) -> None:
                     layer.compile(dynamic=True)
 
 
-def build_detector(cfg: CfgNode) -> Detector:
+def build_detector(cfg: CfgNode) -> BaseDetector:
     """Build the detector of a configuration, without Detectron2.
 
     Raises:
@@ -223,7 +223,8 @@ def build_detector(cfg: CfgNode) -> Detector:
         "ResNet" if name in _RESNETS else name,
         others=", or with --engine detectron2 one of Detectron2's backbones",
     )
-    return Detector(**detector_parts(cfg, backbone, backbone.strides, backbone.channels))
+    detector = TSPFCOS if is_tsp(cfg) else Detector
+    return detector(**detector_parts(cfg, backbone, backbone.strides, backbone.channels))
 
 
 def pad_images(images: Sequence[Tensor], *, mean: Tensor, std: Tensor) -> tuple[Tensor, list[Size]]:

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import batched_nms, box_convert
 
 from ..errors import ConfigError
-from ..structures import Detections, Predictions, Size
+from ..structures import Detections, PlacePredictions, Predictions, Size
 from .layers import MLP, full_precision, per_scale
 from .memory import numbers_on
+
+# How many pairs of a place and a class each level has among the candidates of NMS.
+_MOST_OF_A_LEVEL = 1000
 
 
 class DetectionHeads(nn.Module):
@@ -122,7 +125,10 @@ def detect(
     max_detections: int,
     softmax: bool = False,
 ) -> list[Detections]:
-    """Return the detections of :func:`detect_batch`, image by image."""
+    """Return the detections of each image: those of :func:`detect_batch`, or of TSP-FCOS."""
+    places = predictions.places
+    if places is not None and places.nms_thresh < 1:
+        return detect_by_nms(predictions, places, output_sizes, max_detections=max_detections)
     found = detect_batch(predictions, output_sizes, max_detections=max_detections, softmax=softmax)
     return list(map(Detections, found.boxes, found.scores, found.labels))
 
@@ -154,7 +160,53 @@ def detect_batch(
         scores, index = logits.flatten(1).topk(min(max_detections, num_queries * num_classes))
         scores = scores.sigmoid()
         queries, labels = index // num_classes, index % num_classes
-    boxes = box_convert(boxes, "cxcywh", "xyxy")
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    scale = numbers_on(boxes.device, [size[::-1] for size in output_sizes], boxes.dtype)
-    return Detections(boxes=boxes * scale.repeat(1, 2)[:, None], scores=scores, labels=labels)
+    boxes = box_convert(boxes, "cxcywh", "xyxy")
+    if predictions.places is not None:
+        boxes, scores = boxes.clamp(0, 1), scores.sqrt()
+    boxes = boxes * _scale(boxes, output_sizes)
+    return Detections(boxes=boxes, scores=scores, labels=labels)
+
+
+def detect_by_nms(
+    predictions: Predictions,
+    places: PlacePredictions,
+    output_sizes: Sequence[Size],
+    *,
+    max_detections: int,
+) -> list[Detections]:
+    """Return the detections of TSP-FCOS, class by class without boxes beside better ones.
+
+    Args:
+        predictions, output_sizes, max_detections: as of :func:`detect_batch`; scores are square
+            roots of sigmoids.
+        places: of the predictions.
+    """
+    scores = predictions.logits[-1].sigmoid().sqrt()  # (B, N, K)
+    if places.padding is not None:
+        scores = scores.masked_fill(places.padding[..., None], -1.0)
+    num_classes = scores.shape[-1]
+    most = min(_MOST_OF_A_LEVEL, scores.shape[1] * num_classes)
+    candidates = [
+        scores.where((places.levels == level)[..., None], -1.0).flatten(1).topk(most)
+        for level in range(places.num_levels)
+    ]
+    best = torch.cat([found.values for found in candidates], dim=1)
+    index = torch.cat([found.indices for found in candidates], dim=1)
+    boxes = box_convert(predictions.boxes[-1], "cxcywh", "xyxy")
+    scale = _scale(boxes, output_sizes).expand(len(boxes), -1, -1)
+    results = []
+    for own_scores, own_index, own_boxes, size in zip(best, index, boxes, scale, strict=True):
+        exists = own_scores >= 0
+        own_scores, own_index = own_scores[exists], own_index[exists]
+        found_boxes, labels = own_boxes[own_index // num_classes] * size, own_index % num_classes
+        kept = batched_nms(found_boxes, own_scores, labels, places.nms_thresh)[:max_detections]
+        found_boxes = found_boxes[kept].clamp(min=0).minimum(size)
+        results.append(Detections(found_boxes, own_scores[kept], labels[kept]))
+    return results
+
+
+def _scale(boxes: Tensor, sizes: Sequence[Size]) -> Tensor:
+    """Return width, height, width and height (B or 1, 1, 4) of ``sizes`` (h, w)."""
+    scale = numbers_on(boxes.device, [size[::-1] for size in sizes], boxes.dtype)
+    return scale.repeat(1, 2)[:, None]

@@ -14,6 +14,49 @@ from .heads import DetectionHeads
 from .memory import Memory
 
 
+class BaseDetector(nn.Module):
+    """A detector as both hosts and the tools know it, from normalised pixels to predictions.
+
+    Attributes:
+        class_names: names of the classes by contiguous index, of the training data or of the
+            checkpoint that was loaded; None where they are not known.
+        backbone: one of this project's, or in Detectron2's host any of that.
+        in_features: names of the backbone's maps that it reads.
+        strides: pixels a cell of its own maps, from fine to coarse.
+        has_attention_maps: its decoder's layers have a ``co_attention`` with maps to draw.
+    """
+
+    class_names: Sequence[str] | None = None
+    backbone: nn.Module
+    in_features: Sequence[str]
+    strides: Sequence[int]
+    has_attention_maps: bool = False
+
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
+    ) -> Predictions:
+        """Run :meth:`predict`. A host may have another ``forward`` around it."""
+        return self.predict(images, sizes, targets)
+
+    def predict(
+        self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
+    ) -> Predictions:
+        """Predict classes and boxes.
+
+        Args:
+            images: (B, 3, H, W), normalised, padded with zeros at the right and the bottom.
+            sizes: (h, w) of each image in pixels, without its padding, or one for all of them.
+            targets: the objects, for detectors that need them in training, or the patches to
+                pre-train with.
+        """
+        raise NotImplementedError
+
+    def features(self, images: Tensor, sizes: Sequence[Size]) -> Mapping[str, Tensor]:
+        """The backbone's maps of images as :meth:`predict` takes them, by name."""
+        padded = any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
+        return self.backbone(images, sizes if padded else None)
+
+
 class Part(nn.Module):
     """A part of the detector that a configuration can build."""
 

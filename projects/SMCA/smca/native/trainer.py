@@ -25,7 +25,7 @@ from ..engine.iterations import Iterations
 from ..engine.parallel import data_parallel
 from ..modeling.detector import build_detector
 from ..structures import Sample
-from ..training import SetCriterion, Targets
+from ..training import Targets, build_criterion
 from ..training.solver import build_lr_multiplier, build_optimizer, set_rates
 from ..visualization.detections import NUM_SHOWN, training_picture
 from .evaluator import Evaluator
@@ -56,7 +56,7 @@ class Trainer:
         seed = shared_seed(cfg.SEED)
         torch.manual_seed(seed)
         self.detector = build_detector(cfg).to(cfg.MODEL.DEVICE).train()
-        self.criterion = SetCriterion(**SetCriterion.from_config(cfg))
+        self.criterion = build_criterion(cfg)
         self.optimizer = build_optimizer(cfg, self.detector)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rate_factor = build_lr_multiplier(cfg)
@@ -73,8 +73,7 @@ class Trainer:
             cfg, self.detector, self.optimizer, self.checkpointer, seed=seed
         )
         self.checkpointer.add_checkpointable("trainer", self.iterations)
-        maps = set(self.detector.backbone.strides)
-        unused = not maps <= set(self.detector.neck.in_features)
+        unused = not set(self.detector.backbone.strides) <= set(self.detector.in_features)
         self.model = data_parallel(self.detector, find_unused_parameters=unused)
         self.evaluator = Evaluator(cfg, self.iterations.evaluated)
         for dataset in self.evaluator.datasets if datasets else ():

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..distributed import mean_over_workers, world_size
 from ..structures import NoisedQueries, Predictions, Targets, to_device
 from .assigner import TopKAssigner
+from .focal import focal_loss
 from .matcher import HungarianMatcher, box_iou, generalized_iou
 
 
@@ -220,8 +221,8 @@ class SetCriterion:
             return self._cross_entropy(logits, found, labels, idle, wanted)
         matched = (*found, labels)
         if self.classification == "focal":
-            loss = _focal(logits, 1 - self.alpha, self.gamma)
-            high = _focal(-logits[matched], self.alpha, self.gamma)
+            loss = focal_loss(logits, 1 - self.alpha, self.gamma)
+            high = focal_loss(-logits[matched], self.alpha, self.gamma)
         else:
             power = self.iou_gamma if self.classification == "mal" else 2.0
             loss = _power(logits, power) * F.softplus(logits)
@@ -275,15 +276,6 @@ def _distance(features: Tensor, others: Tensor) -> Tensor:
     dtype = torch.promote_types(features.dtype, torch.float32)
     features, others = (F.normalize(x.to(dtype), dim=-1) for x in (features, others))
     return (features - others).square().sum(-1)
-
-
-def _focal(logits: Tensor, weight: float, gamma: float) -> Tensor:
-    """Compute the focal loss of logits that should be low. For high ones pass ``-logits``.
-
-    It equals torchvision's, but needs no dense targets. The power is taken in logarithms, whose
-    gradient is finite even where the probability is zero.
-    """
-    return weight * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)
 
 
 def _power(logits: Tensor, exponent: float) -> Tensor:
