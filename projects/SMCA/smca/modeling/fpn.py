@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..structures import Size
 from .memory import valid_mask
 from .norms import SyncBatchNorm
@@ -31,7 +32,13 @@ class StridedConv(nn.Module):
         self.bn = SyncBatchNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        x = self.conv(x)
+        if self.training and x[:, 0].numel() == 1:
+            raise ConfigError(
+                "the pyramid's last map is one cell of one image, of which its batch norm learns "
+                "nothing: SOLVER.IMS_PER_BATCH or the images must be larger"
+            )
+        return self.bn(x)
 
 
 class TopLevels(nn.Module):

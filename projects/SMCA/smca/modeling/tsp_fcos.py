@@ -118,7 +118,7 @@ class TSPFCOS(BaseDetector):
             padding = grid.padding.gather(1, chosen)
         memory = Memory(
             tokens=tokens,
-            positions=self.positions(grid, chosen, sizes).to(tokens.dtype),
+            positions=self.positions(grid, chosen, sizes),
             shapes=((chosen.shape[1], 1),),  # of one map, as attention sees it
             strides=(1,),
             valid_sizes=tokens.new_ones(1, 1, 2),
@@ -170,8 +170,9 @@ class TSPFCOS(BaseDetector):
         """
         covered = [[valid_cells(size, stride) for stride in self.strides] for size in sizes]
         levels = grid.levels[chosen]
-        counts = numbers_on(chosen.device, covered).expand(len(chosen), -1, -1)  # (B, S, 2)
-        counts = _gather(counts, levels)
+        dtype = self.level_embed.dtype
+        counts = numbers_on(chosen.device, covered, dtype).expand(len(chosen), -1, -1)
+        counts = _gather(counts, levels)  # (B, N, 2)
         angles = grid.cells[chosen] / (counts + 1e-6) * (2 * math.pi)
         return sine_embedding(angles, self.dim // 2).flatten(-2) + self.level_embed[levels]
 
