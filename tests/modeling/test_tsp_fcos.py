@@ -120,21 +120,14 @@ def reference(detector, image, number):
     maps = detector.backbone(image)
     places = []  # score, level, row, column, features
     for level, x in enumerate(pyramid(detector, maps)):
-        of_class, of_box = (
-            tower(detector.towers.class_tower, x),
-            tower(detector.towers.box_tower, x),
-        )
-        head = detector.towers.class_head
+        towers = detector.towers
+        of_class, of_box = tower(towers.class_tower, x), tower(towers.box_tower, x)
+        head = towers.class_head
         scores = F.conv2d(of_class, head.weight, head.bias, padding=1)[0].amax(0)
+        features = torch.cat((of_class, of_box), dim=1)[0]
         rows, columns = scores.shape
         places += [
-            (
-                scores[r, c].item(),
-                level,
-                r,
-                c,
-                torch.cat((of_class[0, :, r, c], of_box[0, :, r, c])),
-            )
+            (scores[r, c].item(), level, r, c, features[:, r, c])
             for r in range(rows)
             for c in range(columns)
         ]
@@ -229,7 +222,9 @@ def test_in_training_positive_places_come_first_and_some_are_dropped(distinct):
     for seed in range(200):
         torch.manual_seed(seed)
         chosen = detector.choose(logits, assigned).tolist()
-        ranks = [[own.index(place) for place in found] for own, found in zip(best, chosen)]
+        ranks = [
+            [own.index(place) for place in found] for own, found in zip(best, chosen, strict=True)
+        ]
         assert ranks[0] == ranks[1], "one draw for all images"
         assert len(set(ranks[0])) == len(ranks[0])
         kept.add(len(ranks[0]))
@@ -268,6 +263,7 @@ def intersection_over_union(box, other):
 def test_results(distinct, threshold):
     """Pairs of places and classes, best first, without boxes beside better ones of the class."""
     detector = distinct("MODEL.SMCA.TSP.NMS_THRESH", threshold)
+    detector.heads.box_head.weight.mul_(10)  # boxes that overlap
     predictions = detector(image_of(96, 128), [(96, 128)])
     [found] = detect(predictions, [(192, 256)], max_detections=25)
     pairs = []

@@ -1,6 +1,7 @@
 """TSP-FCOS's matching and losses beside the same in plain loops, in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,14 +145,14 @@ def test_the_losses_are_those_of_the_facts(case):
 def test_images_without_objects(case):
     predictions, targets = case
     nothing = [torch.full_like(x, -1) for x in predictions.places.assigned]
-    places = replaced(predictions.places, assigned=tuple(nothing))
+    places = replace(predictions.places, assigned=tuple(nothing))
     empty = Targets.from_images(
         [targets.labels[0, :0]] * 3,
         [targets.pixel_boxes[0, :0]] * 3,
         [(100, 100)] * 3,
         torch.device("cpu"),
     )
-    predictions = replaced(predictions, places=places)
+    predictions = replace(predictions, places=places)
     found = TSPCriterion()(predictions, empty)
     expected = reference(predictions, empty)
     for name, loss in found.items():
@@ -167,7 +168,7 @@ def test_padding_is_not_background(case):
     padding = torch.zeros(3, 30, dtype=torch.bool)
     padding[1, 20:] = True
     found = TSPCriterion()(
-        replaced(predictions, places=replaced(predictions.places, padding=padding)), targets
+        replace(predictions, places=replace(predictions.places, padding=padding)), targets
     )
     plain = TSPCriterion()(predictions, targets)
     without = [focal(x, False) for row in predictions.logits[0, 1, 20:].tolist() for x in row]
@@ -178,9 +179,3 @@ def test_padding_is_not_background(case):
     weight = 2 * (3 + 0.1 * positive)  # three objects have a place among those encoded
     difference = plain["loss_class"] - found["loss_class"]
     assert_close(difference.item() * weight, sum(without), rtol=1e-9, atol=0)
-
-
-def replaced(record, **changes):
-    from dataclasses import replace
-
-    return replace(record, **changes)
