@@ -93,6 +93,22 @@ def tower(module, x):
     return x
 
 
+def fractions_by_level(size, shapes):
+    """Counts of valid cells along y and x over their number, (rows, columns) a level, as DETR's."""
+    mask = torch.zeros(8 * shapes[0][0], 8 * shapes[0][1])
+    mask[: size[0], : size[1]] = 1
+    for rows, columns in ((4, 4), (2, 2)):  # half the image, and res2
+        mask = F.interpolate(mask[None, None], (rows * shapes[0][0], columns * shapes[0][1]))[0, 0]
+    found = []
+    for shape in shapes:
+        mask = F.interpolate(mask[None, None], shape)[0, 0]
+        counts = (mask.cumsum(0), mask.cumsum(1))
+        ends = counts[0][-1:], counts[1][:, -1:]
+        pairs = zip(counts, ends, strict=True)
+        found.append([count.double() / (end.double() + 1e-6) for count, end in pairs])
+    return found
+
+
 def sines(value, channels):
     """``channels`` sines and cosines in turn of a value in [0, 1]."""
     angles = [2 * math.pi * value / 10000 ** (2 * (i // 2) / channels) for i in range(channels)]
@@ -115,16 +131,20 @@ def encode(encoder, x, position):
     return encoder.norm(x)
 
 
-def reference(detector, image, number):
-    """Class logits, distances, centre-ness, and (level, row, column) of the best places."""
+def reference(detector, image, size, number):
+    """Class logits, distances, centre-ness, and (level, row, column) of the best places.
+
+    ``image`` (1, 3, H, W) has sides that 32 divides, and padding around ``size`` (h, w).
+    """
     maps = detector.backbone(image)
-    places = []  # score, level, row, column, features
+    places, shapes = [], []  # score, level, row, column, features
     for level, x in enumerate(pyramid(detector, maps)):
         towers = detector.towers
         of_class, of_box = tower(towers.class_tower, x), tower(towers.box_tower, x)
         head = towers.class_head
         scores = F.conv2d(of_class, head.weight, head.bias, padding=1)[0].amax(0)
         features = torch.cat((of_class, of_box), dim=1)[0]
+        shapes.append(scores.shape)
         rows, columns = scores.shape
         places += [
             (scores[r, c].item(), level, r, c, features[:, r, c])
@@ -133,12 +153,11 @@ def reference(detector, image, number):
         ]
     best = sorted(places, key=lambda place: -place[0])[:number]
     tokens = detector.norm(detector.proj(torch.stack([place[-1] for place in best])))
-    height, width = image.shape[2:]
-    half, positions = detector.dim // 2, []
+    half, positions, fractions = detector.dim // 2, [], fractions_by_level(size, shapes)
     for _, level, row, column, _ in best:
-        rows, columns = (-(-side // STRIDES[level]) + 1e-6 for side in (height, width))
-        encoded = sines((row + 1) / rows, half) + sines((column + 1) / columns, half)
-        positions.append(tokens.new_tensor(encoded) + detector.level_embed[level])
+        y, x = (axis[row, column].item() for axis in fractions[level])
+        encoded = tokens.new_tensor(sines(y, half) + sines(x, half))
+        positions.append(encoded + detector.level_embed[level])
     encoded, heads = encode(detector.encoder, tokens, torch.stack(positions)), detector.heads
     levels = [place[1] for place in best]
     return (
@@ -150,14 +169,18 @@ def reference(detector, image, number):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("number", [40, 1000])
-def test_an_image_is_encoded_as_the_reference_does(distinct, number):
+@pytest.mark.parametrize(
+    ("size", "number"), [((96, 128), 40), ((96, 128), 1000), ((75, 101), 40), ((60, 150), 1000)]
+)
+def test_an_image_is_encoded_as_the_reference_does(distinct, size, number):
     """With 1,000 all places are encoded: a small image has fewer."""
     detector = distinct("MODEL.SMCA.TSP.NUM_FEATURES", number)
-    image = image_of(96, 128)
-    found = detector(image, [(96, 128)])
-    logits, distances, centerness, places = reference(detector, image, number)
-    assert len(places) == min(number, 12 * 16 + 6 * 8 + 3 * 4 + 2 * 2 + 1)
+    height, width = size
+    image = image_of(height, width)
+    padded = F.pad(image, (0, -width % 32, 0, -height % 32))
+    found = detector(image, [size])
+    logits, distances, centerness, places = reference(detector, padded, size, number)
+    assert len(places) == number or len(places) < 400
     assert_close(found.logits[0, 0], logits, atol=1e-10, rtol=1e-10)
     assert_close(found.places.distances[0], distances, atol=1e-10, rtol=1e-10)
     assert_close(found.places.centerness[0], centerness, atol=1e-10, rtol=1e-10)
@@ -166,7 +189,7 @@ def test_an_image_is_encoded_as_the_reference_does(distinct, number):
         x, y = (cell * stride + stride // 2 for cell in (column, row))
         assert found.places.points[0, index].tolist() == [x, y]
         left, top, right, bottom = (distances[index] * stride).tolist()
-        box = [(x - left) / 128, (y - top) / 96, (x + right) / 128, (y + bottom) / 96]
+        box = [(x - left) / width, (y - top) / height, (x + right) / width, (y + bottom) / height]
         cx, cy, w, h = found.boxes[0, 0, index].tolist()
         assert [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2] == pytest.approx(box, abs=1e-5)
 
@@ -187,10 +210,10 @@ def assigned_object(x, y, level, boxes):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_places_have_the_objects_that_fcos_gives_them(seed):
-    height, width = 300, 420
+    height, width = 320, 448
     generator = torch.Generator().manual_seed(seed)
     maps = [torch.zeros(2, 1, -(-height // n), -(-width // n)) for n in STRIDES]
-    grid = Grid.of(maps, STRIDES, [(height, width)])
+    grid = Grid.of(maps, STRIDES)
     # Whole numbers, so that edges go through places, and ranges end at distances.
     corners = torch.randint(0, 300, (2, 30, 2), generator=generator).float()
     sides = torch.randint(1, 260, (2, 30, 2), generator=generator).float()
@@ -233,21 +256,18 @@ def test_in_training_positive_places_come_first_and_some_are_dropped(distinct):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("number", [40, 1000])
-def test_padding_leaves_no_trace(distinct, number):
-    detector = distinct("MODEL.SMCA.TSP.NUM_FEATURES", number)
+def test_images_of_a_batch_are_apart(distinct):
+    """Each is what it would be alone with the same padding."""
+    detector = distinct()
     sizes = [(96, 128), (72, 200), (41, 55)]
     images = torch.zeros(3, 3, 96, 200, dtype=torch.float64)
-    alone = []
-    for place, (seed, (h, w)) in enumerate(enumerate(sizes)):
-        image = image_of(h, w, seed)
-        images[place, :, :h, :w] = image[0]
-        alone += detect(detector(image, [(h, w)]), [(h, w)], max_detections=50)
-    together = detect(detector(images, sizes), sizes, max_detections=50)
-    for one, other in zip(alone, together, strict=True):
-        assert one.labels.tolist() == other.labels.tolist()
-        assert_close(one.boxes, other.boxes, atol=1e-4, rtol=1e-5)
-        assert_close(one.scores, other.scores, atol=1e-8, rtol=1e-8)
+    for place, (height, width) in enumerate(sizes):
+        images[place, :, :height, :width] = image_of(height, width, seed=place)[0]
+    together = detector(images, sizes)
+    for place, size in enumerate(sizes):
+        alone = detector(images[place : place + 1], [size])
+        assert_close(together.logits[:, place], alone.logits[:, 0], atol=1e-10, rtol=1e-10)
+        assert_close(together.boxes[:, place], alone.boxes[:, 0], atol=1e-6, rtol=1e-6)
 
 
 def intersection_over_union(box, other):

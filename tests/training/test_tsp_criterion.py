@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from smca.structures import PlacePredictions, Predictions, Targets
 from smca.training import TSPCriterion
@@ -66,7 +65,6 @@ def case():
             levels=levels,
             num_levels=2,
             nms_thresh=0.6,
-            padding=None,
             local_logits=numbers(3, 50, 4).requires_grad_(),
             points=points,
             strides=torch.tensor(STRIDES)[levels].double(),
@@ -161,21 +159,3 @@ def test_images_without_objects(case):
     sum(found.values()).backward()
     assert predictions.places.distances.grad is None or not predictions.places.distances.grad.any()
     assert predictions.logits.grad.isfinite().all()
-
-
-def test_padding_is_not_background(case):
-    predictions, targets = case
-    padding = torch.zeros(3, 30, dtype=torch.bool)
-    padding[1, 20:] = True
-    found = TSPCriterion()(
-        replace(predictions, places=replace(predictions.places, padding=padding)), targets
-    )
-    plain = TSPCriterion()(predictions, targets)
-    without = [focal(x, False) for row in predictions.logits[0, 1, 20:].tolist() for x in row]
-    ratio = reference(predictions, targets)["class"] / plain["loss_class"].item()
-    assert ratio == pytest.approx(1)
-    _, index = predictions.places.assigned
-    positive = (index >= 0).sum().item()
-    weight = 2 * (3 + 0.1 * positive)  # three objects have a place among those encoded
-    difference = plain["loss_class"] - found["loss_class"]
-    assert_close(difference.item() * weight, sum(without), rtol=1e-9, atol=0)

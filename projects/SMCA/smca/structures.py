@@ -136,8 +136,7 @@ class PlacePredictions:
         levels: (B, N), the level of each encoded place.
         num_levels: S.
         nms_thresh: IoU from which a box is left out beside a better one of its class.
-        padding: (B, N), True where an encoded place is padding; None where none is.
-        local_logits: (B, L, K), by which places are chosen; very low in padding.
+        local_logits: (B, L, K), by which places are chosen.
         points: (B, N, 2), x and y of encoded places in pixels.
         strides: (B, N), pixels a cell.
         distances: (B, N, 4), from the places to their boxes' left, top, right and bottom, in
@@ -150,7 +149,6 @@ class PlacePredictions:
     levels: Tensor
     num_levels: int
     nms_thresh: float
-    padding: Tensor | None
     local_logits: Tensor
     points: Tensor
     strides: Tensor

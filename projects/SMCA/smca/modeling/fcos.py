@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from ..structures import Size
 from .layers import full_precision
-from .memory import valid_cells, valid_mask
 from .norms import GroupNorm
-from .resnet_blocks import zero_padding
 
 # An object is learned at places that are at most so many strides from its centre.
 _RADIUS = 1.5
@@ -31,63 +29,49 @@ class Grid:
     Attributes:
         shapes: (rows, columns) of each level.
         strides: pixels a cell, of each level.
-        points: (L, 2), x and y of each place in pixels.
         levels: (L,), the level of each place.
         cells: (L, 2), row and column of each place, from 1.
-        padding: (B, L), True where a place is padding; None where none is.
+        points: (L, 2), x and y of each place in pixels.
     """
 
     shapes: tuple[Size, ...]
     strides: tuple[int, ...]
-    points: Tensor
     levels: Tensor
     cells: Tensor
-    padding: Tensor | None
+    points: Tensor
 
     @classmethod
-    def of(cls, maps: Sequence[Tensor], strides: Sequence[int], sizes: Sequence[Size]) -> "Grid":
-        """Return the grid of ``maps`` (B, C, h, w), of images with ``sizes`` (h, w) in pixels."""
-        points, levels, cells, masks = [], [], [], []
-        device = maps[0].device
+    def of(cls, maps: Sequence[Tensor], strides: Sequence[int]) -> "Grid":
+        """Return the grid of ``maps`` (B, C, h, w)."""
+        levels, cells, points = [], [], []
         for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
             rows, columns = features.shape[-2:]
-            y = torch.arange(rows, device=device).repeat_interleave(columns)
-            x = torch.arange(columns, device=device).repeat(rows)
-            points.append(torch.stack((x, y), dim=1) * stride + stride // 2)
-            cells.append(torch.stack((y, x), dim=1) + 1)
+            y = torch.arange(rows, device=features.device).repeat_interleave(columns)
+            x = torch.arange(columns, device=features.device).repeat(rows)
             levels.append(torch.full_like(x, level))
-            mask = valid_mask(sizes, stride, (rows, columns), device)
-            batch = features.shape[0]
-            masks.append(None if mask is None else ~mask.flatten(1).expand(batch, -1))
-        padding = None
-        if any(mask is not None for mask in masks):
-            padding = torch.cat(
-                [
-                    torch.zeros(batch, len(cell), dtype=torch.bool, device=device)
-                    if mask is None
-                    else mask
-                    for mask, cell in zip(masks, cells, strict=True)
-                ],
-                dim=1,
-            )
+            cells.append(torch.stack((y, x), dim=1) + 1)
+            points.append(torch.stack((x, y), dim=1) * stride + stride // 2)
         return cls(
             shapes=tuple((x.shape[-2], x.shape[-1]) for x in maps),
             strides=tuple(strides),
-            points=torch.cat(points).float(),
             levels=torch.cat(levels),
             cells=torch.cat(cells),
-            padding=padding,
+            points=torch.cat(points).float(),
         )
 
-    def __len__(self) -> int:
-        """L."""
-        return len(self.levels)
+    def covered(self, size: Size) -> list[Size]:
+        """Return the rows and columns of each level that an image of ``size`` (h, w) covers.
 
-    def least_valid(self, sizes: Sequence[Size]) -> int:
-        """The number of places of the image that has the fewest."""
-        return min(
-            sum(math.prod(valid_cells(size, stride)) for stride in self.strides) for size in sizes
-        )
+        As in the published code a level's mask is sampled from that of the level before.
+        """
+        valid = [(side - 1) // self.strides[0] + 1 for side in size]
+        counts: list[Size] = []
+        for level, shape in enumerate(self.shapes):
+            if level:
+                ratios = zip(valid, shape, self.shapes[level - 1], strict=True)
+                valid = [(cells * new - 1) // old + 1 for cells, new, old in ratios]
+            counts.append((valid[0], valid[1]))
+        return counts
 
     def assign(self, boxes: Tensor) -> Tensor:
         """Return the object (B, L) that each place learns, -1 where it learns none.
@@ -150,10 +134,9 @@ class Tower(nn.Module):
         self.convs = nn.ModuleList(_conv(dim, dim) for _ in range(num_layers))
         self.norms = nn.ModuleList(GroupNorm(dim) for _ in range(num_layers))
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Return a map (B, C, h, w) like ``x``; ``valid`` (B, 1, h, w) is False in padding."""
+    def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = zero_padding(F.relu(norm(conv(x), valid)), valid)
+            x = F.relu(norm(conv(x)))
         return x
 
 
@@ -167,20 +150,11 @@ class Towers(nn.Module):
         self.class_head = _conv(dim, num_classes)
         nn.init.constant_(self.class_head.bias, prior_bias())  # type: ignore[arg-type]
 
-    def forward(
-        self, maps: Sequence[Tensor], strides: Sequence[int], sizes: Sequence[Size]
-    ) -> tuple[Tensor, Tensor]:
-        """Return features (B, L, 2 C), those for classes first, and logits (B, L, K) of places.
-
-        Args:
-            maps: (B, C, h, w) each.
-            strides: pixels a cell of each.
-            sizes: (h, w) of each image in pixels, without padding, or one for all of them.
-        """
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return features (B, L, 2 C), those for classes first, and logits (B, L, K) of places."""
         features, logits = [], []
-        for x, stride in zip(maps, strides, strict=True):
-            valid = valid_mask(sizes, stride, x.shape[-2:], x.device)
-            of_class, of_box = self.class_tower(x, valid), self.box_tower(x, valid)
+        for x in maps:
+            of_class, of_box = self.class_tower(x), self.box_tower(x)
             # As in the detection heads: half precision is coarse near the usual logit.
             with full_precision(x.device):
                 found = self.class_head(of_class.to(self.class_head.weight.dtype))

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..structures import Size
-from .memory import valid_mask
 from .norms import SyncBatchNorm
-from .resnet_blocks import zero_padding
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Conv2d:
@@ -49,10 +46,9 @@ class TopLevels(nn.Module):
         self.p6 = StridedConv(dim)
         self.p7 = StridedConv(dim)
 
-    def forward(self, p5: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return p6 and p7; ``valid`` (B, 1, h, w) is True where p6 is not padding."""
+    def forward(self, p5: Tensor) -> list[Tensor]:
         p6 = self.p6(p5)
-        return [p6, self.p7(zero_padding(F.relu(p6), valid))]
+        return [p6, self.p7(F.relu(p6))]
 
 
 class FPN(nn.Module):
@@ -84,28 +80,15 @@ class FPN(nn.Module):
         self.output = nn.ModuleList(_conv(dim, dim, 3, padding=1) for _ in in_channels)
         self.top = TopLevels(dim)
 
-    def forward(self, features: Mapping[str, Tensor], sizes: Sequence[Size]) -> list[Tensor]:
-        """Return maps (B, C, h, w), with zeros in their padding.
-
-        Args:
-            features: the backbone's maps by name.
-            sizes: (h, w) of each image in pixels, without padding, or one for all of them.
-        """
-
-        def clean(x: Tensor, level: int) -> Tensor:
-            mask = valid_mask(sizes, self.strides[level], x.shape[-2:], x.device)
-            return zero_padding(x, mask)
-
+    def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return maps (B, C, h, w) of the backbone's maps, of images that the strides divide."""
         maps: list[Tensor] = []
-        above = None
-        for level in reversed(range(len(self.in_features))):
-            x = self.lateral[level](features[self.in_features[level]])
+        above: Tensor | None = None
+        levels = zip(self.in_features, self.lateral, self.output, strict=True)
+        for name, lateral, output in reversed(list(levels)):
+            x = lateral(features[name])
             if above is not None:
-                height, width = x.shape[-2:]
-                x = x + F.interpolate(above, scale_factor=2.0)[..., :height, :width]
-            above = clean(x, level)
-            maps.insert(0, clean(self.output[level](above), level))
-        shape = [(side + 1) // 2 for side in maps[-1].shape[-2:]]
-        valid = valid_mask(sizes, self.strides[-2], shape, maps[-1].device)
-        top = self.top(maps[-1], valid)
-        return maps + [clean(x, len(maps) + n) for n, x in enumerate(top)]
+                x = x + F.interpolate(above, scale_factor=2.0)
+            above = x
+            maps.insert(0, output(x))
+        return maps + self.top(maps[-1])

@@ -183,8 +183,6 @@ def detect_by_nms(
         places: of the predictions.
     """
     scores = predictions.logits[-1].sigmoid().sqrt()  # (B, N, K)
-    if places.padding is not None:
-        scores = scores.masked_fill(places.padding[..., None], -1.0)
     num_classes = scores.shape[-1]
     most = min(_MOST_OF_A_LEVEL, scores.shape[1] * num_classes)
     candidates = [

@@ -20,13 +20,13 @@ from .encoder import IntraMultiEncoder
 from .fcos import Grid, Towers, prior_bias
 from .fpn import FPN
 from .layers import full_precision
-from .memory import Memory, numbers_on, valid_cells
+from .memory import Memory, numbers_on
 from .parts import BaseDetector, Encoder
 from .position_encoding import sine_embedding
 
 NUM_LEVELS = 5
-# The logits of padding, where nothing is found and nothing is learned.
-_NEVER = -1e4
+# Of the sides of images that the pyramid can halve and double.
+_DIVISOR = 32
 
 
 class PlaceHeads(nn.Module):
@@ -102,27 +102,25 @@ class TSPFCOS(BaseDetector):
     def predict(
         self, images: Tensor, sizes: Sequence[Size], targets: Targets | None = None
     ) -> Predictions:
-        maps = self.pyramid(self.features(images, sizes), sizes)
-        grid = Grid.of(maps, self.strides, sizes)
-        features, local = self.towers(maps, self.strides, sizes)
-        if grid.padding is not None:
-            local = local.masked_fill(grid.padding[..., None], _NEVER)
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % _DIVISOR, 0, -height % _DIVISOR))
+        # The published model does not tell padding from an image before it encodes positions.
+        maps = self.pyramid(self.features(images, [(images.shape[-2], images.shape[-1])]))
+        grid = Grid.of(maps, self.strides)
+        features, local = self.towers(maps)
         assigned = None
         if self.training and targets is not None and targets.pixel_boxes is not None:
             assigned = grid.assign(to_device(targets.pixel_boxes, images.device))
         chosen = self.choose(local, assigned)  # (B, N)
         levels = grid.levels[chosen]
         tokens = self.norm(self.proj(_gather(features, chosen)))
-        padding = None
-        if grid.padding is not None and grid.least_valid(sizes) < self.num_features:
-            padding = grid.padding.gather(1, chosen)
         memory = Memory(
             tokens=tokens,
             positions=self.positions(grid, chosen, sizes),
             shapes=((chosen.shape[1], 1),),  # of one map, as attention sees it
             strides=(1,),
             valid_sizes=tokens.new_ones(1, 1, 2),
-            padding=padding,
+            padding=None,
         )
         logits, distances, centerness = self.heads(self.encoder(memory).tokens, levels)
         points, strides = grid.points[chosen], numbers_on(images.device, self.strides)[levels]
@@ -134,7 +132,6 @@ class TSPFCOS(BaseDetector):
                 levels=levels,
                 num_levels=NUM_LEVELS,
                 nms_thresh=self.nms_thresh,
-                padding=padding,
                 local_logits=local,
                 points=points,
                 strides=strides,
@@ -168,12 +165,13 @@ class TSPFCOS(BaseDetector):
 
         Cells are counted from 1 over those that the image covers, y in the first half.
         """
-        covered = [[valid_cells(size, stride) for stride in self.strides] for size in sizes]
-        levels = grid.levels[chosen]
-        dtype = self.level_embed.dtype
-        counts = numbers_on(chosen.device, covered, dtype).expand(len(chosen), -1, -1)
-        counts = _gather(counts, levels)  # (B, N, 2)
-        angles = grid.cells[chosen] / (counts + 1e-6) * (2 * math.pi)
+        covered = [grid.covered(size) for size in sizes]
+        levels, cells = grid.levels[chosen], grid.cells[chosen]
+        counts = numbers_on(chosen.device, covered, self.level_embed.dtype)
+        counts = _gather(counts.expand(len(chosen), -1, -1), levels)  # (B, N, 2)
+        # In padding the count stands still, and along the other axis it is 0.
+        beside = (cells <= counts).flip(-1)
+        angles = torch.minimum(cells, counts) * beside / (counts + 1e-6) * (2 * math.pi)
         return sine_embedding(angles, self.dim // 2).flatten(-2) + self.level_embed[levels]
 
 

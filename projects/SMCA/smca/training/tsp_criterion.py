@@ -76,12 +76,9 @@ class TSPCriterion:
         # Positive places that are not matched count less as background.
         low, high = self._low(own), focal_loss(-own, self.alpha, self.gamma)
         corrected = torch.where(matched, high - low, (_UNMATCHED - 1) * low) * positive
-        background = self._low(logits).sum(-1)
-        if found.padding is not None:
-            background = background.masked_fill(found.padding, 0.0)
         return {
             "loss_local": self._focal(found.local_logits, local_own, places) / num_places,
-            "loss_class": (background + corrected).sum()
+            "loss_class": (self._low(logits).sum() + corrected.sum())
             / (2 * (num_matched + _UNMATCHED * num_positive)),
             "loss_giou": (weight * loss_giou).sum()
             / mean_over_workers(weight.sum()).clamp(min=_LEAST),
