@@ -9,8 +9,8 @@ from torch._dynamo.utils import counters
 from smca.analysis.host import detector_subject
 from smca.inference.recording import record_co_attention
 from smca.modeling import build_detector
-from smca.modeling.detector import compile_layers
 from smca.modeling.gaussians import Gaussians
+from smca.modeling.layers import compile_layers
 from smca.modeling.memory import Memory, valid_map_sizes
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"

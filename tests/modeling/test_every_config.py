@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import smca
-from smca.config import is_own_model, load_cfg, pretrains
+from smca.config import is_own_model, is_tsp, load_cfg, pretrains
 from smca.modeling import build_detector, detect
-from smca.training import SetCriterion, Targets
+from smca.training import Targets, build_criterion
 from smca.training.solver import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -41,9 +41,10 @@ def test_it_trains_and_detects(cfg):
     targets = Targets.from_images(
         [torch.tensor([0, 2])] * 2, [boxes] * 2, sizes, torch.device("cpu")
     )
-    predictions = detector(images, sizes)
-    assert predictions.logits.shape[0] == cfg.MODEL.SMCA.DECODER.NUM_LAYERS
-    losses = SetCriterion(**SetCriterion.from_config(cfg))(predictions, targets)
+    predictions = detector(images, sizes, targets)
+    layers = 1 if is_tsp(cfg) else cfg.MODEL.SMCA.DECODER.NUM_LAYERS
+    assert predictions.logits.shape[0] == layers
+    losses = build_criterion(cfg)(predictions, targets)
     before = {name: p.detach().clone() for name, p in detector.named_parameters()}
     sum(losses.values()).backward()
     optimizer.step()

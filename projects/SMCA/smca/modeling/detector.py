@@ -13,6 +13,7 @@ from ..config import is_tsp, validate_model
 from ..errors import ConfigError
 from ..structures import Predictions, Size, Targets, to_device
 from .heads import DetectionHeads
+from .layers import compile_layers
 from .neck import Neck
 from .parts import Backbone, BaseDetector, Decoder, Encoder
 from .registry import (
@@ -193,19 +194,6 @@ def detector_parts(
         "decoder": decoder,
         "heads": DetectionHeads(**DetectionHeads.from_config(cfg), **decoder.head_options),
     }
-
-
-def compile_layers(*parts: nn.Module) -> None:
-    """Have torch compile the blocks and layers of ``parts`` when they first run.
-
-    They are compiled one by one, because layers that are alike share the result, and for sizes
-    that vary, because images do.
-    """
-    for part in parts:
-        for layers in part.children():
-            if isinstance(layers, nn.ModuleList):
-                for layer in layers:
-                    layer.compile(dynamic=True)
 
 
 def build_detector(cfg: CfgNode) -> BaseDetector:

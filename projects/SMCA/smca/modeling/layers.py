@@ -102,3 +102,16 @@ def apply_per_scale(module: nn.Module, tokens: Tensor, lengths: Sequence[int]) -
         return module(tokens)
     scales = tokens.split(lengths, dim=1)
     return torch.cat([layer(scale) for layer, scale in zip(module, scales, strict=True)], dim=1)
+
+
+def compile_layers(*parts: nn.Module) -> None:
+    """Have torch compile the blocks and layers of ``parts`` when they first run.
+
+    They are compiled one by one, because layers that are alike share the result, and for sizes
+    that vary, because images do.
+    """
+    for part in parts:
+        for layers in part.children():
+            if isinstance(layers, nn.ModuleList):
+                for layer in layers:
+                    layer.compile(dynamic=True)

@@ -19,7 +19,7 @@ from ..structures import PlacePredictions, Predictions, Size, Targets, to_device
 from .encoder import IntraMultiEncoder
 from .fcos import Grid, Towers, prior_bias
 from .fpn import FPN
-from .layers import full_precision
+from .layers import compile_layers, full_precision
 from .memory import Memory, numbers_on
 from .parts import BaseDetector, Encoder
 from .position_encoding import sine_embedding
@@ -218,6 +218,8 @@ def tsp_parts(
                 "queries"
             )
     encoder = IntraMultiEncoder(**IntraMultiEncoder.from_config(cfg) | {"num_scales": 1})
+    if smca.COMPILE:
+        compile_layers(encoder)
     return {
         "backbone": backbone,
         "pyramid": FPN(
