@@ -49,8 +49,6 @@ CAFFE2: Rules = (
     (r"_w$", ".weight"),
     (r"_b$", ".bias"),
 )
-# What a frozen batch norm adds to the variance: Caffe2's have no statistics, and change nothing.
-_EPSILON = 1e-5
 
 
 def rename(name: str, rules: Rules) -> str:
@@ -67,10 +65,11 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if is_caffe2(model):
         model = {rename(name, CAFFE2): tensor for name, tensor in model.items()}
+        # Its norms have no statistics. Those that Detectron2 gives them:
         for name in [name for name in model if name.endswith("norm.weight")]:
             norm, like = name.removesuffix("weight"), model[name]
             model[f"{norm}running_mean"] = torch.zeros_like(like)
-            model[f"{norm}running_var"] = torch.ones_like(like) - _EPSILON
+            model[f"{norm}running_var"] = torch.ones_like(like)
     if "layer1.0.conv1.weight" in model:
         model = {rename(name, TORCHVISION): tensor for name, tensor in model.items()}
     if "stem.conv1.weight" not in model:
