@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 from torch import nn
 from torch.testing import assert_close
 
@@ -9,6 +12,7 @@ from smca.training.solver import (
     build_lr_multiplier,
     build_optimizer,
     scale_to_workers,
+    set_rates,
     with_clipping,
 )
 
@@ -168,3 +172,98 @@ def test_scaling_to_workers(tiny_config):
     assert pytest.approx(cfg.SOLVER.BASE_LR / 4) == scaled.SOLVER.BASE_LR
     assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.STEPS) == (4000, (3200,))
     assert scale_to_workers(cfg, 8) is cfg
+
+
+class TwoParts(nn.Module):
+    """An encoder, which AdamW trains, and a head, which SGD trains."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.encoder(x)).square().sum()
+
+
+@pytest.fixture
+def two_rules(config):
+    """``two_rules(model, "KEY", value, ...)``: the optimizer of TSP-FCOS, with large rates."""
+    opts = ("SOLVER.BASE_LR", 0.1, "SOLVER.ENCODER_MULTIPLIER", 0.5)
+    return lambda model: build_optimizer(config("baselines/tsp_fcos_R50_36ep", *opts), model)
+
+
+def batches(number):
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randn(number, 16, 4, generator=generator))
+
+
+def test_one_optimizer_is_sgd_and_adamw(two_rules):
+    model, plain = TwoParts(), TwoParts()
+    optimizer = two_rules(model)
+    sgd = torch.optim.SGD(plain.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    linear, norm = plain.encoder
+    adamw = torch.optim.AdamW(
+        [{"params": linear.parameters()}, {"params": norm.parameters(), "weight_decay": 0.0}],
+        lr=0.05,
+        weight_decay=1e-4,
+    )
+    for step, batch in enumerate(batches(5)):
+        factor = 0.1 if step > 2 else 1.0
+        set_rates(optimizer, [group["initial_lr"] * factor for group in optimizer.param_groups])
+        sgd.param_groups[0]["lr"] = 0.1 * factor
+        for group in adamw.param_groups:
+            group["lr"] = 0.05 * factor
+        for trained, rules in ((model, [optimizer]), (plain, [sgd, adamw])):
+            trained.zero_grad()
+            trained(batch).backward()
+            if trained is plain:
+                norm_before = nn.utils.clip_grad_norm_(plain.encoder.parameters(), 0.01)
+            for rule in rules:
+                rule.step()
+        assert_close(optimizer.grad_norm, norm_before)
+        assert norm_before > 0.01
+    for name, parameter in plain.named_parameters():
+        assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-7)
+
+
+def test_the_two_rules_resume_exactly(two_rules):
+    whole, halves = TwoParts(), TwoParts()
+    optimizer = two_rules(whole)
+    for batch in batches(6):
+        train_step(whole, optimizer, batch)
+    optimizer = two_rules(halves)
+    for batch in batches(6)[:3]:
+        train_step(halves, optimizer, batch)
+    state = copy.deepcopy((halves.state_dict(), optimizer.state_dict()))
+    resumed = TwoParts()
+    optimizer = two_rules(resumed)
+    train_step(resumed, optimizer, batches(1)[0])  # other state, to be replaced
+    resumed.load_state_dict(state[0])
+    optimizer.load_state_dict(state[1])
+    for batch in batches(6)[3:]:
+        train_step(resumed, optimizer, batch)
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(resumed.get_parameter(name), parameter), name
+    alone = torch.optim.SGD(resumed.parameters(), lr=0.1, momentum=0.9)
+    with_clipping(alone, CfgNode({"ENABLED": False}))
+    with pytest.raises(CheckpointError, match=r"SOLVER\.OPTIMIZER"):
+        alone.load_state_dict(state[1])
+
+
+def train_step(model, optimizer, batch):
+    optimizer.zero_grad()
+    model(batch).backward()
+    optimizer.step()
+
+
+def test_tsps_rates(config):
+    _, optimizer, rates = trained(config("baselines/tsp_fcos_R50_36ep"))
+    for name, rate in rates.items():
+        if name.startswith("backbone.stem") or name.startswith("backbone.res2"):
+            assert rate is None
+        else:
+            assert rate == pytest.approx(1e-4 if name.startswith("encoder.") else 1e-2), name
+    encoder = sum(p.numel() for group in optimizer.clipped_groups for p in group["params"])
+    assert encoder == 6 * (4 * 512 * 513 + 2 * 512 * 2048 + 2048 + 512 + 4 * 512) + 2 * 512
