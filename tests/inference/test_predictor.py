@@ -246,7 +246,7 @@ def test_what_cannot_work_is_said(model):
         smca.Predictor("smca_R50_50eb", weights)
     with pytest.raises(ConfigError, match="'auto'; it must be 'native' or 'detectron2'"):
         smca.Predictor(cfg, weights, engine="auto")
-    with pytest.raises(ConfigError, match="must be 'SMCA', or one of Detectron2's"):
+    with pytest.raises(ConfigError, match="must be 'SMCA' or 'TSPFCOS', or one of Detectron2's"):
         smca.Predictor("baselines/faster_rcnn_FPN_R50_36ep", weights)
     with pytest.raises(ConfigError, match="INPUT.FORMAT"):
         smca.Predictor(cfg, weights, opts=["INPUT.FORMAT", "L"])

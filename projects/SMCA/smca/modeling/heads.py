@@ -140,7 +140,7 @@ def detect_batch(
     max_detections: int,
     softmax: bool = False,
 ) -> Detections:
-    """Return the best detections of each image, without non-maximum suppression.
+    """Return the best detections of each image, as many of each, without NMS.
 
     Args:
         predictions: only the last layer counts.
@@ -149,6 +149,12 @@ def detect_batch(
         softmax: scores are a softmax whose last logit is for no object, and each query has one
             class; else every query and class is a candidate with its sigmoid score.
     """
+    places = predictions.places
+    if places is not None and places.nms_thresh < 1:
+        raise ConfigError(
+            f"MODEL.SMCA.TSP.NMS_THRESH is {places.nms_thresh}, by which images have different "
+            "numbers of boxes; with 1.0 nothing is left out, and each has as many"
+        )
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]
     num_queries = logits.shape[1]
     if softmax:
@@ -162,7 +168,7 @@ def detect_batch(
         queries, labels = index // num_classes, index % num_classes
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     boxes = box_convert(boxes, "cxcywh", "xyxy")
-    if predictions.places is not None:
+    if places is not None:
         boxes, scores = boxes.clamp(0, 1), scores.sqrt()
     boxes = boxes * _scale(boxes, output_sizes)
     return Detections(boxes=boxes, scores=scores, labels=labels)

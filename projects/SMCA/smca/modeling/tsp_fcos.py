@@ -168,7 +168,7 @@ class TSPFCOS(BaseDetector):
         covered = [grid.covered(size) for size in sizes]
         levels, cells = grid.levels[chosen], grid.cells[chosen]
         counts = numbers_on(chosen.device, covered, self.level_embed.dtype)
-        counts = _gather(counts.expand(len(chosen), -1, -1), levels)  # (B, N, 2)
+        counts = _gather(counts.expand(chosen.shape[0], -1, -1), levels)  # (B, N, 2)
         # In padding the count stands still, and along the other axis it is 0.
         beside = (cells <= counts).flip(-1)
         angles = torch.minimum(cells, counts) * beside / (counts + 1e-6) * (2 * math.pi)
