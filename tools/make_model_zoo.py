@@ -46,7 +46,7 @@ def published() -> tuple[list[dict], dict[str, str], str]:
     Returns:
         tables with "table", "source" and "rows", remarks, and the introduction. A row maps columns
         to the paper's entries, None where it prints none; "config" to a path in configs/ without
-        ".yaml", or None if the system is not built yet; and "note" to a remark's name.
+        ".yaml"; and "note" to a remark's name.
     """
     text = Path(__file__).with_name("published_models.yaml").read_text(encoding="utf-8")
     *tables, remarks = yaml.safe_load(text)
@@ -124,10 +124,8 @@ def rows_table(rows: list[dict], models: dict[str, Model]) -> str:
     return markdown_table(header, lines, left=2)
 
 
-def our_cells(config: str | None, models: dict[str, Model]) -> tuple[str, str, str]:
+def our_cells(config: str, models: dict[str, Model]) -> tuple[str, str, str]:
     """Link, parameters and GFLOPs of a config."""
-    if config is None:
-        return "not built yet", "", ""
     model, link = models[config], f"[{config}](../configs/{config}.yaml)"
     if model.parameters is None:
         return link, "needs Detectron2", ""
@@ -135,8 +133,8 @@ def our_cells(config: str | None, models: dict[str, Model]) -> tuple[str, str, s
     return link, f"{model.parameters / 1e6:.2f}", flops
 
 
-def commands(configs: list[str | None], models: dict[str, Model]) -> str:
-    commands = [train_command(name, models[name].cfg) for name in dict.fromkeys(configs) if name]
+def commands(configs: list[str], models: dict[str, Model]) -> str:
+    commands = [train_command(name, models[name].cfg) for name in dict.fromkeys(configs)]
     shown = "\n".join(commands)
     return f"<details><summary>Training commands</summary>\n\n```bash\n{shown}\n```\n\n</details>\n"
 

@@ -1,9 +1,13 @@
 """The wrapper of a model that workers train together, the same in both hosts."""
 
+import logging
+
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import world_size
+
+logger = logging.getLogger(__name__)
 
 
 def data_parallel(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
@@ -16,6 +20,8 @@ def data_parallel(model: nn.Module, *, find_unused_parameters: bool = False) -> 
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        _normalise_alone(model)
     parallel = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
@@ -28,3 +34,14 @@ def data_parallel(model: nn.Module, *, find_unused_parameters: bool = False) -> 
     norms = nn.modules.batchnorm._BatchNorm
     parallel.broadcast_buffers = any(isinstance(module, norms) for module in model.modules())
     return parallel
+
+
+def _normalise_alone(model: nn.Module) -> None:
+    """Make batch norms of all workers those of each alone, because torch has the former on GPUs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    for norm in norms:
+        norm.__class__ = nn.BatchNorm2d  # with the same parameters, which the optimizer has
+    if norms:
+        logger.warning(
+            "SyncBN needs GPUs: on a CPU each process normalises by its own images, as BN does"
+        )

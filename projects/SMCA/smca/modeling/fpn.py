@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .norms import SyncBatchNorm
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Conv2d:
@@ -26,7 +25,7 @@ class StridedConv(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.conv = _conv(dim, dim, 3, stride=2, padding=1)
-        self.bn = SyncBatchNorm(dim)
+        self.bn = nn.SyncBatchNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)

@@ -1,16 +1,10 @@
 """Normalisations of convolutional maps. Statistics leave padding out."""
 
-import functools
-import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
-
-from ..distributed import world_size
-
-logger = logging.getLogger(__name__)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -72,26 +66,10 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's, which on a CPU has the statistics of each process alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        if self.training and world_size() > 1:
-            _warn_of_own_statistics()
-        return nn.modules.batchnorm._BatchNorm.forward(self, x)
-
-
-@functools.cache  # once
-def _warn_of_own_statistics() -> None:
-    logger.warning("SyncBN needs GPUs: on a CPU each process normalises by its own images, as BN")
-
-
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm,
     "BN": nn.BatchNorm2d,
-    "SyncBN": SyncBatchNorm,
+    "SyncBN": nn.SyncBatchNorm,
     "GN": GroupNorm,
     "": lambda channels: nn.Identity(),
 }
