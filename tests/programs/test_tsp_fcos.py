@@ -61,29 +61,14 @@ def test_what_was_trained_is_used(engine, file, train_net, program, tmp_path, sh
     result = smca.Predictor(str(out / "config.yaml"), engine=engine)(str(image))
     assert 0 < len(result.boxes) <= 100
     assert result.boxes.min() >= 0 and result.boxes.max() <= 64
-    drawn = program(
-        "demo.py",
-        "--config-file",
-        out / "config.yaml",
-        "--input",
-        image,
-        "--output",
-        tmp_path / "d",
-    )
+    config = "--config-file", out / "config.yaml", "--output", tmp_path / "drawn"
+    drawn = program("demo.py", *config, "--input", image)
     assert drawn.returncode == 0, drawn.output
-    refused = program(
-        "tools/visualize_attention.py",
-        "--config-file",
-        out / "config.yaml",
-        "--input",
-        image,
-        "--output",
-        tmp_path / "a.png",
-    )
+    refused = program("tools/visualize_attention.py", *config, "--image", image)
     assert refused.returncode and "TSPFCOS has no co-attention maps" in refused.last
 
 
-def test_its_classes_are_taken_by_name(engine, file, train_net, tmp_path, caplog):
+def test_its_classes_are_taken_by_name(engine, file, train_net, tmp_path):
     """Both its classifiers, of places and of tokens."""
     train_net("--engine", engine, "--config-file", file())
     start = tmp_path / "start.pth"
@@ -91,17 +76,11 @@ def test_its_classes_are_taken_by_name(engine, file, train_net, tmp_path, caplog
     content = torch.load(start, weights_only=True)
     content["class_names"] = list(reversed(content["class_names"]))
     torch.save(content, start)
-    opts = [
-        "SOLVER.BASE_LR",
-        1e-12,
-        "SOLVER.WEIGHT_DECAY",
-        0.0,
-        "OUTPUT_DIR",
-        str(tmp_path / "two"),
-    ]
-    printed = train_net(
-        "--engine", engine, "--config-file", file("MODEL.WEIGHTS", str(start), *opts)
+    path = file(
+        *("SOLVER.BASE_LR", 1e-12, "SOLVER.WEIGHT_DECAY", 0.0),
+        *("MODEL.WEIGHTS", str(start), "OUTPUT_DIR", str(tmp_path / "two")),
     )
+    printed = train_net("--engine", engine, "--config-file", path)
     assert "class head taken by name" in printed
     trained, tuned = content["model"], weights(tmp_path / "two")
     for name in ("heads.class_head.weight", "towers.class_head.weight"):
