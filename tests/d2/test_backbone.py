@@ -17,14 +17,19 @@ from smca.d2 import add_smca_config  # noqa: E402
 
 
 @pytest.mark.parametrize(
-    ("depth", "norm", "features"),
-    [(50, "FrozenBN", ["res4", "res5"]), (18, "BN", ["res2", "res4"]), (50, "GN", ["res3"])],
+    ("depth", "norm", "features", "stride_in_1x1"),
+    [
+        (50, "FrozenBN", ["res4", "res5"], False),
+        (50, "FrozenBN", ["res3", "res5"], True),
+        (18, "BN", ["res2", "res4"], True),
+        (50, "GN", ["res3"], False),
+    ],
 )
-def test_same_names_and_maps_as_detectron2s(depth, norm, features):
+def test_same_names_and_maps_as_detectron2s(depth, norm, features, stride_in_1x1):
     cfg = get_cfg()
     add_smca_config(cfg)
     resnets = cfg.MODEL.RESNETS
-    resnets.STRIDE_IN_1X1 = False
+    resnets.STRIDE_IN_1X1 = stride_in_1x1
     resnets.DEPTH, resnets.NORM, resnets.OUT_FEATURES = depth, norm, features
     if depth == 18:
         resnets.RES2_OUT_CHANNELS = 64

@@ -53,15 +53,17 @@ def test_maps_are_torchvisions(depth, dilated, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("depth", "norm", "stem"),
+    ("depth", "norm", "stem", "stride_in_1x1"),
     [
-        (10, "FrozenBN", "basic"),
-        (10, "GN", "basic"),
-        (10, "GN", "conv"),
-        (50, "FrozenBN", "conv"),
+        (10, "FrozenBN", "basic", False),
+        (10, "GN", "basic", False),
+        (10, "GN", "conv", False),
+        (50, "FrozenBN", "conv", False),
+        (50, "FrozenBN", "basic", True),
+        (50, "GN", "basic", True),
     ],
 )
-def test_padding_leaves_no_trace(depth, norm, stem):
+def test_padding_leaves_no_trace(depth, norm, stem, stride_in_1x1):
     torch.manual_seed(0)
     net = ResNet(
         depth=depth,
@@ -71,6 +73,7 @@ def test_padding_leaves_no_trace(depth, norm, stem):
         norm=norm,
         stem=stem,
         freeze_at=0,
+        stride_in_1x1=stride_in_1x1,
     )
     for module in net.modules():
         if isinstance(module, torchvision.ops.FrozenBatchNorm2d | torch.nn.GroupNorm):
