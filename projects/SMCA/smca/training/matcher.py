@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -139,3 +140,27 @@ class HungarianMatcher:
         query, target = np.concatenate(found, axis=1)
         indices = torch.from_numpy(np.stack([layer, image, query, target]))
         return Matches(*to_device(indices, predictions.logits.device))
+
+
+def restricted_matches(costs: Tensor, objects: Tensor, number: int) -> Tensor:
+    """Match each object to the cheapest of the places, or proposals, that have this object (TSP).
+
+    A place has one object or none, so that objects do not compete, and this is the optimum of the
+    paper's bipartite matching (arXiv 2011.10881).
+
+    Args:
+        costs: (B, R) of giving a place its object.
+        objects: (B, R), the index of the object that a place has, from 0; -1: none.
+        number: of objects, at the most.
+
+    Returns:
+        (B, R) bool. An object that no place has is not matched.
+    """
+    own = objects[..., None] == torch.arange(number, device=costs.device)  # (B, R, number)
+    nowhere = costs.shape[1]
+    if not nowhere:
+        return torch.zeros_like(objects, dtype=torch.bool)
+    place = torch.where(own, costs[..., None], torch.inf).argmin(dim=1)
+    place = place.where(own.any(dim=1), nowhere)
+    matched = torch.zeros_like(F.pad(objects, (0, 1)), dtype=torch.bool)
+    return matched.scatter(1, place, True)[:, :-1]

@@ -15,6 +15,7 @@ from ..distributed import mean_over_workers
 from ..modeling.fcos import distances_to_sides
 from ..structures import Predictions, Targets, to_device
 from .focal import focal_loss
+from .matcher import restricted_matches
 
 _GIOU_COST = 2.0
 # How much a place's own class counts where another place is matched to its object.
@@ -26,8 +27,7 @@ _LEAST = 1e-6
 class TSPCriterion:
     """Matches each object to one of its places, and computes the losses.
 
-    A place is positive if FCOS assigns an object to it. It may be matched to this object alone, so
-    that the best matching takes for each object its cheapest place.
+    A place is positive if FCOS assigns an object to it.
 
     Attributes:
         alpha, gamma: parameters of the focal loss.
@@ -64,7 +64,7 @@ class TSPCriterion:
         own = logits.gather(2, labels.gather(1, _or_last(index, labels))[..., None])[..., 0]
         with torch.no_grad():
             cost = -own.sigmoid() * (centerness + _LEAST) + _GIOU_COST * loss_giou
-            matched = _cheapest(cost, index, targets.labels.shape[1])
+            matched = restricted_matches(cost, index, targets.labels.shape[1])
         counts = torch.stack([mask.sum() for mask in (places, positive, matched)])
         counts = mean_over_workers(counts.to(centerness.dtype)).clamp(min=1)
         num_places, num_positive, num_matched = counts.unbind()
@@ -98,21 +98,6 @@ class TSPCriterion:
 def _or_last(index: Tensor, objects: Tensor) -> Tensor:
     """Return indices of ``objects`` (B, M + 1, ...), the last one where ``index`` is -1."""
     return index % objects.shape[1]
-
-
-def _cheapest(cost: Tensor, index: Tensor, number: int) -> Tensor:
-    """Mark for each of ``number`` objects the place (B, N) of least cost among those it has.
-
-    Args:
-        cost: (B, N).
-        index: (B, N), the object of each place; -1 where it has none.
-    """
-    objects = torch.arange(number, device=cost.device)
-    costs = torch.where(index[..., None] == objects, cost[..., None], torch.inf)  # (B, N, M)
-    least, place = costs.min(dim=1)
-    nowhere = cost.shape[1]
-    matched = torch.zeros_like(F.pad(cost, (0, 1)), dtype=torch.bool)
-    return matched.scatter(1, torch.where(least.isfinite(), place, nowhere), True)[:, :-1]
 
 
 def _centerness(distances: Tensor) -> Tensor:
