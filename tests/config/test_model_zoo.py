@@ -26,7 +26,7 @@ def test_every_config_that_is_a_model_is_listed():
         assert Path(model_zoo.config_file(name)).samefile(CONFIGS / f"{name}.yaml")
         cfg = model_zoo.get_config(name)
         # Caffe2 trained MSRA's ResNets.
-        assert cfg.INPUT.FORMAT == ("BGR" if "/MSRA/" in cfg.MODEL.WEIGHTS else "RGB")
+        assert ("/MSRA/" in cfg.MODEL.WEIGHTS) == (cfg.INPUT.FORMAT == "BGR")
 
 
 def test_an_unknown_name_has_near_ones():

@@ -13,12 +13,40 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 from tiny_tsp import CONFIG, SMALL, small_config  # noqa: E402
 
+from smca.checkpoints import load, write_checkpoint  # noqa: E402
+
 OBJECTS = torch.tensor([[8.0, 8, 32, 32], [40, 4, 72, 48], [38, 6, 74, 46]])
 
 
 def build(*opts):
     torch.manual_seed(0)
     return build_model(small_config(*opts)).train()
+
+
+def caffe2_name(name):
+    """What Caffe2 calls a tensor of Detectron2's ResNet."""
+    name = re.sub(r"conv(\d)\.", lambda match: f"branch2{'abc'[int(match[1]) - 1]}.", name)
+    name = name.replace("stem.branch2a.norm", "res_conv1.norm").replace("stem.branch2a", "conv1")
+    name = name.replace("shortcut.", "branch1.").replace("norm.weight", "bn_s")
+    return name.replace("norm.bias", "bn_b").replace("weight", "w").replace(".", "_")
+
+
+def test_msras_resnet_goes_below_the_pyramid(tmp_path):
+    narrow = "MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4
+    model = build(*narrow, "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NORM", "FrozenBN")
+    resnet = model.backbone.bottom_up
+    state = {
+        name: torch.randn_like(tensor)
+        for name, tensor in resnet.state_dict().items()
+        if "running" not in name
+    }
+    state["fc1000.weight"] = torch.randn(3, 3)
+    path = tmp_path / "R-50.pth"
+    write_checkpoint({"model": {caffe2_name(name): x for name, x in state.items()}}, path)
+    load(model, path)
+    del state["fc1000.weight"]
+    own = resnet.state_dict()
+    assert_close({name: own[name] for name in state}, state, rtol=0, atol=0)
 
 
 def batch(counts=(3, 2)):

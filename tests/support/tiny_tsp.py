@@ -1,6 +1,5 @@
 """A TSP-RCNN that is small enough for a test."""
 
-import smca
 from smca.config import load_cfg
 
 CONFIG = "configs/baselines/tsp_rcnn_R50_36ep.yaml"
@@ -19,6 +18,8 @@ def small_config(*opts):
     """The config of the small model, with ``KEY, value, ...`` in turn."""
     from detectron2.config import get_cfg
 
+    import smca.d2
+
     cfg = get_cfg()
-    smca.config.add_smca_config(cfg)
+    smca.d2.add_smca_config(cfg)
     return load_cfg(cfg, CONFIG, [*SMALL, *opts])
