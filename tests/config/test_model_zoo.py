@@ -21,10 +21,12 @@ def test_every_config_that_is_a_model_is_listed():
     bases = {name for name in files if Path(name).name.startswith("Base-")}
     assert {f"{name}.yaml" for name in names} == files - bases
     assert list(names) == sorted(names)
-    assert len(bases) == 3
+    assert len(bases) == 4
     for name in names:
         assert Path(model_zoo.config_file(name)).samefile(CONFIGS / f"{name}.yaml")
-        assert model_zoo.get_config(name).INPUT.FORMAT == "RGB"
+        cfg = model_zoo.get_config(name)
+        # Caffe2 trained MSRA's ResNets.
+        assert ("/MSRA/" in cfg.MODEL.WEIGHTS) == (cfg.INPUT.FORMAT == "BGR")
 
 
 def test_an_unknown_name_has_near_ones():

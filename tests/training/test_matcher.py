@@ -13,7 +13,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from smca.structures import Predictions
 from smca.training import HungarianMatcher, Targets
-from smca.training.matcher import generalized_iou
+from smca.training.matcher import generalized_iou, restricted_matches
 
 
 def iou_terms(a, b):
@@ -205,3 +205,20 @@ def test_one_transfer_from_the_device(monkeypatch):
     predictions, targets, _ = example(layers=6)
     HungarianMatcher()(predictions, targets)
     assert transfers == [(6, 3, 5, 3)]
+
+
+def test_each_object_gets_the_cheapest_of_its_places():
+    torch.manual_seed(0)
+    costs, objects = torch.randn(2, 50), torch.randint(-1, 9, (2, 50))
+    objects[objects == 4] = 5  # nobody has object 4
+    expected = torch.zeros(2, 50, dtype=torch.bool)
+    for image in range(2):
+        for number in range(9):
+            places = [place for place in range(50) if objects[image, place] == number]
+            if places:
+                expected[image, min(places, key=lambda place: costs[image, place])] = True
+    assert torch.equal(restricted_matches(costs, objects, 9), expected)
+    same = restricted_matches(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.int64), 1)
+    assert same.tolist() == [[True, False, False]]
+    assert not restricted_matches(costs, objects, 0).any()
+    assert restricted_matches(costs[:, :0], objects[:, :0], 2).shape == (2, 0)

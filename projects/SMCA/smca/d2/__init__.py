@@ -1,4 +1,5 @@
-"""The Detectron2 host. Importing it registers the meta-architecture and the backbone.
+"""The Detectron2 host. Importing it registers the meta-architecture and the backbone, and
+TSP-RCNN's parts.
 
 Another Detectron2 project uses SMCA with three lines:
 
@@ -31,6 +32,8 @@ from .datasets import register_datasets, register_unknown_datasets
 from .meta_arch import SMCA, TSPFCOS
 from .solver import build_optimizer
 from .trainer import Trainer
+from .tsp_rcnn import TSPROIHeads
+from .tsp_rpn import TSPRPNHead, build_tsp_resnet_fpn_backbone
 
 __all__ = [
     "SMCA",
@@ -49,11 +52,14 @@ __all__ = [
     "SMCADecoder",
     "SMCAResNet",
     "TSPFCOS",
+    "TSPROIHeads",
+    "TSPRPNHead",
     "Trainer",
     "UPDETRDecoder",
     "add_smca_config",
     "build_optimizer",
     "build_smca_resnet_backbone",
+    "build_tsp_resnet_fpn_backbone",
     "register_datasets",
 ]
 
