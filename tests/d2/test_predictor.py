@@ -105,5 +105,7 @@ def test_detectron2s_own_models_find_what_its_own_predictor_finds(images, tmp_pa
 def test_an_unknown_architecture(images, tiny_config, tmp_path):
     write_checkpoint({"model": {"a": torch.ones(1)}}, tmp_path / "model.pth")
     opts = ["MODEL.META_ARCHITECTURE", "Oracle"]
-    with pytest.raises(ConfigError, match="'Oracle'; it must be 'SMCA' or one of Detectron2's"):
+    with pytest.raises(
+        ConfigError, match="'Oracle'; it must be 'SMCA', 'TSPFCOS' or one of Detectron2's"
+    ):
         smca.Predictor(tiny_config(), tmp_path / "model.pth", opts=opts, engine="detectron2")

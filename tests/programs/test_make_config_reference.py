@@ -86,7 +86,7 @@ def test_whose_a_key_is(rows):
         ("MODEL.SMCA.ENCODER.NAME", "one of 'DeformableEncoder', 'DepthwiseEncoder'", "REGISTRY"),
         ("MODEL.EMA.ENABLED", "True or False", "an exponential moving average"),
         ("SOLVER.AMP.ENABLED", "True or False", "mixed precision"),
-        ("SOLVER.OPTIMIZER", "one of 'AdamW', 'SGD'", "SGD is for"),
+        ("SOLVER.OPTIMIZER", "one of 'AdamW', 'SGD', 'SGD+AdamW'", "'SGD' is for"),
         ("SOLVER.BASE_LR_END", "number, finite and at least 0", "WarmupCosineLR"),
         ("OUTPUT_DIR", "a path", "run"),
     ],

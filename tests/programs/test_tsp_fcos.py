@@ -65,7 +65,7 @@ def test_what_was_trained_is_used(engine, file, train_net, program, tmp_path, sh
     drawn = program("demo.py", *config, "--input", image)
     assert drawn.returncode == 0, drawn.output
     refused = program("tools/visualize_attention.py", *config, "--image", image)
-    assert refused.returncode and "TSPFCOS has no co-attention maps" in refused.last
+    assert refused.returncode and "'TSPFCOS', which has no decoder" in refused.last
 
 
 def test_its_classes_are_taken_by_name(engine, file, train_net, tmp_path):

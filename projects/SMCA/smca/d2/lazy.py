@@ -78,8 +78,8 @@ def learning_rate_factor(*, backbone: float = 1.0, sampling: float = 1.0) -> Cal
         backbone: learning rate of the backbone, as a fraction of the others'.
         sampling: the same for the parameters that place Deformable DETR's samples and references.
     """
-    factors = {"": 1.0, "backbone": backbone, "sampling": sampling}
-    return lambda name: factors[role_of(name.split("."))]
+    factors = {"backbone": backbone, "sampling": sampling}
+    return lambda name: factors.get(role_of(name.split(".")), 1.0)
 
 
 def adamw(params: Iterable, *, clip: Mapping[str, object], **options: object) -> torch.optim.AdamW:

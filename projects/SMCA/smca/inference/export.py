@@ -141,7 +141,9 @@ def export(
 
 
 def _why(model: PixelDetector, form: str, size: Size | None, error: Exception) -> str:
-    names = ", ".join(type(part).__name__ for part in model.detector.children())
+    parts = dict(model.detector.named_children())
+    wanted = (parts.get(name) for name in ("backbone", "towers", "encoder", "decoder"))
+    names = ", ".join(type(part).__name__ for part in wanted if part is not None)
     lines = str(error).strip().splitlines() or ["no reason given"]
     reason = f"{type(error).__name__}: {lines[0]}"
     remedy = "" if size else "; with images of one size, --size HEIGHT WIDTH, it may be possible"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
+from ..config import is_tsp
 from ..errors import ConfigError
 from ..evaluation.detections import require_finite
 from ..visualization.attention.views import Detection
@@ -105,10 +106,13 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
     """
     detector = predictor.detector
     if not detector.has_attention_maps:
-        part = getattr(detector, "decoder", detector)
+        model = predictor.cfg.MODEL
+        what = f"MODEL.SMCA.DECODER.NAME is {model.SMCA.DECODER.NAME!r}, which samples a few places"
+        if is_tsp(predictor.cfg):
+            what = f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE!r}, which has no decoder"
         raise ConfigError(
-            f"the model's {type(part).__name__} has no co-attention maps to draw; the decoders of "
-            "SMCA, DETR and Conditional DETR have"
+            f"{what} and has no co-attention maps to draw; those of SMCA, DETR and Conditional "
+            "DETR have"
         )
     count = len(detector.decoder.layers)
     if layer is not None and not -count <= layer < count:
