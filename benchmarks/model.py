@@ -43,6 +43,7 @@ from workload import Setting, Workload
 
 from smca.analysis.host import NATIVE
 from smca.analysis.memory import peak_memory
+from smca.config import is_tsp
 from smca.engine.arguments import add_import
 from smca.engine.guard import guarded
 
@@ -147,7 +148,7 @@ def speeds(
             its, variant = runs[run]
             loaded = workload if its is cfg else Workload(its, setting)
             functions[run] = attending(variant, partial(function, loaded))
-        if work == "inference" and cfg.MODEL.SMCA.DECODER.NAME != "DETRDecoder":
+        if work == "inference" and cfg.MODEL.SMCA.DECODER.NAME != "DETRDecoder" and not is_tsp(cfg):
             detr = changed(cfg, "MODEL.SMCA.DECODER.NAME", "DETRDecoder")
             functions["DETR"] = Workload(detr, setting).infer
         times = interleave(functions, device=workload.device, rounds=args.rounds, warm_up=warm_up)

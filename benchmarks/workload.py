@@ -22,9 +22,6 @@ from smca.structures import Detections, Size
 from smca.training import build_criterion
 from smca.training.solver import build_optimizer
 
-# The detector's parts, in order; "heads" includes the selection of detections in inference.
-PARTS = ("backbone", "neck", "encoder", "decoder", "heads")
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -125,7 +122,10 @@ class Workload:
         return {"inference": forward, "training": (3 * forward[0] - 4 * frozen, 3 * forward[1])}
 
     def stages(self, work: Callable[[], object]) -> dict[str, float]:
-        """Run ``work``, :meth:`infer` or :meth:`train`, and return the seconds of each stage."""
+        """Run ``work``, :meth:`infer` or :meth:`train`, and return the seconds of each stage.
+
+        Parts of the detector are stages; its heads include the selection of detections.
+        """
         clock, entered = Clock(self.device), []
 
         def enter(stage: str) -> None:
@@ -141,17 +141,18 @@ class Workload:
 
             return run
 
-        matcher, update = self.criterion.matcher, self.step.optimizer.step
+        update = self.step.optimizer.step
         with contextlib.ExitStack() as stack:
-            for name in PARTS:
-                part = getattr(self.detector, name)
+            for name, part in self.detector.named_children():
                 hook = part.register_forward_pre_hook(lambda *_, name=name: enter(name))
                 stack.callback(hook.remove)
-            replaced = (
+            replaced = [
                 (self, "enter", enter),
-                (self.criterion, "matcher", within("matcher", matcher, after="loss")),
                 (self.step.optimizer, "step", within("optimizer", update)),
-            )
+            ]
+            if matcher := getattr(self.criterion, "matcher", None):  # TSP-FCOS has none
+                matcher = within("matcher", matcher, after="loss")
+                replaced.append((self.criterion, "matcher", matcher))
             for owner, name, function in replaced:
                 stack.enter_context(mock.patch.object(owner, name, function))
             work()

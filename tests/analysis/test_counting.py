@@ -102,3 +102,11 @@ def test_frozen_parameters_are_not_trainable():
     model.bias.requires_grad = False
     counts = count_parameters(model)
     assert_close((counts.trainable, counts.parameters), (15, 20))
+
+
+@pytest.mark.slow
+def test_tsp_fcos_has_the_published_codes_multiply_adds(config):
+    cfg = config("baselines/tsp_fcos_R50_36ep")
+    whole = count_model(NATIVE.build(cfg, "cpu"), size=(800, 1066), activations=False).parts[""]
+    assert whole.trainable == 51_236_522
+    assert whole.multiply_adds == pytest.approx(186.6e9, rel=0.01)
