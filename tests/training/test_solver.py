@@ -6,7 +6,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.testing import assert_close
 
-from smca.errors import CheckpointError
+from smca.errors import CheckpointError, ConfigError
 from smca.modeling import build_detector
 from smca.training.solver import (
     build_lr_multiplier,
@@ -267,3 +267,8 @@ def test_tsps_rates(config):
             assert rate == pytest.approx(1e-4 if name.startswith("encoder.") else 1e-2), name
     encoder = sum(p.numel() for group in optimizer.clipped_groups for p in group["params"])
     assert encoder == 6 * (4 * 512 * 513 + 2 * 512 * 2048 + 2048 + 512 + 4 * 512) + 2 * 512
+
+
+def test_two_rules_need_an_encoder(two_rules):
+    with pytest.raises(ConfigError, match="SGD.AdamW.*needs an encoder"):
+        two_rules(nn.Linear(2, 2))

@@ -77,7 +77,7 @@ def validate(cfg: CN, *, to_train: bool = True, but: Collection[str] = ()) -> No
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
         allowed = f"less than SOLVER.MAX_ITER ({solver.MAX_ITER}) with SOLVER.RESCALE_INTERVAL"
         raise _fault(cfg, "SOLVER.WARMUP_ITERS", allowed)
-    if solver.NESTEROV and solver.OPTIMIZER != "SGD" and "SOLVER.OPTIMIZER" not in but:
+    if solver.NESTEROV and solver.OPTIMIZER == "AdamW" and "SOLVER.OPTIMIZER" not in but:
         raise _fault(cfg, "SOLVER.NESTEROV", "False with SOLVER.OPTIMIZER 'AdamW'")
     is_range = isinstance(sizes, (list, tuple)) and len(sizes) == 2 and sizes[0] <= sizes[1]
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not is_range:

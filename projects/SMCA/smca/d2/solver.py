@@ -68,6 +68,7 @@ def unread_keys(cfg: CfgNode) -> list[str]:
     is_unread = {
         "OPTIMIZER": cfg.SOLVER.OPTIMIZER != "SGD",
         "BACKBONE_MULTIPLIER": cfg.SOLVER.BACKBONE_MULTIPLIER != 1,
+        "ENCODER_MULTIPLIER": cfg.SOLVER.ENCODER_MULTIPLIER != 1,
         "CLIP_GRADIENTS.CLIP_TYPE": clip.ENABLED and clip.CLIP_TYPE == "full_model",
     }
     values = flatten(cfg.SOLVER)

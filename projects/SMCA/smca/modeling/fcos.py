@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import Size
-from .layers import full_precision
+from .layers import full_precision, logit
 from .norms import GroupNorm
 
 # An object is learned at places that are at most so many strides from its centre.
@@ -148,7 +148,7 @@ class Towers(nn.Module):
         self.class_tower = Tower(dim)
         self.box_tower = Tower(dim)
         self.class_head = _conv(dim, num_classes)
-        nn.init.constant_(self.class_head.bias, prior_bias())  # type: ignore[arg-type]
+        nn.init.constant_(self.class_head.bias, logit(0.01))  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return features (B, L, 2 C), those for classes first, and logits (B, L, K) of places."""
@@ -161,11 +161,6 @@ class Towers(nn.Module):
             features.append(torch.cat((of_class, of_box), dim=1).flatten(2))
             logits.append(found.flatten(2))
         return torch.cat(features, 2).transpose(1, 2), torch.cat(logits, 2).transpose(1, 2)
-
-
-def prior_bias(probability: float = 0.01) -> float:
-    """Return the logit of the probability that scores start at."""
-    return -math.log((1 - probability) / probability)
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -1,6 +1,5 @@
 """From decoder outputs to boxes and scores (Eqs. 10-12), and from these to detections."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torchvision.ops import batched_nms, box_convert
 
 from ..errors import ConfigError
 from ..structures import Detections, PlacePredictions, Predictions, Size
-from .layers import MLP, full_precision, per_scale
+from .layers import MLP, full_precision, logit, per_scale
 from .memory import numbers_on
 
 # How many pairs of a place and a class each level has among the candidates of NMS.
@@ -54,9 +53,8 @@ class DetectionHeads(nn.Module):
         self.class_head = per_scale(lambda: nn.Linear(dim, num_logits), num_sets)
         self.box_head = per_scale(lambda: MLP(dim, dim, 4, 3), num_sets)
         if prior_probability is not None:
-            bias = -math.log((1 - prior_probability) / prior_probability)
             for head in _sets(self.class_head):
-                nn.init.constant_(head.bias, bias)
+                nn.init.constant_(head.bias, logit(prior_probability))
         if zero_boxes:
             for head in _sets(self.box_head):
                 nn.init.zeros_(head[-1].weight)

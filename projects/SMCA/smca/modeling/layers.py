@@ -1,6 +1,7 @@
 """Small layers that encoder, decoder and heads share."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -29,6 +30,11 @@ def linear(in_features: int, out_features: int, *, gain: float = 1.0) -> nn.Line
     nn.init.xavier_uniform_(layer.weight, gain=gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def logit(probability: float) -> float:
+    """Return the bias at which scores start at a probability."""
+    return math.log(probability / (1 - probability))
 
 
 class ReLU(nn.Module):

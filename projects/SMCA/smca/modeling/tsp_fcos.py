@@ -17,15 +17,15 @@ from torchvision.ops import box_convert
 from ..errors import ConfigError
 from ..structures import PlacePredictions, Predictions, Size, Targets, to_device
 from .encoder import IntraMultiEncoder
-from .fcos import Grid, Towers, prior_bias
+from .fcos import Grid, Towers
 from .fpn import FPN
-from .layers import compile_layers, full_precision
+from .layers import compile_layers, full_precision, logit
 from .memory import Memory, numbers_on
 from .parts import BaseDetector, Encoder
 from .position_encoding import sine_embedding
 
 NUM_LEVELS = 5
-# Of the sides of images that the pyramid can halve and double.
+# The pyramid halves and doubles maps of images whose sides this divides.
 _DIVISOR = 32
 
 
@@ -37,7 +37,7 @@ class PlaceHeads(nn.Module):
         self.class_head = nn.Linear(dim, num_classes)
         self.box_head = nn.Linear(dim, 4)
         self.centerness_head = nn.Linear(dim, 1)
-        for head, bias in ((self.class_head, prior_bias()), (self.centerness_head, 0.0)):
+        for head, bias in ((self.class_head, logit(0.01)), (self.centerness_head, 0.0)):
             nn.init.normal_(head.weight, std=0.01)
             nn.init.constant_(head.bias, bias)
         self.scales = nn.Parameter(torch.ones(NUM_LEVELS))

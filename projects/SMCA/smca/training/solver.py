@@ -33,6 +33,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     The backbone, the encoder and the layers that place samples have learning rates of their own,
     and normalisation layers have their own weight decay. With "SGD+AdamW" AdamW trains the encoder,
     whose gradients alone are clipped.
+
+    Raises:
+        ConfigError: there is no encoder to train, or nothing else.
     """
     solver = cfg.SOLVER
     multipliers = {
@@ -71,12 +74,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     # if AMP skips the first step, which it does when the scaled gradients overflow.
     fused: dict[str, Any] = {"fused": next(model.parameters()).device.type in _FUSED}
     optimizer: torch.optim.Optimizer
-    if not by_adamw:
+    if solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(by_sgd, lr=solver.BASE_LR, **momentum)
-    elif not by_sgd:
+    elif solver.OPTIMIZER == "AdamW":
         optimizer = torch.optim.AdamW(by_adamw, lr=solver.BASE_LR, **fused)
-    else:
+    elif by_sgd and by_adamw:
         optimizer = SGDWithAdamW(by_sgd, by_adamw, momentum=momentum, adamw=fused)
+    else:
+        raise ConfigError(
+            "SOLVER.OPTIMIZER is 'SGD+AdamW', which needs an encoder and other parts to train; "
+            "take one of the two"
+        )
     return with_clipping(optimizer, solver.CLIP_GRADIENTS)
 
 
