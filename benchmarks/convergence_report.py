@@ -167,7 +167,10 @@ def plot(
         titles: of the systems to draw.
         arrows: whether to show how much sooner a system has the final AP of a slower one.
     """
-    figure = Figure(figsize=(1 + 6.3 * len(races), 4.6), dpi=120, layout="constrained")
+    columns = 2 * len(races)  # of the legend, whose longest titles then fit
+    drawn_titles = {run.system for runs in races.values() for run in runs} & set(titles)
+    height = 3.8 + 0.2 * len(drawn_titles) / columns
+    figure = Figure(figsize=(1 + 6.3 * len(races), height), dpi=120, layout="constrained")
     colors = dict(zip(titles, cycle(_COLORS), strict=False))
     shown: dict[str, object] = {}
     for axes, (title, runs) in zip(
@@ -184,7 +187,7 @@ def plot(
             shown.values(),
             shown,
             loc="outside lower center",
-            ncols=2 + len(races),
+            ncols=columns,
             frameon=False,
             fontsize=9,
         )
