@@ -23,6 +23,7 @@ from smca.d2 import add_smca_config  # noqa: E402
 def caffe2_names(state):
     """A ResNet's tensors as Caffe2 names them, with norms that are a scale and a shift alone."""
     blobs = {"fc1000_w": torch.zeros(3, 4).numpy(), "fc1000_b": torch.zeros(3).numpy()}
+    blobs["conv1_b"] = torch.ones(64).numpy()  # which MSRA's has, and Detectron2 leaves out
     for name, tensor in state.items():
         if "running" in name:
             continue
@@ -72,6 +73,22 @@ def test_weights_are_for_one_place_of_the_stride(msra, config):
     detector = build_detector(config("smca_R50_50ep"))
     with pytest.raises(CheckpointError, match=r"R-50.pkl.*MODEL.RESNETS.STRIDE_IN_1X1 True"):
         load(detector, msra[0])
+
+
+def test_caffe2s_resnexts_stride_in_the_3x3(tmp_path, config):
+    """Detectron2's X-101-32x8d.pkl has Caffe2's names, too."""
+    groups = ["MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 8]
+    detector = build_detector(config("smca_R50_50ep", *groups))
+    state = {n: tensor.clone() for n, tensor in detector.backbone.state_dict().items()}
+    path = tmp_path / "X-50-32x8d.pkl"
+    path.write_bytes(pickle.dumps(caffe2_names(state), protocol=2))
+    weight = detector.backbone.res5[0].conv2.weight
+    torch.nn.init.zeros_(weight)
+    load(detector, path)
+    assert torch.equal(weight, state["res5.0.conv2.weight"]) and weight.any()
+    other = build_detector(config("smca_R50_50ep", *groups, "MODEL.RESNETS.STRIDE_IN_1X1", True))
+    with pytest.raises(CheckpointError, match="STRIDE_IN_1X1 False"):
+        load(other, path)
 
 
 @torch.no_grad()

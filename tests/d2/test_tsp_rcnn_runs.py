@@ -8,12 +8,14 @@ from torch.testing import assert_close
 
 pytest.importorskip("detectron2")
 
+from detectron2.engine import DefaultTrainer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 from tiny_tsp import CONFIG, SMALL, small_config  # noqa: E402
 
 from smca.checkpoints import load, write_checkpoint  # noqa: E402
+from smca.errors import ConfigError  # noqa: E402
 
 OBJECTS = torch.tensor([[8.0, 8, 32, 32], [40, 4, 72, 48], [38, 6, 74, 46]])
 
@@ -41,12 +43,20 @@ def test_msras_resnet_goes_below_the_pyramid(tmp_path):
         if "running" not in name
     }
     state["fc1000.weight"] = torch.randn(3, 3)
+    state["stem.conv1.bias"] = torch.randn(64)  # which Detectron2's ResNet does not have
     path = tmp_path / "R-50.pth"
     write_checkpoint({"model": {caffe2_name(name): x for name, x in state.items()}}, path)
     load(model, path)
-    del state["fc1000.weight"]
+    del state["fc1000.weight"], state["stem.conv1.bias"]
     own = resnet.state_dict()
     assert_close({name: own[name] for name in state}, state, rtol=0, atol=0)
+
+
+def test_what_it_does_not_read_is_refused():
+    with pytest.raises(ConfigError, match="PROPOSAL_APPEND_GT is True; it must be False"):
+        build("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True)
+    with pytest.raises(ConfigError, match=r"DefaultTrainer is SGD.*SOLVER.OPTIMIZER SGD\+AdamW"):
+        DefaultTrainer(small_config("SOLVER.CLIP_GRADIENTS.ENABLED", False))
 
 
 def batch(counts=(3, 2)):

@@ -18,7 +18,7 @@ from .names import (
     RELEASED,
     TIMM,
     detectron2_names,
-    is_caffe2,
+    strides_first,
     timm_names,
 )
 from .rows import CLASS_HEAD, CLASS_HEADS, by_class, fine_tuned, fit_queries, with_level
@@ -126,17 +126,22 @@ def load_state(
         backbone, keys = TIMM, "MODEL.TIMM.NAME"
         state = timm_names(state, own)
     else:
-        bare, caffe2 = not _has(state, backbone), is_caffe2(state)
+        bare, first = not _has(state, backbone), strides_first(state)
         state = detectron2_names(state)
-        if bare and _has(state, backbone) and caffe2 != _strides_first(model):
+        if bare and _has(state, backbone) and first != _strides_first(model):
             raise CheckpointError(
-                f"{source} is a ResNet for MODEL.RESNETS.STRIDE_IN_1X1 {caffe2}: "
-                f"{'the first 1x1' if caffe2 else 'the 3x3'} convolutions of its bottlenecks stride"
+                f"{source} is a ResNet for MODEL.RESNETS.STRIDE_IN_1X1 {first}: "
+                f"{'the first 1x1' if first else 'the 3x3'} convolutions of its bottlenecks stride"
             )
     if _has(own, _FPN_RESNET):
         backbone = _FPN_RESNET
         if not _has(state, backbone):
             state = {n.replace("backbone.", backbone, 1): tensor for n, tensor in state.items()}
+    if (theirs := _kind(state)) and (ours := _kind(own)) and theirs != ours:
+        raise CheckpointError(
+            f"{source} has {theirs}*, and the model {ours}*; it is another detector, start from a "
+            "backbone as the files of configs/ do"
+        )
     pretrained = _has(state, PRETRAINING) and not _has(own, PRETRAINING)
     if pretrained:
         state = fine_tuned(state, own, source, strict)
@@ -204,6 +209,11 @@ def load_state(
     if mine is None and class_names and _has(fitting, CLASS_HEAD):
         model.class_names = tuple(class_names)  # type: ignore[assignment]
     return missing
+
+
+def _kind(names: Mapping[str, object]) -> str:
+    """The part that tells a whole detector from those of other kinds; "" if there is none."""
+    return next((part for part in ("decoder.", "towers.", "roi_heads.") if _has(names, part)), "")
 
 
 def _strides_first(model: nn.Module) -> bool:

@@ -77,13 +77,26 @@ def detectron2_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         f"backbone.{name}": tensor
         for name, tensor in model.items()
-        if name.startswith(("stem.conv1.", "res"))
+        # MSRA's first convolution has a bias, which Detectron2 leaves out, too.
+        if name.startswith(("stem.conv1.", "res")) and name != "stem.conv1.bias"
     }
 
 
 def is_caffe2(model: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of Caffe2's ResNet, whose first 1x1 convolutions stride."""
+    """Whether these are the tensors of a ResNet of Caffe2."""
     return "conv1_w" in model
+
+
+def strides_first(model: Mapping[str, Tensor]) -> bool:
+    """Whether a bare ResNet was trained with strides in its bottlenecks' first convolutions.
+
+    Those of Caffe2 were, MSRA's, except ResNeXts, which have groups.
+    """
+    grouped = any(
+        name.endswith("branch2b_w") and tensor.shape[0] != tensor.shape[1]
+        for name, tensor in model.items()
+    )
+    return is_caffe2(model) and not grouped
 
 
 def timm_names(model: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:

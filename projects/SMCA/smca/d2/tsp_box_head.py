@@ -16,7 +16,7 @@ from torchvision.ops import box_convert
 
 from ..errors import ConfigError
 from ..modeling.encoder import IntraMultiEncoder
-from ..modeling.layers import linear
+from ..modeling.layers import compile_layers, linear
 from ..modeling.memory import Memory, numbers_on
 from ..modeling.position_encoding import sine_embedding
 from ..structures import Size
@@ -67,11 +67,13 @@ class TSPBoxHead(nn.Module):
                 f"MODEL.SMCA.HIDDEN_DIM is {smca.HIDDEN_DIM}; with TSPROIHeads it must be a "
                 f"multiple of {2 * _NUMBERS} and of MODEL.SMCA.NHEADS ({smca.NHEADS})"
             )
-        options = {**IntraMultiEncoder.from_config(cfg), "num_scales": 1}
+        encoder = IntraMultiEncoder(**IntraMultiEncoder.from_config(cfg) | {"num_scales": 1})
+        if smca.COMPILE:
+            compile_layers(encoder)
         return {
             "in_features": input_shape.channels * input_shape.height * input_shape.width,
             "dim": smca.HIDDEN_DIM,
-            "encoder": IntraMultiEncoder(**options),
+            "encoder": encoder,
         }
 
     def forward(self, pooled: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:

@@ -20,9 +20,11 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..errors import ConfigError
 from ..modeling.layers import MLP
 from ..structures import Size
 from ..training.matcher import generalized_iou, restricted_matches
+from .solver import refuse_default_trainer, unread_keys
 from .tsp_box_head import TSPBoxHead
 
 # The focal factor of background is this times (1 - p of background) to the power of gamma.
@@ -173,6 +175,12 @@ class TSPROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        refuse_default_trainer(unread_keys(cfg))
+        if cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
+            raise ConfigError(
+                "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT is True; it must be False with TSPROIHeads, "
+                "which adds noisy objects, and only where no proposal has an object"
+            )
         head = cfg.MODEL.ROI_BOX_HEAD
         names, side = cfg.MODEL.ROI_HEADS.IN_FEATURES, head.POOLER_RESOLUTION
         pooled = ShapeSpec(channels=input_shape[names[0]].channels, height=side, width=side)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import world_size
 from ..errors import ConfigError
 
 
@@ -29,7 +30,8 @@ class StridedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if self.training and x[:, 0].numel() == 1:
+        synced = world_size() > 1 and isinstance(self.bn, nn.SyncBatchNorm)
+        if self.training and x[:, 0].numel() == 1 and not synced:
             raise ConfigError(
                 "the pyramid's last map is one cell of one image, of which its batch norm learns "
                 "nothing: SOLVER.IMS_PER_BATCH or the images must be larger"

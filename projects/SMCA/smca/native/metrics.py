@@ -14,6 +14,9 @@ from ..engine.logs import FLUSH_SECONDS, drop_cut_line, is_logged
 
 logger = logging.getLogger(__name__)
 
+# The losses of a line in the log, of those that the model has.
+_SHOWN = ("local", "class", "l1", "giou", "centerness", "feature")
+
 
 class Metrics:
     """Collects numbers of every iteration and writes their means every LOG_PERIOD iterations, with
@@ -45,7 +48,7 @@ class Metrics:
         left = (self.max_iter - iteration - 1) * means["time"]
         scalars = self.scalars(iteration)
         self.write(iteration, {**means, **scalars, "eta_seconds": left})
-        losses = {n: means.get(f"loss_{n}") for n in ("class", "l1", "giou", "feature")}
+        losses = {name: means.get(f"loss_{name}") for name in _SHOWN}
         logger.info(
             "iter %d/%d  epoch %.2f  loss %.3f (%s)  %.2f it/s  data %.3f s  lr %.2g  eta %s",
             iteration + 1,
