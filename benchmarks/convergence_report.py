@@ -169,7 +169,7 @@ def plot(
     """
     columns = 2 * len(races)  # of the legend, whose longest titles then fit
     drawn_titles = {run.system for runs in races.values() for run in runs} & set(titles)
-    height = 3.8 + 0.2 * len(drawn_titles) / columns
+    height = 4.6 + 0.2 * max(0.0, len(drawn_titles) / columns - 3)
     figure = Figure(figsize=(1 + 6.3 * len(races), height), dpi=120, layout="constrained")
     colors = dict(zip(titles, cycle(_COLORS), strict=False))
     shown: dict[str, object] = {}
