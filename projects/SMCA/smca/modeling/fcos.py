@@ -5,7 +5,7 @@ fullest image, C channels, K classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,8 +95,8 @@ class Grid:
                 ),
                 dim=-1,
             )
-            inside = _least(points, near) > 0  # and so inside the box
-            far = _greatest(points, boxes)
+            inside = _over_sides(torch.minimum, points, near) > 0  # and so inside the box
+            far = _over_sides(torch.maximum, points, boxes)
             fits = inside & (far >= _RANGES[level]) & (far <= _RANGES[level + 1])
             if not boxes.shape[1]:
                 found.append(fits.new_full(fits.shape[:2], -1, dtype=torch.int64))
@@ -111,19 +111,14 @@ def distances_to_sides(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 
-def _least(points: Tensor, boxes: Tensor) -> Tensor:
-    """The least distance (B, L, M) from points (L, 2) to the sides of boxes (B, M, 4)."""
+def _over_sides(pick: Callable[[Tensor, Tensor], Tensor], points: Tensor, boxes: Tensor) -> Tensor:
+    """Return the least or greatest distance (B, L, M) of points (L, 2) to boxes (B, M, 4).
+
+    Side by side it takes a quarter of the memory of all distances.
+    """
     x, y = points[:, None].unbind(-1)  # (L, 1)
     left, top, right, bottom = boxes[:, None].unbind(-1)  # (B, 1, M)
-    across = torch.minimum(x - left, right - x)
-    return torch.minimum(across, torch.minimum(y - top, bottom - y))
-
-
-def _greatest(points: Tensor, boxes: Tensor) -> Tensor:
-    x, y = points[:, None].unbind(-1)
-    left, top, right, bottom = boxes[:, None].unbind(-1)
-    across = torch.maximum(x - left, right - x)
-    return torch.maximum(across, torch.maximum(y - top, bottom - y))
+    return pick(pick(x - left, right - x), pick(y - top, bottom - y))
 
 
 class Tower(nn.Module):

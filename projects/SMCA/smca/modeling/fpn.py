@@ -7,17 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
 
 from ..distributed import world_size
 from ..errors import ConfigError
-
-
-def _conv(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Conv2d:
-    """Make a convolution that starts as Caffe2's Xavier filler has it, with a zero bias."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, **options)  # type: ignore[arg-type]
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
 
 
 class StridedConv(nn.Module):
@@ -25,7 +18,10 @@ class StridedConv(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.conv = _conv(dim, dim, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
+        # As torchvision's pyramid starts, by Caffe2's Xavier filler.
+        nn.init.kaiming_uniform_(self.conv.weight, a=1)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
         self.bn = nn.SyncBatchNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +49,7 @@ class TopLevels(nn.Module):
 
 
 class FPN(nn.Module):
-    """Maps of one width, from fine to coarse, that know what the coarser ones have seen.
+    """torchvision's pyramid, with the two levels above: maps of one width, from fine to coarse.
 
     Attributes:
         in_features: the backbone's maps that it reads.
@@ -77,19 +73,10 @@ class FPN(nn.Module):
         super().__init__()
         self.in_features = tuple(in_features)
         self.strides = (*in_strides, 2 * in_strides[-1], 4 * in_strides[-1])
-        self.lateral = nn.ModuleList(_conv(channels, dim, 1) for channels in in_channels)
-        self.output = nn.ModuleList(_conv(dim, dim, 3, padding=1) for _ in in_channels)
+        self.levels = FeaturePyramidNetwork(list(in_channels), dim)
         self.top = TopLevels(dim)
 
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """Return maps (B, C, h, w) of the backbone's maps, of images that the strides divide."""
-        maps: list[Tensor] = []
-        above: Tensor | None = None
-        levels = zip(self.in_features, self.lateral, self.output, strict=True)
-        for name, lateral, output in reversed(list(levels)):
-            x = lateral(features[name])
-            if above is not None:
-                x = x + F.interpolate(above, scale_factor=2.0)
-            above = x
-            maps.insert(0, output(x))
+        maps = list(self.levels({name: features[name] for name in self.in_features}).values())
         return maps + self.top(maps[-1])
