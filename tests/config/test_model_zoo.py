@@ -21,7 +21,7 @@ def test_every_config_that_is_a_model_is_listed():
     bases = {name for name in files if Path(name).name.startswith("Base-")}
     assert {f"{name}.yaml" for name in names} == files - bases
     assert list(names) == sorted(names)
-    assert len(bases) == 4
+    assert len(bases) == 5
     for name in names:
         assert Path(model_zoo.config_file(name)).samefile(CONFIGS / f"{name}.yaml")
         cfg = model_zoo.get_config(name)
