@@ -167,10 +167,7 @@ def plot(
         titles: of the systems to draw.
         arrows: whether to show how much sooner a system has the final AP of a slower one.
     """
-    columns = 2 * len(races)  # of the legend, whose longest titles then fit
-    drawn_titles = {run.system for runs in races.values() for run in runs} & set(titles)
-    height = 4.6 + 0.2 * max(0.0, len(drawn_titles) / columns - 3)
-    figure = Figure(figsize=(1 + 6.3 * len(races), height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(1 + 6.3 * len(races), 4.6), dpi=120, layout="constrained")
     colors = dict(zip(titles, cycle(_COLORS), strict=False))
     shown: dict[str, object] = {}
     for axes, (title, runs) in zip(
@@ -183,6 +180,8 @@ def plot(
             if arrows and fast in drawn and slow in drawn:
                 _plot_arrow(axes, drawn[fast], drawn[slow], colors[slow])
     if shown:
+        columns = 2 * len(races)  # in which the longest titles fit
+        figure.set_figheight(4.6 + 0.2 * max(0.0, len(shown) / columns - 3))
         figure.legend(
             shown.values(),
             shown,

@@ -43,9 +43,9 @@ MODEL_KEYS |= group(
     ),
     WEIGHTS=Key(
         "",
-        "Starting weights: a checkpoint of this project, a torchvision ResNet (.pth, or .pkl "
-        "of Detectron2's model zoo) or the timm model. A path, or an address (https://, "
-        "detectron2://) that is fetched once.",
+        "Starting weights: a checkpoint of this project, a ResNet of torchvision (.pth) or of "
+        "Detectron2's model zoo (.pkl, also MSRA's) or the timm model. A path, or an address "
+        "(https://, detectron2://) that is fetched once.",
         PATH,
     ),
     PIXEL_MEAN=Key(
@@ -117,7 +117,7 @@ MODEL_KEYS |= group(
     ),
     PRE_NORM=Own(
         False,
-        "Blocks norm their inputs, as UP-DETR's do, instead of their sums; with the "
+        "Blocks norm their inputs, as UP-DETR's and TSP's do, instead of their sums; with the "
         "IntraMultiEncoder and DETR's decoder.",
     ),
     COMPILE=Own(
@@ -218,8 +218,8 @@ MODEL_KEYS |= group(
     PYRAMID_DIM=Own(256, "Channels of TSP-FCOS's pyramid and towers.", at_least(4)),
     NMS_THRESH=Own(
         0.6,
-        "IoU from which TSP-FCOS leaves out boxes beside a better one of their class; 1.0: none "
-        "is. TSP-RCNN has MODEL.ROI_HEADS.NMS_THRESH_TEST.",
+        "IoU from which TSP-FCOS leaves out boxes beside a better one of their class; 1.0: no "
+        "NMS. TSP-RCNN has MODEL.ROI_HEADS.NMS_THRESH_TEST.",
         FRACTION,
     ),
 )

@@ -28,9 +28,8 @@ def is_tsp(cfg: CN) -> bool:
 
 def pretrains(cfg: CN) -> bool:
     """Whether the config is UP-DETR's pre-training, which reads images without annotations."""
-    return cfg.MODEL.META_ARCHITECTURE == "SMCA" and (
-        cfg.MODEL.SMCA.DECODER.NAME == "UPDETRDecoder"
-    )
+    own = is_own_model(cfg) and not is_tsp(cfg)
+    return own and cfg.MODEL.SMCA.DECODER.NAME == "UPDETRDecoder"
 
 
 def require_own_model(cfg: CN) -> None:

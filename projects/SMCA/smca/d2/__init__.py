@@ -1,5 +1,4 @@
-"""The Detectron2 host. Importing it registers the meta-architecture and the backbone, and
-TSP-RCNN's parts.
+"""The Detectron2 host. Importing it registers models, backbones and TSP-RCNN's parts.
 
 Another Detectron2 project uses SMCA with three lines:
 

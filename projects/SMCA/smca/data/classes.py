@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from ..config.model_keys import OWN_MODELS
+from ..config import is_own_model
 from ..errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def _group(cfg: CfgNode) -> str:
     name = cfg.MODEL.META_ARCHITECTURE
     # Detectron2's own models keep their number of classes with their heads.
     group = "RETINANET" if name == "RetinaNet" else "ROI_HEADS"
-    return group if name not in OWN_MODELS and group in cfg.MODEL else "SMCA"
+    return group if not is_own_model(cfg) and group in cfg.MODEL else "SMCA"
 
 
 def check_count(cfg: CfgNode, dataset: str, names: Sequence[str]) -> None:

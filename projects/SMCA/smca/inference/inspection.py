@@ -109,7 +109,7 @@ def inspect_image(predictor: Predictor, image: object, *, layer: int | None = -1
         model = predictor.cfg.MODEL
         what = f"MODEL.SMCA.DECODER.NAME is {model.SMCA.DECODER.NAME!r}, which samples a few places"
         if is_tsp(predictor.cfg):
-            what = f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE!r}, which has no decoder"
+            what = f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE!r}, which has no decoder,"
         raise ConfigError(
             f"{what} and has no co-attention maps to draw; those of SMCA, DETR and Conditional "
             "DETR have"

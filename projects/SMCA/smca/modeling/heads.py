@@ -138,7 +138,7 @@ def detect_batch(
     max_detections: int,
     softmax: bool = False,
 ) -> Detections:
-    """Return the best detections of each image, as many of each, without NMS.
+    """Return the best detections of each image, the same number of each, without NMS.
 
     Args:
         predictions: only the last layer counts.
@@ -150,8 +150,8 @@ def detect_batch(
     places = predictions.places
     if places is not None and places.nms_thresh < 1:
         raise ConfigError(
-            f"MODEL.SMCA.TSP.NMS_THRESH is {places.nms_thresh}, by which images have different "
-            "numbers of boxes; with 1.0 nothing is left out, and each has as many"
+            f"MODEL.SMCA.TSP.NMS_THRESH is {places.nms_thresh}: after NMS images have different "
+            "numbers of boxes, where the same is needed; set it to 1.0, which is without NMS"
         )
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]
     num_queries = logits.shape[1]

@@ -58,14 +58,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
             adamw = solver.OPTIMIZER == "AdamW" or (solver.OPTIMIZER != "SGD" and role == "encoder")
             groups.setdefault((adamw, rate, decay), []).append(parameter)
-    by_adamw, by_sgd = (
-        [
-            {"params": parameters, "lr": rate, "weight_decay": decay}
-            for (is_adamw, rate, decay), parameters in groups.items()
-            if is_adamw == adamw
-        ]
-        for adamw in (True, False)
-    )
+    by_adamw: list[dict] = []
+    by_sgd: list[dict] = []
+    for (adamw, rate, decay), parameters in groups.items():
+        described = {"params": parameters, "lr": rate, "weight_decay": decay}
+        (by_adamw if adamw else by_sgd).append(described)
     momentum: dict[str, Any] = {
         "momentum": solver.MOMENTUM,
         "nesterov": solver.NESTEROV and solver.MOMENTUM > 0,  # else it is plain SGD
